@@ -249,7 +249,8 @@ def figures(
     folder: Folder,
     *,
     only: Annotated[
-        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Names of figures, such as alpha_rho.")
+        tuple[str, ...] | None,
+        Parameter(consume_multiple=True, help="Names of figures, such as alpha_rho, or of variables."),
     ] = None,
     learners: Annotated[
         tuple[str, ...] | None, Parameter(consume_multiple=True, help="Learners that are shown [default: a selection].")
@@ -262,6 +263,10 @@ def figures(
         str | None,
         Parameter(help="Inches, single, double, icml, icml-full, neurips, iclr or jmlr [default: by panels]."),
     ] = None,
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Parameter(consume_multiple=True, help='Other names for learners, such as fomaml="first-order MAML".'),
+    ] = None,
     format: Annotated[
         tuple[str, ...] | None, Parameter(consume_multiple=True, help="pdf, png, svg, or csv for the numbers.")
     ] = None,
@@ -273,7 +278,7 @@ def figures(
 
     opened = open_folder(folder)
     with pipeline.session(opened, progress=True) as (_, reporter):
-        if (only, learners, steps, width, format, out) == (None,) * 6:
+        if (only, learners, steps, width, labels, format, out) == (None,) * 7:
             paths = pipeline.figures(opened, measurements(opened), reporter)
         else:
             paths = pipeline.own_figures(
@@ -285,6 +290,7 @@ def figures(
                 learners=learners,
                 steps=steps,
                 width=width,
+                labels=_named(labels),
             )
         for path in paths:
             reporter.say(str(path))
@@ -439,6 +445,16 @@ def _status(error: Exception) -> int | None:
         return _status(error.error) or 1
     damages = (DamagedFileError, ForeignRunError, FolderInUseError)
     return 2 if isinstance(error, (UserError, NotMeasuredError, HiddenStateError, PlanError, *damages)) else None
+
+
+def _named(labels: "Sequence[str] | None") -> dict[str, str] | None:
+    """The labels of learners by name, from words such as ``fomaml=first-order MAML``."""
+    from analysis.errors import UserError
+
+    for word in labels or ():
+        if "=" not in word:
+            raise UserError(f'--labels {word}: give a name and its label, such as {word}="first-order MAML"')
+    return None if labels is None else dict(word.split("=", 1) for word in labels)
 
 
 def _say_dry_run(study: "Study", plan: str | None, compute: ComputeOptions, *, only_train: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 ``ds`` is the Dataset of ``analysis.open_study``. Each function also has ``data(ds)``, the numbers behind the figure as
 a table, ``caption(ds)``, and ``needs(ds)``, the reason why a study's figure cannot be drawn, or None. ``save`` writes a
-figure to files.
+figure to files, and ``variable(ds, name)`` is the figure of any variable over meta-training. ``forest`` takes the
+verdicts of ``analysis.open_verdicts`` in place of the Dataset, such as ``figures.forest(verdicts, claims=["shot"])``.
 
 >>> from analysis import figures
 >>> figures.alpha_rho
@@ -11,11 +12,13 @@ figure to files.
 
 from analysis.drawing import figures as _figures
 from analysis.drawing.figures import FIGURES
+from analysis.drawing.forest import forest
 from hessian_tools.entries import checked
 
 figures_of = checked(_figures.figures_of, module=__name__)
 left_out = checked(_figures.left_out, module=__name__)
 save = checked(_figures.save, module=__name__)
+variable = checked(_figures.variable, module=__name__)
 alpha_rho = FIGURES["alpha_rho"]
 eigenvalues = FIGURES["eigenvalues"]
 alignment = FIGURES["alignment"]
@@ -29,4 +32,4 @@ spectra = FIGURES["spectra"]
 layers = FIGURES["layers"]
 loss_surfaces = FIGURES["loss_surfaces"]
 
-__all__ = [*FIGURES, "FIGURES", "figures_of", "left_out", "save"]
+__all__ = [*FIGURES, "FIGURES", "figures_of", "forest", "left_out", "save", "variable"]

@@ -41,8 +41,12 @@ def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -
     """
     path = Path(path)
     if not (path / STUDY).is_file():
-        problem = "is no study folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file; give the folder of a study, which is runs/NAME unless --out named another"
+            )
+        problem = f"is no study folder: there is no {STUDY} in it" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}; 'hessian-tools demo' makes a study")
     config = parse_study(_text(path / STUDY), source=str(path / STUDY))
     config = with_own_files(config, lambda file: Path(os.path.realpath(path / file)))
     return study_in_folder(config, path, device=device, trust=trust)

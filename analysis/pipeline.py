@@ -16,9 +16,11 @@ from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
-from analysis.drawing.figures import FIGURES, figures_of, save
+from analysis.drawing.figures import FIGURES, StudyFigure, figures_of, save, variable
+from analysis.drawing.figures.variable import drawable_variables
+from analysis.drawing.forest import forest
 from analysis.drawing.panels import FORMATS
-from analysis.drawing.style import inches_of
+from analysis.drawing.style import inches_of, labelled
 from analysis.engines.engine import Engine, open_engine
 from analysis.engines.place import THIS_PROCESS, Place, parse_devices
 from analysis.engines.remote import end_earlier_jobs
@@ -36,8 +38,9 @@ from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_figures, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
-from hessian_tools.validation import check_choice
+from hessian_tools.validation import check_choice, did_you_mean
 
+FOREST = "forest"  # the figure of all verdicts, which is a function of these and not of the measurements
 MAX_VERDICTS = 12
 """The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
 
@@ -242,10 +245,12 @@ def own_figures(
     learners: Sequence[str] | None,
     steps: Sequence[int] | None,
     width: str | None,
+    labels: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
 
-    only: names of figures; None stands for all that can be drawn so. The reporter says which cannot.
+    only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
+        drawn so. The reporter says which cannot.
     formats: pdf, png, svg, and csv for the numbers.
     The other arguments are those of ``analysis.figures``.
     """
@@ -253,28 +258,43 @@ def own_figures(
     saved: list[Path] = []
     refused: dict[str, ValueError] = {}
     try:
-        for name in only or ():
-            check_choice("--only", name, FIGURES)
         forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
-        names = []
-        for name in figures_of(ds) if only is None else only:
+        verdicts = open_verdicts(study.path) if _shows_verdicts(study, only) else []
+        chosen = figures_of(ds) if only is None else {name: _figure(ds, name) for name in only if name != FOREST}
+        drawn = {}
+        for name, figure in chosen.items():
             try:
-                FIGURES[name].check(ds, learners=learners, steps=steps, width=width)
-                names.append(name)
+                figure.check(ds, learners=learners, steps=steps, width=width, labels=labels)
+                drawn[name] = figure
             except ValueError as e:
                 refused[name] = e
-        if refused and (only is not None or not names):
+        if verdicts:
+            try:
+                if steps is not None:
+                    raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no single steps; leave them out")
+                forest.data(verdicts, learners=learners)  # called for its error
+            except ValueError as e:
+                refused[FOREST], verdicts = e, []
+        if refused and (only is not None or not drawn):
             raise next(iter(refused.values()))
         for name, reason in refused.items():
             reporter.say(f"not drawn: {name}; {reason}")
-        with reporter.stage("draw", len(names), "figures") as advance:
-            for name in names:
-                figure = FIGURES[name]
-                if pictures := [form for form in forms if form != "csv"]:
-                    picture = figure(ds, learners=learners, steps=steps, width=width)
+        pictures = [form for form in forms if form != "csv"]
+        with reporter.stage("draw", len(drawn) + bool(verdicts), "figures") as advance:
+            if verdicts:
+                if pictures:
+                    with labelled(labels):
+                        picture = forest(verdicts, learners=learners, width=width)
+                    saved += save(picture, out / FOREST, formats=pictures)
+                if "csv" in forms:
+                    saved.append(forest.save_data(verdicts, out / FOREST, learners=learners))
+                advance(1, FOREST)
+            for name, figure in drawn.items():
+                if pictures:
+                    picture = figure(ds, learners=learners, steps=steps, width=width, labels=labels)
                     saved += save(picture, out / name, formats=pictures)
                 if "csv" in forms:
                     saved.append(figure.save_data(ds, out / name, learners=learners, steps=steps))
@@ -284,8 +304,26 @@ def own_figures(
     return saved
 
 
+def _figure(ds: xr.Dataset, name: str) -> StudyFigure:
+    """The figure of a name: one of the package, or that of a variable of the study."""
+    if name in FIGURES:
+        return FIGURES[name]
+    if name in ds.data_vars:
+        return variable(ds, name)
+    near = did_you_mean(name, [*FIGURES, FOREST, *drawable_variables(ds)])
+    raise ValueError(f"--only={name!r} is none of {', '.join([*FIGURES, FOREST])}, nor a variable of the study{near}")
+
+
+def _shows_verdicts(study: Study, only: Sequence[str] | None) -> bool:
+    """True if figures of the user's own include that of the verdicts, which needs verdicts."""
+    return FOREST in only if only is not None else (study.path / folder.VERDICTS).exists()
+
+
 def report(study: Study, ds: xr.Dataset) -> Path:
-    """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first."""
+    """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first.
+
+    The figure of all verdicts is drawn here too, because it needs them and not the measurements.
+    """
     _refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
     images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
@@ -300,10 +338,15 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)
     kept = (study.path / folder.README).exists()  # the pages of kept results must stay small
+    effects = None
+    if forest.needs(verdicts) is None:
+        *_, effects = save(forest(verdicts), study.figures / FOREST, formats=("pdf", "svg"))
+        forest.save_data(verdicts, study.figures / FOREST)
     page = render(
         ds=ds,
         verdicts=verdicts,
         figures=images,
+        effects=effects,
         setup=facts(study),
         command=command(study),
         notes=notes(study),

@@ -13,6 +13,7 @@ from analysis.config.mistakes import first_mistake
 from analysis.config.yaml_reader import parse_yaml, read_settings
 from analysis.errors import UserError
 from hessian_tools.runs.files import write_text
+from hessian_tools.validation import did_you_mean
 
 STUDIES = resources.files("analysis") / "studies"
 BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
@@ -50,11 +51,24 @@ def study_text(source: str | Path) -> str:
         return (STUDIES / f"{source}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")
+        raise UserError(
+            f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}"
+            f"{_nearest(path)}"
+        )
     try:
         return read_settings(path)
     except ValueError as e:
         raise UserError(f"{path} {e}") from None
+
+
+def _nearest(path: Path) -> str:
+    """The end of an error message that suggests a file beside a path, or a bundled study; empty if none is near."""
+    try:
+        files = [file for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")]
+    except OSError:
+        files = []
+    same = [file for file in files if file.stem in (path.name, path.stem)]
+    return f"; did you mean '{same[0]}'?" if same else did_you_mean(str(path), [*map(str, files), *BUNDLED])
 
 
 def parse_study(text: str, *, source: str) -> StudyConfig:

@@ -28,8 +28,9 @@ def import_object(target: str) -> Any:
         raise ValueError(f"{target!r} is not an import path; write package.module:name or path/to/file.py:name")
     module = import_module_of(target)
     if not hasattr(module, name):
-        known = [n for n, v in vars(module).items() if isinstance(v, type | FunctionType) and not n.startswith("_")]
-        hint = did_you_mean(name, known) or f"; it has {', '.join(known[:8]) or 'no class and no function'}"
+        named = {n: v for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
+        own = [n for n, v in named.items() if isinstance(v, type | FunctionType) and v.__module__ == module.__name__]
+        hint = did_you_mean(name, named) or f"; it has {', '.join(own[:8]) or 'no class and no function of its own'}"
         raise ValueError(f"{target}: module {path} has no {name!r}{hint}")
     return getattr(module, name)
 

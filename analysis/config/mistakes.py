@@ -1,5 +1,6 @@
 """Turns the errors of pydantic about a user's settings into one sentence: what is wrong, where, and what is allowed."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -8,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from analysis.config.base import NAME
+from hessian_tools.validation import did_you_mean
 
 # Names of a union's alternatives, which pydantic inserts into the path of a mistake and which a user would not know.
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")
@@ -33,7 +35,12 @@ def first_mistake(error: ValidationError, model: type) -> str:
         rule = "a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
         return f"{place.removesuffix(WRONG_KEY)}: {rule} (got {_short(repr(mistake['input']))})"
     got = "" if mistake["type"] == "missing" else f" (got {_short(repr(mistake['input']))})"
-    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
+    if mistake["type"] in ("tuple_type", "list_type"):
+        return f"{place}: give a list in brackets, such as [{_short(str(mistake['input']))}]{got}"
+    hint = ""
+    if mistake["type"] == "literal_error":
+        hint = did_you_mean(str(mistake["input"]), re.findall(r"'([^']+)'", mistake["ctx"]["expected"]))
+    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}{hint}"
 
 
 def _short(text: str) -> str:

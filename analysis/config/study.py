@@ -11,6 +11,7 @@ from analysis.config.learner import LearnerConfig
 from hessian_tools.runs.files import json_digest
 from hessian_tools.train import TrainConfig, logarithmic_schedule
 from hessian_tools.train.config import OPTIMISERS
+from hessian_tools.validation import did_you_mean
 
 # The networks that a study knows by name. Each has the import path of the function or class that builds it, and the
 # names of those of its settings that are fields of NetworkConfig; all others are given under ``options``.
@@ -100,6 +101,7 @@ class NetworkConfig(Strict):
         if name not in NETWORKS and not re.fullmatch(IMPORT_PATH, name):
             raise ValueError(
                 f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name or file.py:name"
+                f"{did_you_mean(name, NETWORKS)}"
             )
         return name
 

@@ -7,6 +7,7 @@ combination of labels of the others is a series, which has its own colour.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from math import floor, log10
 from typing import Any
 
@@ -35,15 +36,26 @@ def plot(
         same axes. A result with several series has the label before each of theirs, and keeps its own colours.
     options: those of the function that plots this kind of result, such as ``names=["displacement"]`` for a Trajectory
         or ``name="frobenius_squared"`` for Moments.
-    Raises TypeError for a kind of result that has no plot.
+    Raises TypeError for a kind of result that has no plot, and for an option where there are none; ValueError for
+    another option than there is.
 
     To name the axis of points, call ``plot(to_xarray(result, dims=["inner_step"]))``.
     """
+    if isinstance(result, xr.DataArray | xr.Dataset) and "learner" in result.dims:
+        name = getattr(result, "name", None) or "alpha_rho"
+        raise TypeError(f"a study is drawn by analysis.figures; for a variable, variable(ds, {name!r})(ds)")
     ds = result if isinstance(result, xr.Dataset) else to_xarray(result)
     kind = ds.attrs.get("kind")
     if kind not in PLOTS:
         what = kind or "a Dataset that to_xarray did not make"
         raise TypeError(f"plot cannot draw {what}; give a result of one of the kinds {', '.join(PLOTS)}")
+    allowed = list(signature(PLOTS[kind]).parameters)[2:]  # the first two are the Dataset and the axes
+    for name in options:
+        if not allowed:
+            raise TypeError(
+                f"{name}={options[name]!r}: a plot of {kind} has no options; draw on the axes that it returns"
+            )
+        check_choice("option", name, allowed)
     ds = ds.assign_attrs({name: word for name, word in (("label", label), ("color", color)) if word is not None})
     if ax is not None:
         return PLOTS[kind](ds, ax, **options)
@@ -281,16 +293,15 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
 def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] | None = None) -> Axes:
     """Draw one or two variables of a Trajectory over the inner steps; every task is a line.
 
-    names: the variables; two of them must have the same unit, because they share the y axis. None draws the support
-        loss, and the query loss where it was recorded.
+    names: the variables; two of them must have the same unit, because they share the y axis. None stands for the
+        support loss and, where it was recorded, the query loss.
     """
     if names is None:
         names = [name for name in ("support_loss", "query_loss") if name in ds]
+    for name in names:
+        check_choice("names", name, [str(known) for known in ds.data_vars if _is_of_points(ds[known])])
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
-    # Variables of pairs of steps, such as gram, have no inner step along x.
-    for name in names:
-        check_choice("names", name, [str(known) for known, values in ds.items() if "inner_step" in values.dims])
     steps, whose = ds["inner_step"].values, f"{ds.attrs['label']}, " if "label" in ds.attrs else ""
     for name, color, linestyle in zip(names, (ds.attrs.get("color", DARK), GREY), ("-", "--"), strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
@@ -301,6 +312,11 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] | None = None) 
             ax.plot(steps, values, label=label, gid=f"{name}:{task}", **look)
     step_axis(ax, steps)
     return name_axes(ax, ds[names[0]], name=" and ".join(names).replace("_", " "), x="inner step")
+
+
+def _is_of_points(values: xr.DataArray) -> bool:
+    """True if a variable of a Trajectory has one number at each point."""
+    return "inner_step" in values.dims and not {"param", "step_i", "step_j"} & set(values.dims)
 
 
 PLOTS: dict[str, Callable[..., Axes]] = {

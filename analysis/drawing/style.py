@@ -4,8 +4,9 @@ Sizes are those in print. A figure drawn under ``context(width="single")`` is 3.
 a paper without scaling, so that text of 8 pt is 8 pt on paper.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,16 +100,32 @@ def method_style(name: str) -> MethodStyle:
     return MethodStyle(color, marker, _SPARE_LINES[number // 4096 % len(_SPARE_LINES)])
 
 
+_OWN_LABELS: ContextVar[Mapping[str, str]] = ContextVar("own labels", default={})  # noqa: B039 (it is never changed)
+
+
+@contextmanager
+def labelled(labels: Mapping[str, str] | None) -> Iterator[None]:
+    """Let ``method_label`` give a user's own labels inside a ``with`` block. labels: by the names of learners."""
+    token = _OWN_LABELS.set(labels or {})
+    try:
+        yield
+    finally:
+        _OWN_LABELS.reset(token)
+
+
 _SPELLINGS = {"metasgd": "Meta-SGD", "reptile": "Reptile"}
 _SPELLINGS |= {name: name.upper() for name in ("maml", "fomaml", "anil", "boil", "leo", "shot")}
 
 
 def method_label(name: str) -> str:
-    """A learner's name as it is written in figures and reports.
+    """A learner's name as it is written in figures and reports: the user's own label, or the name in a nicer form.
 
     >>> method_label("maml-shot"), method_label("meta-sgd")
     ('MAML + SHOT', 'Meta-SGD')
     """
+    own = _OWN_LABELS.get()
+    if name in own:
+        return own[name]
     parts = name.replace("_", "-").replace("meta-sgd", "metasgd").split("-")
     words = [_SPELLINGS.get(part.lower(), part) for part in parts]
     return " ".join("+ SHOT" if word == "SHOT" and position else word for position, word in enumerate(words))

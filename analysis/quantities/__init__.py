@@ -5,6 +5,7 @@ there; see ``docs/quantities.md``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
 from analysis.quantities import (
     adaptation,
@@ -32,6 +33,7 @@ from analysis.quantities import (
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
 from analysis.quantities.variants import VARIANTS, variant_quantities
+from analysis.schema import RUN_VARIABLES
 
 # In the order in which a study measures them.
 QUANTITIES: Mapping[str, Quantity] = {
@@ -63,6 +65,15 @@ QUANTITIES: Mapping[str, Quantity] = {
 # Measured in every study, because the claims read them.
 REQUIRED = ("inner_loop", "gradient_alignment", "gradient_curvature")
 STANDARD = (*REQUIRED, "layer_norms", "eigenvalues", "trace")
+
+
+@cache
+def bundled_variables() -> frozenset[str]:
+    """The names of all variables that the package itself can measure."""
+    quantities = [*QUANTITIES.values(), *(each for loss in VARIANTS for each in variant_quantities(loss))]
+    return frozenset(
+        variable.name for variables in (RUN_VARIABLES, *(q.variables for q in quantities)) for variable in variables
+    )
 
 
 def chosen_quantities(names: Iterable[str], losses: Iterable[str], load: Callable[[str], object]) -> list[Quantity]:
@@ -105,4 +116,5 @@ def _own(name: str, found: object) -> Quantity:
     return found
 
 
-__all__ = ["QUANTITIES", "REQUIRED", "STANDARD", "VARIANTS", "Points", "Quantity", "Values", "chosen_quantities"]
+__all__ = ["QUANTITIES", "REQUIRED", "STANDARD", "VARIANTS", "Points", "Quantity", "Values"]
+__all__ += ["bundled_variables", "chosen_quantities"]

@@ -11,9 +11,10 @@ import xarray as xr
 
 from analysis.claims.verdict import Verdict
 from analysis.config import StudyConfig
-from analysis.drawing.figures import FIGURES, left_out
+from analysis.drawing.figures import figures_of, left_out
+from analysis.drawing.forest import forest
 from analysis.drawing.legend import diverged_sentence
-from analysis.drawing.style import DPI
+from analysis.drawing.style import DPI, inches_of
 from analysis.drawing.summary import measured
 from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
@@ -51,6 +52,7 @@ def render(
     embed: bool = True,
     unjudged: Mapping[str, str] | None = None,
     explorer: str | None = None,
+    effects: Path | None = None,
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
@@ -67,8 +69,9 @@ def render(
     embed: True puts the pictures into the page; False refers to them in the folder ``figures`` beside it.
     unjudged: the claims of the plan that have no verdict, each with the reason.
     explorer: the name of the explorer's page, in the folder of this one; None where there is none.
+    effects: the SVG file of the forest plot of the verdicts, which is the first figure; None where there is none.
     """
-    name = str(ds.attrs.get("study", ""))
+    name, known = str(ds.attrs.get("study", "")), figures_of(ds)
     head = [
         element("h1", TITLE),
         element("p", f"Study “{name}”" if name else "A study with hessian-tools", css="soft"),
@@ -82,10 +85,14 @@ def render(
         section("Figures"),
         element(
             "p",
-            "Beside the PNG file of each figure there are a PDF, at its size in print, and its numbers (CSV).",
+            "Beside the picture of each figure there are a PDF, at its size in print, and its numbers (CSV).",
             css="soft",
         ),
-        *(_figure(ds, position, *item, embed=embed) for position, item in enumerate(figures.items(), start=1)),
+        *([_effects(verdicts, effects, embed=embed)] if effects else []),
+        *(
+            _figure(position, name, path, known[name].caption(ds) if name in known else name, embed=embed)
+            for position, (name, path) in enumerate(figures.items(), start=2 if effects else 1)
+        ),
         *_left_out(ds),
         *_verdicts(verdicts, confidence),
         *_unjudged(unjudged or {}),
@@ -184,14 +191,26 @@ def _cell(value: object) -> str:
     return DASH if value is None else str(value)
 
 
-def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool) -> Html:
-    """The figure at ``position`` (from 1), with its caption and the name of its PDF."""
-    png = Path(path).read_bytes()
-    width = int.from_bytes(png[16:20], "big")  # bytes 16 to 19 of a PNG hold its width
-    caption = FIGURES[name].caption(ds) if name in FIGURES else name
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
+def _effects(verdicts: Sequence[Verdict], path: Path, *, embed: bool) -> Html:
+    """The forest plot of the verdicts as the first figure."""
+    return _figure(
+        1, path.stem, path, forest.caption(verdicts), embed=embed, css_width=round(1.5 * 96 * inches_of("single"))
+    )
+
+
+def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, css_width: int | None = None) -> Html:
+    """The figure at ``position`` (from 1), with its caption and the name of its PDF.
+
+    path: its picture, a PNG, or an SVG with ``css_width``, the width in CSS pixels at which it is shown.
+    """
+    picture_bytes = Path(path).read_bytes()
+    if css_width is None:
+        css_width = round(int.from_bytes(picture_bytes[16:20], "big") * _CSS_PIXELS)  # where a PNG holds its width
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    content = base64.b64encode(picture_bytes).decode("ascii")
+    source = f"data:image/{kind};base64,{content}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
-    picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
+    picture = Html(f'<img src="{source}" alt="{alt}" width="{css_width}">')
     files = [_file(path.with_suffix(suffix), embed=embed) for suffix in (".pdf", ".csv")]
     text = (element("b", f"Figure {position}."), " ", caption, " ", files[0], " ", files[1])
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")

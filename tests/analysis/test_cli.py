@@ -36,6 +36,10 @@ def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
         ("probes: 2", "prob: 2", "unknown key 'measure.light.prob'; did you mean 'probes'?"),
         ("width: 4", "width: wide", "network.width: input should be a valid integer"),
         ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml', 'anil'"),
+        ("algorithm: maml}", "algorithm: mamll}", "(got 'mamll'); did you mean 'maml'?"),
+        ("name: quickdraw", "name: quikdraw", "(got 'quikdraw'); did you mean 'quickdraw'?"),
+        ("name: conv4", "name: conv5", "nor an import path package.module:name or file.py:name; did you mean 'conv4'?"),
+        ("seeds: [0, 1]", "seeds: 2", "seeds: give a list in brackets, such as [2] (got 2)"),
         ("[0, 2, 5]", "[2, 5]", "checkpoints must rise from 0"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
         ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=2"),
@@ -67,6 +71,18 @@ def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, ca
     message = refused(capsys, ["study", file])
     assert said in message
     assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
+
+
+def test_a_name_near_that_of_a_study_is_answered_with_it(working_folder, capsys):
+    write_study_file(working_folder, "seeds: [0, 1]", "seeds: [0]")
+    for given in ("mine", "mine.yml", "mnie.yaml"):
+        assert "did you mean 'mine.yaml'?" in refused(capsys, ["study", given])
+    assert "did you mean 'quickdraw'?" in refused(capsys, ["study", "quikdraw"])
+    assert "did you mean" not in refused(capsys, ["study", "nowhere/nothing"])
+    for command in ("info", "figures"):
+        assert "mine.yaml is a file; give the folder of a study, which is runs/NAME" in refused(
+            capsys, [command, "mine.yaml"]
+        )
 
 
 @pytest.mark.slow
@@ -197,6 +213,12 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     assert "figures study' first" in refused(capsys, ["report", "study"])
     for command in ("test", "figures", "report"):
         assert run([command, "study"]) == 0
+    assert 'id="figure-forest"' in (working_folder / "study" / "report.html").read_text()
+    assert (working_folder / "study" / "figures" / "forest.csv").exists()
+    assert run(["figures", "study", "--only", "forest", "--format", "svg", "--learners", "maml"]) == 0
+    assert [path.name for path in (working_folder / "study" / "paper").iterdir()] == ["forest.svg"]
+    capsys.readouterr()
+    assert "has no single steps" in refused(capsys, ["figures", "study", "--only", "forest", "--steps", "0"])
     assert (working_folder / "study" / "figures" / "accuracy.png").read_bytes() == (
         micro_study / "figures" / "accuracy.png"
     ).read_bytes()

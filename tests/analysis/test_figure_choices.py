@@ -53,6 +53,88 @@ def test_learners_steps_and_width_are_those_that_are_chosen(ds: xr.Dataset) -> N
     assert "The last panel" not in figures.alpha_rho.caption(ds, steps=[0])
 
 
+def test_learners_are_drawn_in_the_order_in_which_they_are_chosen(ds: xr.Dataset) -> None:
+    for names, shown in ((["fomaml", "maml"], ["FOMAML", "MAML"]), (["maml", "fomaml", "maml"], ["MAML", "FOMAML"])):
+        figure = figures.alpha_rho(ds, learners=names)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == shown
+        panels_of = figures.directions(ds, learners=names).axes
+        assert [ax.get_title("left") for ax in panels_of] == shown
+        table = figures.alpha_rho.data(ds, learners=names)
+        assert list(dict.fromkeys(table["learner"])) == list(dict.fromkeys(names))
+    there, back = (figures.alpha_rho(ds, learners=names) for names in (["maml", "fomaml"], ["fomaml", "maml"]))
+    for gid in ("mean:maml", "mean:fomaml"):
+        first, second = (line(figure.axes[0], gid) for figure in (there, back))
+        np.testing.assert_array_equal(first.get_xydata(), second.get_xydata())
+        assert first.get_color() == second.get_color()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_the_same_numbers_in_any_order_of_the_learners(large: xr.Dataset, name: str) -> None:
+    shown = list(dict.fromkeys(FIGURES[name].data(large).get("learner", [])))
+    columns = [each for each in FIGURES[name].data(large, learners=shown).columns if each != "value"]
+    tables = [FIGURES[name].data(large, learners=names) for names in (shown, shown[::-1])]
+    if name in ("spectra", "loss_surfaces"):  # of equal untrained networks, one is shown: that of the first learner
+        tables = [table[table["checkpoint"] > 0] for table in tables]
+    first, second = (table.sort_values(columns).reset_index(drop=True) for table in tables)
+    pd.testing.assert_frame_equal(first, second)
+    FIGURES[name](large, learners=shown[::-1])
+
+
+def test_learners_have_the_labels_that_the_user_gives(ds: xr.Dataset) -> None:
+    labels = {"fomaml": "first-order", "maml": r"$\alpha$ MAML"}
+    figure = figures.alpha_rho(ds, learners=["fomaml", "maml"], labels=labels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first-order", r"$\alpha$ MAML"]
+    assert gids(figure) == {"mean:maml", "mean:fomaml"}
+    assert line(figure.axes[0], "mean:fomaml").get_color() == style.METHODS["fomaml"].color
+    assert [ax.get_title("left") for ax in figures.directions(ds, learners=["fomaml"], labels=labels).axes] == [
+        "first-order"
+    ]
+    assert "this figure shows first-order." in figures.alpha_rho.caption(ds, learners=["fomaml"], labels=labels)
+    assert "this figure shows FOMAML." in figures.alpha_rho.caption(ds, learners=["fomaml"])
+    with pytest.raises(ValueError, match="labels='fo-maml' is not one of .*did you mean 'fomaml'"):
+        figures.alpha_rho(ds, labels={"fo-maml": "first-order"})
+
+
+def test_any_variable_is_drawn_over_meta_training(ds: xr.Dataset) -> None:
+    figure = figures.variable(ds, "theta_norm")
+    drawn = figure(ds, learners=["maml"], steps=[0, 3], width="icml")
+    assert [ax.get_title("left") for ax in drawn.axes] == ["step 0", "adapted (after 3 steps)"]
+    means = figures.alpha_rho.data(ds.assign(alpha_rho=ds["theta_norm"]), learners=["maml"], steps=[0])
+    np.testing.assert_allclose(line(drawn.axes[0], "mean:maml").get_ydata(), means["value"])
+    table = figure.data(ds, learners=["maml"])
+    assert set(table["quantity"]) == {"theta_norm"} and "inner_step" in table.columns
+    assert "(theta_norm), at each point of the inner loop, against" in figure.caption(ds)
+    assert repr(figure).startswith("<figure theta_norm: ")
+
+
+def test_a_variable_of_a_task_has_one_panel_and_no_steps(ds: xr.Dataset) -> None:
+    attrs = {"long_name": "a number of my own, whose description is too long for one line beside a panel"}
+    own = ds.assign(mine=ds["alpha_rho"].isel(inner_step=0, drop=True).assign_attrs(attrs))
+    drawn = figures.variable(own, "mine")(own)
+    assert len(drawn.axes) == 1 and drawn.axes[0].get_ylabel().count("\n") == 2
+    with pytest.raises(ValueError, match="the figure mine has no single steps"):
+        figures.variable(own, "mine")(own, steps=[0])
+
+
+def test_a_variable_that_cannot_be_drawn_is_refused(ds: xr.Dataset) -> None:
+    with pytest.raises(ValueError, match="has no variable 'theta_nrom'; did you mean 'theta_norm'"):
+        figures.variable(ds, "theta_nrom")
+    with pytest.raises(ValueError, match=r"layer_norm \[.*layer.*\] is not one number for each task or step"):
+        figures.variable(ds, "layer_norm")
+
+
+def test_the_figures_of_a_study_are_those_of_the_package_and_of_its_own_variables(ds: xr.Dataset) -> None:
+    assert set(figures_of(ds)) <= set(FIGURES)  # the study measures no quantity of the user's own
+    rho = ds["alpha_rho"]
+    own = ds.assign(mine=rho, mine_error=rho, by_layer=ds["layer_norm"], empty=rho * np.nan)
+    own["mine"].attrs["error_variable"] = "mine_error"
+    assert list(figures_of(own)) == [*figures_of(ds), "mine"]
+    figure = figures_of(own)["mine"]
+    for values, scale in ((np.exp(8 * rho), "log"), (-np.exp(8 * rho), "linear"), (1 + rho.clip(0, 1), "linear")):
+        assert figure(own.assign(mine=values)).axes[0].get_yscale() == scale
+
+
 def test_a_learner_that_a_figure_leaves_out_of_a_large_study_can_be_chosen(large: xr.Dataset) -> None:
     assert "mean:maml-penalty-0.1" not in gids(figures.alpha_rho(large))
     assert "mean:maml-penalty-0.1" in gids(figures.alpha_rho(large, learners=["maml", "maml-penalty-0.1"]))

@@ -33,6 +33,7 @@ def test_every_suggestion_is_a_setting(text: str) -> None:
     lines = text.splitlines()
     suggestions = [i for i, line in enumerate(lines) if re.match(" *# - ", line)]
     assert len(suggestions) >= 8
+    assert any("claims:" in lines[i] for i in suggestions)
     for i in suggestions:
         setting = re.sub("# - ", "", lines[i], count=1).split("     #")[0]
         key = setting.split(":")[0]

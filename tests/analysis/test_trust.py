@@ -118,6 +118,11 @@ def test_with_trust_a_module_is_imported_and_a_file_is_run_once(stranger):
         trusted_object("absent.py:small", trust=True)
     with pytest.raises(ValueError, match="has no 'smal'; did you mean 'small'"):
         trusted_object("stranger.py:smal", trust=True)
+    Path("own.py").write_text("from fractions import Fraction\nclass Mine:\n    pass\nFLAT = Mine()\n")
+    with pytest.raises(ValueError, match="has no 'FLTA'; did you mean 'FLAT'"):
+        trusted_object("own.py:FLTA", trust=True)
+    with pytest.raises(ValueError, match="has no 'other'; it has Mine$"):
+        trusted_object("own.py:other", trust=True)
 
 
 @pytest.mark.parametrize(

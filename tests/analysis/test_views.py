@@ -132,6 +132,10 @@ def test_arguments_that_cannot_be_labelled_or_drawn_are_refused_in_plain_words(r
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
     with pytest.raises(TypeError, match="plot cannot draw a Dataset that to_xarray did not make"):
         analysis.plot(xr.Dataset())
+    study = xr.Dataset({"mine": (("learner", "seed"), np.zeros((1, 1)))})
+    for whole, name in ((study, "alpha_rho"), (study["mine"], "mine")):
+        with pytest.raises(TypeError, match=rf"drawn by analysis.figures; for a variable, variable\(ds, '{name}'\)"):
+            analysis.plot(whole)
     with pytest.raises(TypeError, match="plot cannot draw Diagonal; give a result of one of the kinds"):
         analysis.plot(results["moments"].diagonal, axes())
     many = analysis.to_xarray(results["density"]).isel(point=[0] * 9)

@@ -25,10 +25,12 @@ from analysis.drawing.figures import (
     spectra,
 )
 from analysis.drawing.figures.study_figure import StudyFigure
+from analysis.drawing.figures.variable import drawable_variables, over_training, own_variables
 from analysis.drawing.panels import save
+from hessian_tools.validation import did_you_mean, some_of
 
 FIGURES: Mapping[str, StudyFigure] = {
-    name: StudyFigure(name, module)
+    name: StudyFigure(name, module, str(module.__doc__).splitlines()[0])
     for module in (
         alpha_rho,
         eigenvalues,
@@ -49,8 +51,30 @@ FIGURES: Mapping[str, StudyFigure] = {
 
 
 def figures_of(ds: xr.Dataset) -> dict[str, StudyFigure]:
-    """The figures for which a study has variables and learners."""
-    return {name: figure for name, figure in FIGURES.items() if figure.needs(ds) is None}
+    """The figures for which a study has variables and learners.
+
+    Those of ``FIGURES`` come first, and then one for each variable that a quantity of the user's own has measured.
+    """
+    drawable = {name: figure for name, figure in FIGURES.items() if figure.needs(ds) is None}
+    own = {name: variable(ds, name) for name in own_variables(ds) if name not in FIGURES}
+    return drawable | {name: figure for name, figure in own.items() if figure.needs(ds) is None}
+
+
+def variable(ds: xr.Dataset, name: str) -> StudyFigure:
+    """The figure of any variable over meta-training: ``variable(ds, "theta_norm")(ds, learners=["maml"])``.
+
+    ds: the Dataset of ``analysis.open_study``. name: a variable with a number for every task of a checkpoint, or for
+        every point of its inner loop, which then has a panel for each.
+    Raises ValueError for another name.
+    """
+    if name not in ds.data_vars:
+        raise ValueError(f"the study has no variable {name!r}{did_you_mean(name, drawable_variables(ds))}")
+    if name not in drawable_variables(ds):
+        dims = ", ".join(map(str, ds[name].dims))
+        known = some_of(drawable_variables(ds), at_most=30)
+        raise ValueError(f"{name} [{dims}] is not one number for each task or step; draw one of {known}")
+    parts = over_training(ds, name)
+    return StudyFigure(name, parts, f"{parts.meaning[:1].upper()}{parts.meaning[1:]}, over meta-training.")
 
 
 def left_out(ds: xr.Dataset) -> dict[str, str]:
@@ -58,4 +82,4 @@ def left_out(ds: xr.Dataset) -> dict[str, str]:
     return {name: reason for name, figure in FIGURES.items() if (reason := figure.needs(ds)) is not None}
 
 
-__all__ = ["FIGURES", "StudyFigure", "figures_of", "left_out", "save"]
+__all__ = ["FIGURES", "StudyFigure", "figures_of", "left_out", "save", "variable"]

@@ -4,17 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analysis.drawing.style import Width, inches_of
+from analysis.drawing.style import Width, inches_of, labelled
 from analysis.drawing.summary import Summary
 from analysis.schema import learner_names
 from hessian_tools.entries import checked
 from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
+
+if TYPE_CHECKING:
+    from analysis.drawing.figures.variable import OverTraining
 
 Numbers = Mapping[str, Summary | xr.DataArray]
 """What a figure draws, by names in plain words: means over seeds with their bands, or numbers as they are."""
@@ -24,7 +28,7 @@ Numbers = Mapping[str, Summary | xr.DataArray]
 class Choice:
     """What a figure shows of a study.
 
-    learners: in the order of the study. steps: points of the inner loop; None for all of them.
+    learners: in the order in which they are drawn. steps: points of the inner loop; None for all of them.
     width: the width in print; None leaves it to the figure.
     """
 
@@ -46,7 +50,10 @@ class StudyFigure:
     ds: the study's Dataset.
     learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
         of a large study; the caption then says which are shown.
+        They are drawn in the order in which they are given.
     steps: the points of the inner loop that are shown, counted from 0; None for all. Only some figures have steps.
+    labels: other names for learners in legends, titles and captions, such as {"fomaml": "first-order MAML"}. Colours,
+        markers and the numbers keep the names of the study.
     width: the width in print: a number of inches, or a name such as "single" (a column), "double" (the full text),
         "icml", "icml-full", "neurips", "iclr" or "jmlr". None leaves it to the number of panels.
 
@@ -55,10 +62,11 @@ class StudyFigure:
     """
 
     name: str
-    module: ModuleType
+    module: "ModuleType | OverTraining"
+    title: str
 
     def __repr__(self) -> str:
-        return f"<figure {self.name}: {str(self.module.__doc__).splitlines()[0]}>"
+        return f"<figure {self.name}: {self.title}>"
 
     def __call__(
         self,
@@ -67,9 +75,12 @@ class StudyFigure:
         learners: Sequence[str] | None = None,
         steps: Sequence[int] | None = None,
         width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Figure:
         """Draw the figure; it is not registered with pyplot, so it needs not be closed."""
-        figure: Figure = self.module.draw(ds, self._choice(ds, learners, steps, width))
+        choice = self._choice(ds, learners, steps, width, labels)
+        with labelled(labels):
+            figure: Figure = self.module.draw(ds, choice)
         return figure
 
     def data(
@@ -99,10 +110,17 @@ class StudyFigure:
         return path
 
     def caption(
-        self, ds: xr.Dataset, *, learners: Sequence[str] | None = None, steps: Sequence[int] | None = None
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> str:
         """The caption, which says what is drawn, over what the means are, and what the bands and bars are."""
-        return str(self.module.caption(ds, self._choice(ds, learners, steps)))
+        choice = self._choice(ds, learners, steps, labels=labels)
+        with labelled(labels):
+            return str(self.module.caption(ds, choice))
 
     def needs(self, ds: xr.Dataset) -> str | None:
         """The reason why the figure cannot be drawn of a study; None if it can."""
@@ -116,9 +134,10 @@ class StudyFigure:
         learners: Sequence[str] | None = None,
         steps: Sequence[int] | None = None,
         width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Raise ValueError, as a call would, if the figure cannot be drawn with these arguments."""
-        self._choice(ds, learners, steps, width)
+        self._choice(ds, learners, steps, width, labels)
 
     def _choice(
         self,
@@ -126,21 +145,26 @@ class StudyFigure:
         learners: Sequence[str] | None,
         steps: Sequence[int] | None,
         width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Choice:
         """The checked choice."""
         if (reason := self.needs(ds)) is not None:
             raise ValueError(f"the figure {self.name} cannot be drawn: {reason}")
         if width is not None:
             inches_of(width)
+        known = learner_names(ds)
+        for name, label in (labels or {}).items():
+            check_choice("labels", name, known)
+            if not isinstance(label, str):
+                raise ValueError(f"labels has {label!r} for {name}; give a str")
         choice = Choice(self.module.learners(ds), _steps(ds, self, steps), width)
         if learners is None:
             return choice
         if not learners:
             raise ValueError("learners is empty; give one or more names, such as ['maml']")
-        known = learner_names(ds)
         for name in learners:
             check_choice("learner", name, known)
-        choice = Choice([name for name in known if name in learners], choice.steps, width)
+        choice = Choice(list(dict.fromkeys(learners)), choice.steps, width)
         has_data = set(tabulated(self.module.numbers(ds, choice)).get("learner", []))
         for name in choice.learners:
             if name not in has_data:
