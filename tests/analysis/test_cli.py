@@ -133,6 +133,7 @@ def test_a_study_keeps_the_plan_of_the_claims_with_which_it_was_begun(working_fo
 
 def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
+    assert "requires an argument; see hessian-tools --help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
     for option, value in (("--seeds", "1.5"), ("--seed", "0.5"), ("--workers", "1.5"), ("--workers", "0.0")):
