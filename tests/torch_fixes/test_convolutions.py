@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import hessian_tools as ht
+from hessian_tools.curvature.engines.compiled import trace_cache
 from hessian_tools.curvature.engines.compiled.compiled_products import Stacked
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
@@ -243,3 +244,23 @@ def test_a_traced_batch_normalisation_gets_images_without_gaps() -> None:
     assert len(nodes) == 4
     assert not any("convolution" in str(node.target) for node in graph.nodes)
     assert all(node.args[0].meta["val"].is_contiguous() for node in nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("everywhere")
+def test_a_trace_is_compared_with_a_product_by_the_same_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the rounding of others may fall on the other side of a kink, and the trace would be refused."""
+    loss, thetas, batch = problem("strided")
+    agrees, seen = trace_cache._agrees, []
+    monkeypatch.setattr(convolutions, "_patches", counted := Counted(convolutions._patches))
+
+    def watched(*args: Any) -> bool:
+        before = counted.calls
+        result = agrees(*args)
+        seen.append(counted.calls - before)
+        return result
+
+    monkeypatch.setattr(trace_cache, "_agrees", watched)
+    for _ in range(2):  # of a new trace, and of one that is known
+        ht.hessian(loss, thetas, batch, route="traced") @ thetas[0, :, None]
+    assert len(seen) == 2 and min(seen) > 0

@@ -16,7 +16,6 @@ from hessian_tools.curvature.engines.compiled.batched_graph import graph_of
 from hessian_tools.curvature.engines.compiled.simplify import ATEN, simplify, tensor_of
 from hessian_tools.loss import Batch
 from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
-from hessian_tools.torch_fixes.convolutions import at_many_points
 
 Product = Callable[[Tensor, Batch, Tensor], Tensor]
 
@@ -26,12 +25,8 @@ Product = Callable[[Tensor, Batch, Tensor], Tensor]
 SMALL_KERNEL = 32
 
 
-def split_product(
-    product: Product, theta: Tensor, batch: Batch, v: Tensor, *, points: int
-) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The two parts of ``product(theta, batch, v)``, for arguments of these shapes.
-
-    points: at how many points they will be computed together.
 
     The first is ``point(theta, *batch tensors) -> kept``, the second ``vector(v, *kept) -> product``.
     """
@@ -45,7 +40,7 @@ def split_product(
         return product(theta, pytree.tree_unflatten(filled, spec), v)
 
     tensors = [leaves[i] for i in positions]
-    with ShortBatchNorm(), at_many_points(points, theta.device):
+    with ShortBatchNorm():
         module = graph_of(flat, theta, v, *tensors)
     # The graph is functionalised, because an in-place operation on a kept tensor would spoil the next product. This
     # comes after tracing, because functionalize does not work through an autograd.Function.

@@ -25,6 +25,7 @@ from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes import convolutions
+from hessian_tools.torch_fixes.convolutions import at_many_points
 
 # How many traces of one loss are kept.
 MAX_TRACES = 16
@@ -48,8 +49,11 @@ def traced_product(
     known = traces.get(key)
     # A known trace is compared with the present product, because the key does not show every change since: for example
     # an activation function that was exchanged, or a temperature that is a plain number.
-    if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
-        traces[key] = _checked_trace(product, theta, batch, points)
+    # The product that a trace is compared with computes its convolutions in the same way. In float32 the rounding of
+    # another way may fall on the other side of a kink, which changes the product by more than rounding.
+    with at_many_points(points, theta.device):
+        if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
+            traces[key] = _checked_trace(product, theta, batch)
         while len(traces) > MAX_TRACES:
             traces.popitem(last=False)
     traces.move_to_end(key)
@@ -67,12 +71,12 @@ def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch, points: int
     return name, as_matrices, _state(loss), _signature((theta, batch))
 
 
-def _checked_trace(product: Product, theta: Tensor, batch: Batch, points: int) -> Traced | None:
+def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:
     """The trace of the product at a point; None if it cannot be made or differs from the product at another point."""
     try:
         # The product runs first, because tracing one that raises an error may end the process (nn.MSELoss).
         product(theta, batch, _direction(theta, "vector"))
-        traced = _trace(product, theta, batch, points)
+        traced = _trace(product, theta, batch)
         # It is compared at another point, because there the product may take a branch that the trace lacks.
         shifted = theta + 0.1 * _direction(theta, "shift") * theta.abs().mean()
         return traced if _agrees(traced, product, shifted, batch) else None
@@ -82,8 +86,8 @@ def _checked_trace(product: Product, theta: Tensor, batch: Batch, points: int) -
         return None
 
 
-def _trace(product: Product, theta: Tensor, batch: Batch, points: int) -> Traced:
-    point_part, vector_part = split_product(product, theta, batch, _direction(theta, "vector"), points=points)
+def _trace(product: Product, theta: Tensor, batch: Batch) -> Traced:
+    point_part, vector_part = split_product(product, theta, batch, _direction(theta, "vector"))
     work_bytes, largest = peak_bytes(vector_part.graph)
     return Traced(
         point_part,
