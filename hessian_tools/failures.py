@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 LIBRARY = str(Path(__file__).parent)  # the folder of the code of this library
+OUT_OF_MEMORY = "out of memory"  # in every message of torch that says so, of whichever type the error is
 
 
 def described(value: Any) -> str:
@@ -68,9 +69,23 @@ def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batc
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left, so that less work at once might fit.
+
+    Inside TorchScript, in which some of torch's derivatives are written, an OutOfMemoryError comes out as a
+    RuntimeError that holds its text.
+
+    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory.")), is_out_of_memory(RuntimeError("no"))
+    (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY in str(error)
+
+
 def says_enough(error: Exception) -> bool:
     """Whether an error needs no explanation: memory ran out, or a raise statement of the library has raised it."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return True
     *_, last = _tracebacks(error.__traceback__)
     code = last.tb_frame.f_code

@@ -197,8 +197,7 @@ def test_training_and_evaluation_agree_with_the_cpu():
         optimiser="sgd",  # Adam's first steps follow signs, which rounding decides for tiny entries
         learning_rate=0.1,
     )
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        on_cpu, on_gpu = (list(meta_train(replace(config, device=device))) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (list(meta_train(replace(config, device=device))) for device in ("cpu", "cuda"))
     begin, end = (checkpoint.theta for checkpoint in on_cpu)
     assert on_gpu[-1].theta.device.type == "cuda"
     assert (on_gpu[-1].theta.cpu() - end).norm() < 0.05 * (end - begin).norm()

@@ -25,7 +25,7 @@ _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
 _REPR_FIELDS = ("learner", "shot", "pretraining")
-_LATER_FIELDS = ("shuffle_labels", "penalty")  # each is False or None by default
+_LATER_FIELDS = ("shuffle_labels", "penalty", "reduced_precision")  # each is False or None by default
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of an object that defines none; it differs between processes
 
 
@@ -70,6 +70,9 @@ class TrainConfig:
         number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
         those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
+    reduced_precision: False trains in float32 throughout: TF32 and autocast are off during an outer step and set back
+        after it. True trains with what the process has set; on CUDA torch's own default is TF32 for convolutions.
+        Evaluation and curvature are in float32 either way.
     """
 
     learner: Learner
@@ -96,6 +99,7 @@ class TrainConfig:
     workers: int = 1
     shuffle_labels: bool = False
     penalty: CurvaturePenalty | None = None
+    reduced_precision: bool = False
 
     def __post_init__(self) -> None:
         check_whole(seed=self.seed, validation_seed=self.validation_seed, save_every=self.save_every)

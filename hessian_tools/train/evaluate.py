@@ -16,6 +16,8 @@ from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
+from hessian_tools.torch_fixes.convolutions import at_many_points
+from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.config import Checkpoint
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 from hessian_tools.validation import check_whole
@@ -84,6 +86,8 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and test the result on the query set.
 
+    Products of float32 are computed in float32, with TF32 and autocast off, whatever the process has set.
+
     transductive: True sends the whole query set through the network in one forward pass, as is usual in the field. With
         batch normalisation, the answer to a query example then depends on the other query examples. False puts each
         query example into a batch with the support set alone, and batch normalisation uses the statistics of that
@@ -107,6 +111,7 @@ def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskCh
     return task_chunks(tasks_at_once, device)
 
 
+@full_precision
 def evaluate_in_chunks(
     learner: Learner,
     loss: Loss,
@@ -138,7 +143,8 @@ def evaluate_in_chunks(
         episodes = [tasks.episode(seed=seed, split=split, index=index) for index in indices]
         together = None if chunks.in_turn else stacked(episodes)
         if together is not None:
-            return list(torch.vmap(scores)(cast_like(together, theta)))
+            with at_many_points(num_tasks, theta.device):
+                return list(torch.vmap(scores)(cast_like(together, theta)))
         rows = [scores(cast_like(episode, theta)) for episode in episodes]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

@@ -1,7 +1,9 @@
 """The gradient of one outer step, whose tasks are computed in turn, all at once, or shared by worker processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,31 @@ from hessian_tools.inner.pretraining import pretraining_loss
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.torch_fixes.convolutions import at_many_points
+from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _in_precision_of_run(
+    function: Callable[Concatenate[TrainConfig, P], R],
+) -> Callable[Concatenate[TrainConfig, P], R]:
+    """Makes a function of a run compute in float32 where the run does not ask for less."""
+    in_float32 = full_precision(function)
+
+    @wraps(function)
+    def called(config: TrainConfig, *args: P.args, **kwargs: P.kwargs) -> R:
+        return (function if config.reduced_precision else in_float32)(config, *args, **kwargs)
+
+    return called
+
+
+@_in_precision_of_run
 def accumulate_gradient(
     config: TrainConfig,
     loss: Loss,
@@ -55,7 +76,9 @@ def accumulate_gradient(
             aux = [add_task_gradient(config, loss, point, meta_step, j) for j in tasks]
             return torch.zeros_like(point) if point.grad is None else point.grad, aux
         point, episodes = theta.detach(), cast_like(together, theta)
-        gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
+        # The number of all tasks is given, so that the one whose memory is measured is computed as the others are.
+        with at_many_points(config.meta_batch, theta.device):
+            gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
         return gradients.sum(0).div_(config.meta_batch), [Aux(*row) for row in zip(*columns, strict=True)]
 
     results = chunks.run(config.meta_batch, chunk_gradient)
@@ -69,6 +92,7 @@ def training_chunks(config: TrainConfig, device: torch.device) -> TaskChunks:
     return task_chunks(config.tasks_at_once, device, demanded=bool(config.batched))
 
 
+@_in_precision_of_run
 def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
     """Add to ``theta.grad`` the contribution of task j of an outer step to the mean."""
     index = meta_step * config.meta_batch + j

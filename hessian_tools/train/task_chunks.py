@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessian_tools.curvature.engines.memory import MemoryBudget
 from hessian_tools.data import Episode
+from hessian_tools.failures import is_out_of_memory
 
 # The share of a GPU's free memory that the tasks of a chunk may take. The rest is for what the counter below does not
 # see: the work space of convolutions, memory that the allocator cannot use, and other processes on the same card.
@@ -46,7 +47,7 @@ class TaskChunks:
         try:
             return self._run(count, function)
         except RuntimeError as error:
-            if self.demanded or self.in_turn or isinstance(error, torch.OutOfMemoryError):
+            if self.demanded or self.in_turn or is_out_of_memory(error):
                 raise
             self.in_turn = True
         return self._run(count, function)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from cases import NETWORKS
 from device_cases import COMPUTED, PlacedCase, same, tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad
 
 import hessian_tools as ht
+from hessian_tools.data import SineLineTasks
 from hessian_tools.torch_fixes import precision as precision_module
 from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.train import task_loss
 
 BACKENDS: Any = torch.backends
 # The first two are switches of the CPU.
@@ -116,6 +119,58 @@ def test_products_are_computed_in_float32_and_the_settings_return_afterwards(
     assert all((within[2:] == ["ieee"] * 3) == on_cuda for within in seen)
     assert precisions() == before
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+class RecordingNetwork(nn.Module):
+    """A linear network that adds the precisions to ``seen`` at each forward pass and each reverse pass."""
+
+    def __init__(self, seen: list[list[str]]) -> None:
+        super().__init__()
+        self.linear, self.seen = nn.Linear(1, 1), seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(precisions())
+        out = self.linear(x)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: self.seen.append(precisions()))
+        return out
+
+
+@switches
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_training_and_evaluation_are_in_float32_unless_training_is_to_be_in_less(
+    monkeypatch: pytest.MonkeyPatch, batched: bool, reduced: bool
+) -> None:
+    """TF32 is torch's default for convolutions on CUDA, and here a script has asked for less than float32 as well."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seen: list[list[str]] = []
+    config = ht.TrainConfig(
+        learner=ht.learners.maml(2, 0.01),
+        tasks=SineLineTasks(),
+        network=partial(RecordingNetwork, seen),
+        checkpoints=(0, 2),
+        meta_batch=2,
+        validation_tasks=1,
+        batched=batched,
+        reduced_precision=reduced,
+    )
+    full = [["ieee"] * 5]
+    torch.set_float32_matmul_precision("medium")
+    BACKENDS.mkldnn.conv.fp32_precision = "bf16"
+    before = precisions()
+    for checkpoint in ht.meta_train(config):
+        assert precisions() == before
+        if checkpoint.meta_step == 0:
+            seen.clear()
+    training = list(seen)
+    assert len(training) > 4 and (before in training) == reduced
+    assert all(within == before for within in training[:4]) if reduced else training == full * len(training)
+    loss, theta = task_loss(config)
+    seen.clear()
+    ht.evaluate(config.learner, loss, theta, config.tasks, split="test", num_tasks=1, seed=0)
+    assert seen and seen == full * len(seen)
+    assert precisions() == before
 
 
 @switches

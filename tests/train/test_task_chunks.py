@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, evaluate, learners, meta_train
 from hessian_tools.data import Episode, open_tasks
 from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import task_loss
 from hessian_tools.train.evaluate import evaluate_in_chunks
 from hessian_tools.train.outer import accumulate_gradient, is_batched
@@ -97,6 +98,32 @@ def test_evaluation_in_chunks_gives_the_numbers_of_tasks_in_turn(learner: Learne
     in_turn, at_once = (evaluated(transductive=transductive, tasks_at_once=most) for most in (None, 2))
     assert_equal(at_once.losses, in_turn.losses)
     assert torch.equal(at_once.accuracies, in_turn.accuracies)
+
+
+def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(monkeypatch):
+    """What a GPU does, forced on the CPU: the meta-gradient with SHOT, its memory, and an evaluation."""
+    config = replace(IMAGES, shot=Shot(weight=0.5), batched=True)
+    loss, theta = task_loss(config)
+    evaluated = partial(
+        evaluate, config.learner, loss, theta.double(), config.tasks, split="test", num_tasks=3, seed=1, tasks_at_once=2
+    )
+    expected, losses = gradient_of(replace(config, batched=False)), evaluated().losses
+    plain, by_matrices = TaskChunks(budget=10**8), TaskChunks(budget=10**8)
+    gradient_of(config, plain)
+    shapes = []
+
+    def count(form: convolutions.Form, element_size: int) -> int:
+        shapes.append(form.kernels)
+        return 0
+
+    monkeypatch.setattr(convolutions, "pays", lambda **sizes: True)
+    monkeypatch.setattr(convolutions.Form, "patch_bytes", count)
+    assert_equal(gradient_of(config, by_matrices), expected)
+    assert len(shapes) >= 4 * 2  # four convolutions, on the support and on the query set
+    shapes.clear()
+    assert_equal(evaluated().losses, losses)
+    assert len(shapes) >= 4 * 2
+    assert by_matrices.largest < plain.largest  # the patches were counted when one task was measured
 
 
 class RaggedTasks:

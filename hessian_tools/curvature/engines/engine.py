@@ -31,6 +31,7 @@ from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative, No
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.curvature.objective.matrix import HESSIAN, Matrix
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -88,17 +89,16 @@ class Engine:
         at_once = min(self.products_at_once(objective), total)
         try:
             return torch.cat(self.memory.in_pieces(total, piece, at_once=at_once))
-        except (torch.OutOfMemoryError, NoOtherWay):  # NoOtherWay: no engine can differentiate this loss
-            raise
         except RuntimeError as error:
-            if not self.may_use_reverse(objective, error):
+            no_other_way = is_out_of_memory(error) or isinstance(error, NoOtherWay)
+            if no_other_way or not self.may_use_reverse(objective, error):
                 raise
             first_refusal = error
         try:
             return _gradients_one_by_one(objective)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             if isinstance(explained(error), NoOtherWay):
                 raise_explained(error)
             raise first_refusal from None
@@ -206,19 +206,13 @@ class PreparedProducts:
                 if self.current is None:
                     self.current = self._build(self._choose(V.shape[-1]))
                 return self.current.products(V)
-            except torch.OutOfMemoryError:
-                if not self._can_be_halved(V):
-                    raise
-                out_of_memory = True
             except RuntimeError as error:
-                out_of_memory, refusal = False, explained(error)
-                if first_refusal is not None:  # the second attempt failed too, so the first error is reported
-                    self.findings.reverse_only = False
-                    if not isinstance(refusal, NoOtherWay):
-                        raise first_refusal from None
-                if first_refusal is not None or not self._may_use_reverse(refusal):
-                    raise_explained(error)
-                first_refusal, self.findings.reverse_only = refusal, True
+                out_of_memory = is_out_of_memory(error)
+                if out_of_memory:
+                    if not self._can_be_halved(V):
+                        raise
+                else:
+                    first_refusal = self._refused(error, first_refusal)
             # The data kept for all points is freed, because the next attempt builds its own beside it.
             self.current = None
             # The lack of memory is recorded outside of the except block, after the error has released the tensors in
@@ -371,6 +365,21 @@ class PreparedProducts:
         if self.current is None:  # the data for all points did not fit; after the first refusal it is built in pieces
             return len(V) > 1 and self.engine.memory.refusals == 0
         return self.current.can_be_halved(V)
+
+    def _refused(self, error: RuntimeError, first_refusal: BaseException | None) -> BaseException:
+        """The refusal that is to be reported should the next attempt, in reverse mode, fail too.
+
+        first_refusal: that of the attempt before, or None. Raises an error where no other attempt is left.
+        """
+        refusal = explained(error)
+        if first_refusal is not None:  # the second attempt failed too, so the first error is reported
+            self.findings.reverse_only = False
+            if not isinstance(refusal, NoOtherWay):
+                raise first_refusal from None
+        if first_refusal is not None or not self._may_use_reverse(refusal):
+            raise_explained(error)
+        self.findings.reverse_only = True
+        return refusal
 
     def _may_use_reverse(self, refusal: BaseException) -> bool:
         """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""

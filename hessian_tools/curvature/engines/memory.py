@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hessian_tools.batches import cast_like
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.failures import is_out_of_memory
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import Batch, LossFunction
 
@@ -71,8 +72,8 @@ class MemoryBudget:
             size = ceil(remaining / ceil(remaining / max_size))
             try:
                 results.append(function(slice(start, start + size)))
-            except torch.OutOfMemoryError:
-                if max_size <= 1:
+            except RuntimeError as error:
+                if max_size <= 1 or not is_out_of_memory(error):
                     raise
             else:
                 start += size

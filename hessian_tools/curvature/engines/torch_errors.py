@@ -2,6 +2,8 @@
 
 import torch
 
+from hessian_tools.failures import is_out_of_memory
+
 # The constants hold words by which a kind of torch's errors is recognised. These: the loss cannot go through vmap.
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
 # An operation has no forward derivative: the backward pass of nn.MSELoss, kernels without a forward derivative, and
@@ -35,7 +37,7 @@ def explained(error: RuntimeError) -> BaseException:
     A NoForwardDerivative means that reverse over reverse is worth a try, a NoOtherWay that no engine is.
     """
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | NoForwardDerivative | NoOtherWay) or not text:
+    if is_out_of_memory(error) or isinstance(error, NoForwardDerivative | NoOtherWay) or not text:
         return error
     if "KeyboardInterrupt" in text:
         # TorchScript reports Ctrl-C like this, and some of torch's derivatives are written in it.

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.curvature.engines.compiled.batched_graph import BatchedGraph, batched_graph
 from hessian_tools.curvature.engines.compiled.memory_plan import Buffer
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch
 
 # Points, and probes of one point, are computed together as long as the largest intermediate result has no more bytes
@@ -69,10 +70,9 @@ class Traced:
                 kept = self._point_parts(thetas, batch, shared, together)
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # vmap refuses an operation, but one point at a time works
-                pass
+            except RuntimeError as error:  # vmap refuses an operation, but one point at a time works
+                if is_out_of_memory(error):
+                    raise
         leaves = tensors_of(batch)
         points = [self.point_part(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
         return PointByPoint(self, tuple(points), probes)
@@ -117,10 +117,8 @@ class Traced:
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
         try:
             return batched_graph(self.vector_part, V, kept, points=points > 1, probes=probes > 1)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # vmap refuses an operation, but one point or vector at a time works
-            if points == probes == 1:
+        except Exception as error:  # vmap refuses an operation, but one point or vector at a time works
+            if points == probes == 1 or is_out_of_memory(error):
                 raise
             return None
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.curvature.engines.compiled.compiled_products import Traced, tensors_of
 from hessian_tools.curvature.engines.compiled.memory_plan import peak_bytes
 from hessian_tools.curvature.engines.compiled.split_graph import Product, split_product
+from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
 
@@ -72,9 +73,9 @@ def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | No
         # It is compared at another point, because there the product may take a branch that the trace lacks.
         shifted = theta + 0.1 * _direction(theta, "shift") * theta.abs().mean()
         return traced if _agrees(traced, product, shifted, batch) else None
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # another engine takes over; an error of the loss itself is raised again there
+    except Exception as error:  # another engine takes over; an error of the loss itself is raised again there
+        if is_out_of_memory(error):
+            raise
         return None
 
 
