@@ -194,6 +194,7 @@ def chunk_tasks(study: Study) -> int:
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Measure one unit, unless its results are already in all of its stores."""
+    unit.study.limit_memory()
     row = unit.learner.checkpoints.index(unit.checkpoint)
     block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
