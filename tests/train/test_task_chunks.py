@@ -11,6 +11,7 @@ from hessian_tools import MLP, Conv4, Shot, TrainConfig, evaluate, learners, met
 from hessian_tools.data import Episode, open_tasks
 from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.torch_fixes import convolutions
+from hessian_tools.train import task_chunks as module
 from hessian_tools.train import task_loss
 from hessian_tools.train.evaluate import evaluate_in_chunks
 from hessian_tools.train.outer import accumulate_gradient, is_batched
@@ -175,6 +176,24 @@ def test_a_chunk_has_as_many_tasks_as_fit_in_the_budget_measured_once():
     chunks.run(7, lambda tasks: seen.append(list(tasks)))
     assert seen == [[0, 1, 2], [3, 4], [5, 6]]  # no task is measured again, and the chunks are nearly equal
     assert task_chunks(None, "cpu").budget is None  # a CPU measures nothing
+
+
+def test_a_run_measures_its_first_task_once_in_training_and_once_in_validation(monkeypatch):
+    """What happens on a GPU: the run's chunks come from a budget, which is enough for all tasks."""
+    measured = []
+
+    class Counting(module._PeakOfLiveBytes):
+        def __init__(self) -> None:
+            super().__init__()
+            measured.append(self)
+
+    monkeypatch.setattr(module, "_PeakOfLiveBytes", Counting)
+    for name in ("outer.training_chunks", "loop.training_chunks", "loop.evaluation_chunks"):
+        monkeypatch.setattr(f"hessian_tools.train.{name}", lambda *options: TaskChunks(budget=10**9))
+    config = replace(IMAGES, batched=True, checkpoints=(0, 1, 3), validation_tasks=2)
+    list(meta_train(config))
+    assert len(measured) == 2
+    assert all(0 < counter.peak < 10**9 and counter.live == 0 for counter in measured)
 
 
 def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():
