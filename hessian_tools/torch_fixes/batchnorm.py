@@ -48,8 +48,8 @@ class _Forward(Function):
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
         # This is torch's own value to the last bit, because another rounding could fall on the other side of a kink.
         # The call is the one that F.batch_norm makes: on CUDA it runs cuDNN's kernel, whose rounding differs from that
-        # of native_batch_norm.
-        return torch.batch_norm(x, w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+        # of native_batch_norm. That kernel refuses images with gaps, which convolutions as matrix products make.
+        return torch.batch_norm(x.contiguous(), w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

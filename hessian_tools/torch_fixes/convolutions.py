@@ -45,7 +45,7 @@ def pays(*, device: str, points: int, patch_bytes: int = 0) -> bool:
 
 
 def at_many_points(points: int, device: torch.device) -> AbstractContextManager[Any]:
-    """The context for derivatives at so many points by ``vmap``: convolutions are matrix products in it where that pays.
+    """The context for derivatives at so many points by ``vmap``: convolutions are matrix products in it if that pays.
 
     It is entered around the call of the function that ``vmap`` returns, or around the tracing of one point of it.
     """
@@ -92,7 +92,10 @@ class MatrixConvolutions(TorchFunctionMode):
 
 
 class Form(NamedTuple):
-    """The shapes and options of a convolution: images [example, channel, height, width], kernels [out, channel, ...]."""
+    """The shapes and options of a convolution.
+
+    images: [example, channel, height, width]. kernels: [out, channel, height, width].
+    """
 
     images: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -179,7 +182,8 @@ def _result(x: Tensor, w: Tensor, form: Form) -> Tensor:
 def _kernels(x: Tensor, y: Tensor, form: Form) -> Tensor:
     """The gradient in the kernels."""
     patches = _patches(x, form.kernels[2:], form.stride, form.padding, form.padding, form.dilation)
-    return torch.mm(y.transpose(0, 1).flatten(1), patches.mT).reshape(form.kernels)
+    # The patches are not transposed, because a trace would then keep them twice, once for each form.
+    return torch.mm(patches, y.transpose(0, 1).flatten(1).mT).mT.reshape(form.kernels)
 
 
 def _images(w: Tensor, y: Tensor, form: Form) -> Tensor:
@@ -204,7 +208,7 @@ def _patches(
     high: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """The patches under the kernel as columns, [channel and position in the kernel, example and position of the kernel].
+    """The patches under the kernel as columns: [channel and pixel of the kernel, example and position of the kernel].
 
     low, high: the zeros to be put before the first and behind the last pixel of each axis; pixels are cut off where it
     is negative.
@@ -214,7 +218,8 @@ def _patches(
     x = F.pad(x.transpose(0, 1), (low[1], high[1], low[0], high[0]))
     for axis in (0, 1):
         x = x.unfold(2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
-    x = x[..., :: dilation[0], :: dilation[1]]
+    if dilation != (1, 1):
+        x = x[..., :: dilation[0], :: dilation[1]]
     channels, examples, height, width = x.shape[:4]
     return x.permute(0, 4, 5, 1, 2, 3).reshape(channels * kernel[0] * kernel[1], examples * height * width)
 

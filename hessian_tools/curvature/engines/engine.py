@@ -33,6 +33,7 @@ from hessian_tools.curvature.objective.matrix import HESSIAN, Matrix
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Loss
+from hessian_tools.torch_fixes.convolutions import at_many_points
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
@@ -301,7 +302,8 @@ class PreparedProducts:
         if self.is_batchwise:
             return choose(compilable=False)
         theta, batches = objective.thetas[0], objective.batches_at(0)
-        known = bool(findings.traces) or all(is_traced(self.matrix.name, objective.loss, theta, b) for b in batches)
+        points, traced = len(objective.thetas), partial(is_traced, self.matrix.name, objective.loss, theta)
+        known = bool(findings.traces) or all(traced(batch, points=points) for batch in batches)
         name = choose(compiled_before=known, compilable=findings.traces != ())
         return name if name != "compiled" or self._traces() else choose(compilable=False)
 
@@ -346,17 +348,20 @@ class PreparedProducts:
         return self.engine.chunk or self.engine.fitting_products(self._forward(), self.objective)
 
     def _forward(self) -> int:
-        """The bytes that one forward pass allocates."""
+        """The bytes that one forward pass allocates; patches of images count where many points make them."""
         if self.findings.forward is None:
-            self.findings.forward = largest_forward(self.objective)
+            thetas = self.objective.thetas
+            with at_many_points(len(thetas), thetas.device):
+                self.findings.forward = largest_forward(self.objective)
         return self.findings.forward
 
     def _traces(self) -> tuple[Traced, ...]:
         """The traces of the product for each batch; empty where it cannot be traced."""
         if self.findings.traces is None:
-            loss, theta, batches = self.objective.loss, self.objective.thetas[0].clone(), self.objective.batches_at(0)
+            loss, thetas, batches = self.objective.loss, self.objective.thetas, self.objective.batches_at(0)
             product = partial(self.matrix.product, loss)
-            traces = [traced_product(product, self.matrix.name, loss, theta, batch) for batch in batches]
+            make = partial(traced_product, product, self.matrix.name, loss, thetas[0].clone(), points=len(thetas))
+            traces = [make(batch) for batch in batches]
             self.findings.traces = tuple(trace for trace in traces if trace) if all(traces) else ()
         return self.findings.traces
 

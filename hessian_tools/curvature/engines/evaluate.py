@@ -13,6 +13,7 @@ from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.curvature.objective.indexing import at_points, own_memory
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
+from hessian_tools.torch_fixes.convolutions import at_many_points
 from hessian_tools.torch_fixes.precision import full_precision
 
 Batching = Literal["vmap", "loop"]
@@ -71,7 +72,13 @@ def over_points(
     """
     if batching == "vmap":
         dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
-        return vmap(function, in_dims=(0, dims, *[0] * num_rest))
+        together = vmap(function, in_dims=(0, dims, *[0] * num_rest))
+
+        def all_together(thetas: Tensor, *batch_and_rest: Any) -> Any:
+            with at_many_points(len(thetas), thetas.device):
+                return together(thetas, *batch_and_rest)
+
+        return all_together
 
     def one_by_one(thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
         batches = (batch if shared else at_points(batch, i) for i in range(len(thetas)))

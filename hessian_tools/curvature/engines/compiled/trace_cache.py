@@ -24,6 +24,8 @@ from hessian_tools.curvature.engines.compiled.split_graph import Product, split_
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
+from hessian_tools.torch_fixes import convolutions
+from hessian_tools.torch_fixes.convolutions import at_many_points
 
 # How many traces of one loss are kept.
 MAX_TRACES = 16
@@ -32,36 +34,41 @@ _TRACES: "WeakKeyDictionary[LossFunction, OrderedDict[Hashable, Traced | None]]"
 
 
 def traced_product(
-    product: Product, name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch
+    product: Product, name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch, *, points: int
 ) -> Traced | None:
     """The trace of ``product`` at a point, kept from before or made now; None if it cannot be made or is wrong.
 
-    name: the name of the matrix that is multiplied. Making a trace takes a second or two on a CPU.
+    name: the name of the matrix that is multiplied. points: how many points there are; on a GPU the convolutions of
+    several are traced as matrix products. Making a trace takes a second or two on a CPU.
     """
     try:
         traces = _TRACES.setdefault(loss, OrderedDict())
     except TypeError:  # no weak reference to this callable is possible, so its traces are not kept
         traces = OrderedDict()
-    key = _key(name, loss, theta, batch)
+    key = _key(name, loss, theta, batch, points)
     known = traces.get(key)
     # A known trace is compared with the present product, because the key does not show every change since: for example
     # an activation function that was exchanged, or a temperature that is a plain number.
-    if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
-        traces[key] = _checked_trace(product, theta, batch)
+    # The product that a trace is compared with computes its convolutions in the same way. In float32 the rounding of
+    # another way may fall on the other side of a kink, which changes the product by more than rounding.
+    with at_many_points(points, theta.device):
+        if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
+            traces[key] = _checked_trace(product, theta, batch)
         while len(traces) > MAX_TRACES:
             traces.popitem(last=False)
     traces.move_to_end(key)
     return traces[key]
 
 
-def is_traced(name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> bool:
+def is_traced(name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch, *, points: int) -> bool:
     """True if a trace of the product is kept from before."""
     traces = _TRACES.get(loss)
-    return traces is not None and traces.get(_key(name, loss, theta, batch)) is not None
+    return traces is not None and traces.get(_key(name, loss, theta, batch, points)) is not None
 
 
-def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch) -> Hashable:
-    return name, _state(loss), _signature((theta, batch))
+def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch, points: int) -> Hashable:
+    as_matrices = convolutions.pays(device=theta.device.type, points=points)
+    return name, as_matrices, _state(loss), _signature((theta, batch))
 
 
 def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:

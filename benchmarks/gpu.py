@@ -1,0 +1,237 @@
+"""Measures on a GPU what only a GPU can show: products of many points in each way to compute their convolutions.
+
+    python -m benchmarks.gpu                 # everything, in about ten minutes on an H200
+    python -m benchmarks.gpu products top5   # some of the sections
+    python -m benchmarks.gpu --device cpu    # a rehearsal on few points, whose times mean nothing
+
+The sections, each a table and a list in the JSON file ``--out``:
+
+products: one product at each of many points of W1, W2, W3 and of two residual networks. "grouped" leaves the
+    convolutions to ``vmap``, "matrices" makes matrix products of all of them, and "rule" is what the library does. The
+    rule is right where it is about as fast as the faster of the two.
+top5: the top 5 eigenvalues at many points, first and second call in one process.
+precision: how far products are from float64, in float32, in TF32 and under bfloat16 autocast.
+
+Errors are relative, in the norm, to products in float64 at the first points. The floor is that of
+``benchmarks.peers.floor``. For comparisons with other libraries use ``python -m benchmarks --device cuda``.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from cyclopts import App
+from torch import Tensor, nn
+from torch.func import vmap
+
+import hessian_tools as ht
+from benchmarks.machine import facts
+from benchmarks.peers import RTOL, K
+from benchmarks.peers.floor import all_points_as_one, floor_seconds
+from benchmarks.points import show
+from benchmarks.problem import Problem
+from benchmarks.workloads import drawn_problem
+from hessian_tools.curvature.objective.matrix import hessian_product
+from hessian_tools.torch_fixes import convolutions
+
+Section = Literal["products", "top5", "precision"]
+Device = Literal["cuda", "cpu"]
+# The numbers of points at which each problem is measured on each kind of device.
+Sizes = dict[str, tuple[int, ...]]
+PRODUCTS: dict[Device, Sizes] = {
+    "cuda": {
+        "W1": (1, 2, 16),
+        "W2": (1, 2, 8, 32, 256),
+        "W3": (100, 2000),
+        "ResNet-12 28x28": (2, 32),
+        "ResNet-12 84x84": (2, 8),
+    },
+    "cpu": {"W2": (2,), "W3": (3,)},
+}
+TOP5: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (2,)}}
+PRECISION: dict[Device, tuple[str, ...]] = {"cuda": ("W1", "W2"), "cpu": ("W3",)}
+CHECKED_POINTS = 2  # so many points have products in float64 beside them
+MIN_SECONDS, MIN_CALLS = 0.5, 5
+
+app = App(name="python -m benchmarks.gpu", help="Measures products of many points on a GPU.", version_flags=[])
+
+
+@app.default
+def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json")) -> None:
+    """Measure the sections, all by default, print a table of each and keep the numbers as JSON."""
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: this torch sees no CUDA device; rehearse with --device cpu")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for section in sections or tuple(SECTIONS):
+        rows[section] = list(SECTIONS[section](device))
+        print(f"{section}, {device}")
+        show(rows[section], None)
+        out.write_text(json.dumps({"machine": facts(device), **rows}, indent=1) + "\n")  # an interruption loses little
+
+
+def products(device: Device) -> Iterator[dict[str, Any]]:
+    """One row for each problem, number of points, and way to compute convolutions."""
+    for name, sizes in PRODUCTS[device].items():
+        for points in sizes:
+            problem = at_points(name, points, device)
+            exact = in_float64(problem)
+            floor = None
+            if name in ("W1", "W2"):
+                floor = floor_seconds(all_points_as_one(problem), points)[0]
+            for way in ("grouped", "matrices", "rule") if name != "W3" else ("rule",):
+                yield {"problem": name, "points": points, "convolutions": way, **measured(problem, way, exact, floor)}
+
+
+def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> dict[str, Any]:
+    """The figures of one way to compute products; the error's first line in their place where there is one."""
+    v = vectors(problem)
+    try:
+        with computed(way):
+            loss = ht.make_loss(problem.loss.model, problem.loss.criterion, problem.loss.layout)  # no trace is known
+            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced")
+            start = time.perf_counter()
+            found = H.products(v)
+            waited(problem)
+            first = time.perf_counter() - start
+            seconds = median_seconds(lambda: H.products(v), problem) / len(problem.thetas)
+        (trace,) = H.prepared.findings.traces  # type: ignore[attr-defined]
+        lowest = found[:CHECKED_POINTS, :, 0].double()
+        return {
+            "us a point": 1e6 * seconds,
+            "over the floor": seconds / floor if floor else float("nan"),
+            "error": float((lowest - exact).norm() / exact.norm()),
+            "kept, MB a point": trace.kept_bytes / 1e6,
+            "first product, s": first,
+            "peak, MiB": torch.cuda.max_memory_allocated() / 2**20 if problem.thetas.is_cuda else float("nan"),
+        }
+    except RuntimeError as error:
+        figures = ("us a point", "over the floor", "error", "kept, MB a point", "first product, s")
+        return dict.fromkeys(figures, float("nan")) | {"peak, MiB": str(error).splitlines()[0][:60]}
+
+
+def top5(device: Device) -> Iterator[dict[str, Any]]:
+    """Milliseconds a point of the first and of the second call, for ``route="auto"``."""
+    for name, sizes in TOP5[device].items():
+        for points in sizes:
+            problem = at_points(name, points, device)
+            calls = []
+            for _ in range(3):
+                start = time.perf_counter()
+                pairs = ht.top_eigenpairs(ht.hessian(problem.loss, problem.thetas, problem.batch), k=K, rtol=RTOL)
+                waited(problem)
+                calls.append(1e3 * (time.perf_counter() - start) / points)
+            yield {
+                "problem": name,
+                "points": points,
+                "first call, ms a point": calls[0],
+                "second, ms a point": calls[1],
+                "third, ms a point": calls[2],
+                "products a point": float(pairs.num_matvecs.double().mean()),
+                "converged": float(pairs.converged.double().mean()),
+            }
+
+
+def precision(device: Device) -> Iterator[dict[str, Any]]:
+    """The error of products that leave full precision; torch's own derivative is used, as the library refuses to."""
+    for name in PRECISION[device]:
+        problem = at_points(name, CHECKED_POINTS, device)
+        exact = in_float64(problem)
+        for way in ("float32", "TF32", "bfloat16 autocast"):
+            before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = way == "TF32"
+            try:
+                with torch.autocast(device, torch.bfloat16, enabled=way.startswith("bfloat16")):
+                    multiply = partial(hessian_product, problem.loss)
+                    found = vmap(multiply)(problem.thetas, problem.batch, vectors(problem)[..., 0])
+            finally:
+                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+            error = float((found.double() - exact).norm() / exact.norm())
+            yield {"problem": name, "points": CHECKED_POINTS, "precision": way, "error": error}
+
+
+SECTIONS: dict[Section, Callable[[Device], Iterator[dict[str, Any]]]] = {
+    "products": products,
+    "top5": top5,
+    "precision": precision,
+}
+
+
+def at_points(name: str, points: int, device: Device) -> Problem:
+    """A problem at so many points: those of the work load, shifted at random where it has fewer."""
+    problem = residual(name) if name.startswith("ResNet") else drawn_problem(name)
+    wanted = torch.arange(points) % len(problem.thetas)
+    noise = torch.randn(points, problem.thetas.shape[1], generator=ht.stream(0, "noise"))
+    noise[: len(problem.thetas)] = 0
+    thetas = problem.thetas[wanted] + 0.01 * noise
+    return Problem(
+        name, problem.model, problem.criterion, problem.loss, thetas, problem.x[wanted], problem.y[wanted]
+    ).to(device, torch.float32)
+
+
+def residual(name: str) -> Problem:
+    """A residual network of the usual width at one point, on five random images."""
+    side = int(name.rpartition("x")[2])
+    model = ht.seeded(partial(ht.ResNet12, 5, input_shape=(3, side, side)), seed=0)
+    theta, layout = ht.flatten(model)
+    criterion = nn.CrossEntropyLoss()
+    x = torch.rand(1, 5, 3, side, side, generator=ht.stream(0, name))
+    return Problem(
+        name, model, criterion, ht.make_loss(model, criterion, layout), theta[None], x, torch.arange(5)[None]
+    )
+
+
+def in_float64(problem: Problem) -> Tensor:
+    """Products in float64 at the first points, [point, param], computed point by point with ordinary convolutions."""
+    few = problem.first(CHECKED_POINTS).to(problem.thetas.device.type, torch.float64)
+    H = ht.hessian(few.loss, few.thetas, few.batch, route="kept")
+    result = H.products(vectors(problem)[:CHECKED_POINTS].double())[..., 0]
+    problem.model.to(torch.float32)  # the model of the two problems is the same
+    return result
+
+
+def vectors(problem: Problem) -> Tensor:
+    """A random vector for each point, [point, param, 1]."""
+    drawn = torch.randn(*problem.thetas.shape, 1, generator=ht.stream(0, "v"))
+    return drawn.to(problem.thetas)
+
+
+@contextmanager
+def computed(way: str) -> Iterator[None]:
+    """A context in which convolutions of several points are grouped, or matrix products, or what the rule says."""
+    if way == "rule":
+        yield
+        return
+    with patch.object(convolutions, "pays", lambda *, points, **sizes: points > 1 and way == "matrices"):
+        yield
+
+
+def median_seconds(work: Callable[[], Any], problem: Problem) -> float:
+    """The median seconds of one call."""
+    samples: list[float] = []
+    if problem.thetas.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    while len(samples) < MIN_CALLS or time.perf_counter() - start < MIN_SECONDS:
+        before = time.perf_counter()
+        work()
+        waited(problem)
+        samples.append(time.perf_counter() - before)
+    return median(samples)
+
+
+def waited(problem: Problem) -> None:
+    """Wait for the work of the device."""
+    if problem.thetas.is_cuda:
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    app()
