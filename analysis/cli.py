@@ -52,12 +52,15 @@ class ComputeOptions:
         WholeNumber | None,
         Parameter(
             help="Number of worker processes, with one thread each; 0 works in this process"
-            " [default: one per core; 0 for a small study]."
+            " [default: one per core; 0 for a small study; on a card, one per 16 GiB of its memory]."
         ),
     ] = None
     devices: Annotated[
         str | None,
-        Parameter(help="Devices of this machine, e.g. cuda:0,cuda:1, with one worker process for each of them."),
+        Parameter(
+            help="Devices of this machine, e.g. cuda:0,cuda:1, with one worker process for each of them; a card that is"
+            " listed twice has two, which share its memory."
+        ),
     ] = None
     cluster: Annotated[
         Path | None,
@@ -66,7 +69,13 @@ class ComputeOptions:
     dask: Annotated[
         str | None, Parameter(help="Address of the scheduler of a Dask cluster on whose workers the work runs.")
     ] = None
-    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
+    device: Annotated[
+        Literal["cpu", "cuda"],
+        Parameter(
+            help="Where the tensors live; with cuda, several runs are trained at once on the first card: one for each"
+            " 16 GiB of its memory, unless --workers says otherwise."
+        ),
+    ] = "cpu"
     trust: Trust = False
     yes: Annotated[
         bool,

@@ -206,6 +206,7 @@ def _place(unit: Unit) -> tuple[int, slice | None]:
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Measure one unit, unless its results are already in all of its stores."""
+    unit.study.limit_memory()
     row, block = _place(unit)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
     if waiting:

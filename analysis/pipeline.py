@@ -100,9 +100,10 @@ def run_study(
     data: the path of images or features that replace the study's own data.
     kept: the folder of results of this study that were kept; their runs are not made again.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
-        a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
-        ``if __name__ == "__main__":``.
-    devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them.
+        a small study, and otherwise the number of cores or, on a GPU, one for each 16 GiB of its memory (0 where that
+        makes fewer than two). A script that uses processes needs ``if __name__ == "__main__":``.
+    devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them; those on the same
+        device share its memory.
     cluster: the file with the settings of a cluster, in whose jobs the study trains and measures; docs/cluster.md has
         one. It needs the extra "cluster".
     dask: the address of the scheduler of a Dask cluster whose workers train and measure. It needs the extra "dask".

@@ -10,6 +10,7 @@ from math import nan, prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from analysis.claims import Judge
@@ -153,6 +154,7 @@ class Study:
 
     path: the folder of the study.
     device: where the tensors live.
+    device_share: the share of the memory of that device, a card, that this process may take beside other workers.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
     kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
@@ -167,6 +169,7 @@ class Study:
     problem: Problem
     kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     goes_on_from: Path | None = None
+    device_share: float = 1.0
 
     def __repr__(self) -> str:
         seeds = sorted({seed for _, seed in self.runs})
@@ -176,6 +179,17 @@ class Study:
             f"Study({self.config.name!r} in {str(self.path)!r}: learners {learners}; "
             f"seeds {', '.join(map(str, seeds))}, inner step size {step_size})"
         )
+
+    def limit_memory(self) -> None:
+        """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
+
+        More than its share is then out of memory for it alone, and it computes less at once.
+        """
+        if self.device_share < 1:
+            index = torch.device(self.device).index
+            torch.cuda.set_per_process_memory_fraction(
+                self.device_share, torch.cuda.current_device() if index is None else index
+            )
 
     @property
     def runs(self) -> list[tuple[str, int]]:

@@ -78,6 +78,7 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
 
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
     """Train one run and report each meta-iteration; those that an earlier command made are reported at once."""
+    unit.study.limit_memory()
     # This process has opened the data for itself, perhaps later than the one that began the run.
     refuse_changed_data(unit.study, [(unit.learner, unit.seed)])
     start = warm_start(unit.study, unit.learner, unit.seed)

@@ -26,7 +26,7 @@ def main(*, settings: Settings = DEFAULTS) -> None:
     from benchmarks.run import run
 
     try:
-        rows = chosen_rows(settings.only, quick=settings.quick)
+        rows = chosen_rows(settings.only, quick=settings.quick, device=settings.device)
     except ValueError as error:
         sys.exit(str(error))
     if settings.device == "cuda" and not torch.cuda.is_available():

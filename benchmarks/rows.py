@@ -1,6 +1,6 @@
 """The rows of the table: a work load, the quantity measured on it, the rivals, and the goal against each rival.
 
-The work loads W1 to W3 and M1 to M7 are those of ``benchmarks.workloads``. The package ``benchmarks.peers`` describes
+The work loads W1 to W3 and M1 to M10 are those of ``benchmarks.workloads``. The package ``benchmarks.peers`` describes
 the quantities of W1 to W3.
 """
 
@@ -36,7 +36,8 @@ class Row:
 
     points: the number of points, or of tasks in training. quick: this number in a smoke run; 0 leaves the row out.
     at_most: if True, goals are upper limits, and ours may take at most ``goal`` times as long as the rival; if False,
-    ours is to be ``goal`` times as fast. max_rounds: the largest number of rounds.
+    ours is to be ``goal`` times as fast. max_rounds: the largest number of rounds. gpu: if True, the row has so much
+    work that it is measured on a GPU only, or where its work load is asked for by name.
     """
 
     workload: str
@@ -47,6 +48,7 @@ class Row:
     quick: int = 0
     at_most: bool = False
     max_rounds: int = UNLIMITED
+    gpu: bool = False
 
     @property
     def contestants(self) -> tuple[str, ...]:
@@ -62,10 +64,20 @@ def _products(workload: str, *, goal: float, points: int, quick: int) -> Row:
     return Row(workload, "products", "one product", (Rival("floor", goal), *others), points, quick, at_most=True)
 
 
-def _training(workload: str, title: str, *, goal: float, points: int, quick: int = 0, rounds: int = UNLIMITED) -> Row:
+def _training(
+    workload: str,
+    title: str,
+    *,
+    goal: float,
+    points: int,
+    quick: int = 0,
+    rounds: int = UNLIMITED,
+    stretch: float | None = None,
+    gpu: bool = False,
+) -> Row:
     """A row on meta-gradients, with the same goal against each of the four libraries."""
-    rivals = tuple(Rival(f"libraries.{name}", goal) for name in ("plain", "higher", "torchopt", "learn2learn"))
-    return Row(workload, META_GRADIENT, title, rivals, points, quick, max_rounds=rounds)
+    rivals = tuple(Rival(f"libraries.{name}", goal, stretch) for name in ("plain", "higher", "torchopt", "learn2learn"))
+    return Row(workload, META_GRADIENT, title, rivals, points, quick, max_rounds=rounds, gpu=gpu)
 
 
 _TOP5, _EIGSH, _WITH_SHOT = "top-5 to 1e-3", Rival("ours.eigsh"), (Rival("ours.with_shot"),)
@@ -95,11 +107,14 @@ ROWS = (
     Row("M7", SHOT_COST, "the same, 1-shot", _WITH_SHOT, points=4),
     _training("M5", "sines, 25 tasks", goal=4, points=25, quick=25),
     _training("M6", "the same, first order", goal=4, points=25, quick=25),
+    _training("M8", "4-conv-64 28x28, 64 tasks", goal=10, stretch=20, points=64, rounds=3, gpu=True),
+    _training("M9", "4-conv-64 84x84, 16 tasks", goal=3, stretch=5, points=16, rounds=3, gpu=True),
+    _training("M10", "ResNet-12 84x84, 8 tasks", goal=3, stretch=5, points=8, rounds=3, gpu=True),
 )
 
 
-def chosen_rows(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
-    """The rows of a run, restricted to the work loads ("W3") and quantities ("trace") in ``only``.
+def chosen_rows(only: tuple[str, ...], *, quick: bool, device: str = "cpu") -> tuple[Row, ...]:
+    """The rows of a run on a device, restricted to the work loads ("W3") and quantities ("trace") in ``only``.
 
     Raises ValueError if a name is unknown, or if no row is left.
     """
@@ -111,8 +126,13 @@ def chosen_rows(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
     # If ``only`` names no work load, all are meant; the same holds for quantities.
     workloads, quantities = workloads & {*only} or workloads, quantities & {*only} or quantities
     rows = [
-        row for row in ROWS if row.workload in workloads and row.quantity in quantities and (row.quick or not quick)
+        row
+        for row in ROWS
+        if row.workload in workloads
+        and row.quantity in quantities
+        and (row.quick or not quick)
+        and (not row.gpu or device == "cuda" or row.workload in only)
     ]
     if not rows:
-        raise ValueError(f"no row fits --only {' '.join(only)}; --quick leaves out W1, M1 to M4 and M7")
+        raise ValueError(f"no row fits --only {' '.join(only)}; --quick leaves out W1, M1 to M4 and M7 to M10")
     return tuple(rows)

@@ -1,4 +1,4 @@
-"""The work loads: W1 to W3 are problems in curvature, and M1 to M7 are outer steps of meta-training.
+"""The work loads: W1 to W3 are problems in curvature, and M1 to M10 are outer steps of meta-training.
 
 W1 and W2 are a 4-conv network on drawings, and W3 is a small regression network. Their points are the parameter vectors
 theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from seeded initial parameters.
@@ -138,6 +138,18 @@ def _conv4_step(channels: int, side: int, *, shots: int, num_tasks: int, order: 
     return TrainingWorkload(f"{title}, 5 steps, {order} order", first_order=order == "first", **fields)
 
 
+def _resnet12_step(num_tasks: int) -> TrainingWorkload:
+    return TrainingWorkload(
+        f"ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, {num_tasks} tasks, 2 steps, second order",
+        network=partial(ht.ResNet12, 5),
+        tasks=_drawings(shots=1, queries=3),
+        num_tasks=num_tasks,
+        steps=2,
+        step_size=0.01,
+        input_shape=(3, 84, 84),
+    )
+
+
 def _sines_step(order: str) -> TrainingWorkload:
     title = f"MLP 1-40-40-1 on sines and lines, 5 shots, 45 queries, 25 tasks, 5 steps, {order} order"
     return TrainingWorkload(
@@ -172,18 +184,13 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
     "M1": _conv4_step(1, 28, shots=5, num_tasks=4),
     "M2": _conv4_step(1, 28, shots=5, num_tasks=4, order="first"),
     "M3": _conv4_step(3, 84, shots=1, num_tasks=2),
-    "M4": TrainingWorkload(
-        "ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, 2 tasks, 2 steps, second order",
-        network=partial(ht.ResNet12, 5),
-        tasks=_drawings(shots=1, queries=3),
-        num_tasks=2,
-        steps=2,
-        step_size=0.01,
-        input_shape=(3, 84, 84),
-    ),
+    "M4": _resnet12_step(num_tasks=2),
     "M5": _sines_step("second"),
     "M6": _sines_step("first"),
     "M7": _conv4_step(1, 28, shots=1, num_tasks=4),
+    "M8": _conv4_step(1, 28, shots=5, num_tasks=64),
+    "M9": _conv4_step(3, 84, shots=1, num_tasks=16),
+    "M10": _resnet12_step(num_tasks=8),
 }
 
 

@@ -1,11 +1,12 @@
 """Tests that curvature and training on CUDA agree with the CPU in float64."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from cases import randn
+from cases import quadratic, randn
 from device_cases import COMPUTED, DEVICE_CASES, compared, place, same, tensors
 from device_cases_derived import DERIVED, LEARNED
 from torch import nn
@@ -16,6 +17,7 @@ from hessian_tools import (
     Recorder,
     ResNet12,
     SaveAt,
+    Shot,
     TrainConfig,
     VisionTransformer,
     evaluate,
@@ -35,11 +37,16 @@ from hessian_tools import (
     trace,
     trajectory_from,
 )
+from hessian_tools.curvature.eigen.batched_lanczos import Limits
+from hessian_tools.curvature.eigen.lanczos import lanczos_run
+from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.data import open_tasks
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import task_loss
-from hessian_tools.train.outer import accumulate_gradient
+from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.task_chunks import TaskChunks
+from hessian_tools.train.warm_start import first_parameters
 
 pytestmark = [
     pytest.mark.gpu,
@@ -293,9 +300,8 @@ def test_curvature_along_a_trajectory_agrees_with_the_cpu():
 
 def short_run(**options) -> TrainConfig:
     """The configuration of a short training run of a small network."""
-    return TrainConfig(
-        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2), network=partial(Conv4, 3, width=4), **options
-    )
+    network = options.pop("network", partial(Conv4, 3, width=4))
+    return TrainConfig(tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2), network=network, **options)
 
 
 def test_training_and_evaluation_agree_with_the_cpu():
@@ -330,3 +336,113 @@ def test_a_run_on_a_gpu_is_read_back_to_it(tmp_path):
     for trained, read in zip(first, again, strict=True):
         assert read.theta.device == trained.theta.device
         assert torch.equal(read.theta, trained.theta)
+
+
+# Tasks at once, and the solver's waits.
+
+
+def meta_gradient_on(device: str, chunks: TaskChunks | None = None, **options) -> torch.Tensor:
+    """The mean meta-gradient of eight tasks in float64, followed by their query losses."""
+    config = short_run(meta_batch=8, device=device, **options)
+    loss, theta = task_loss(config)
+    meta = first_parameters(config, loss, theta.double()).requires_grad_()
+    aux = accumulate_gradient(config, loss, meta, 0, chunks=chunks)
+    return torch.cat([meta.grad, torch.stack([task_aux.query_loss for task_aux in aux])]).cpu()
+
+
+@pytest.mark.parametrize("shot", [None, Shot(weight=0.5)], ids=["plain", "shot"])
+@pytest.mark.parametrize("learner", [learners.maml(2, 0.1), learners.boil(2, 0.1), learners.reptile(2, 0.1)])
+def test_tasks_at_once_by_default_have_the_meta_gradient_of_the_cpu(learner, shot):
+    config = short_run(learner=learner, device="cuda")
+    assert is_batched(config, config.network())
+    expected = meta_gradient_on("cpu", learner=learner, shot=shot)
+    assert (meta_gradient_on("cuda", learner=learner, shot=shot) - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_the_memory_of_a_task_that_is_measured_is_what_the_card_holds():
+    """A chunk of as many tasks as the budget allows takes no more than the budget, and not much less."""
+    budget = 2**28
+    options = {"learner": learners.maml(3, 0.1), "network": partial(Conv4, 3, width=64)}
+    meta_gradient_on("cuda", TaskChunks(budget=budget), **options)  # cuBLAS makes its work space
+    chunks = TaskChunks(budget=budget)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    meta_gradient_on("cuda", chunks, **options)
+    peak = torch.cuda.max_memory_allocated() - before
+    num_tasks = min(chunks.largest, 8)
+    assert 0.5 * num_tasks * budget / (chunks.largest + 1) < peak < 1.3 * num_tasks * budget / chunks.largest + 2**26
+
+
+def test_tasks_that_do_not_fit_on_the_card_are_computed_in_smaller_chunks():
+    """A run that takes all tasks at once has less memory than they need, and goes on with half as many."""
+    options = {"learner": learners.maml(3, 0.1), "network": partial(Conv4, 3, width=64), "batched": True}
+    expected = meta_gradient_on("cuda", TaskChunks(largest=1), **options)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    meta_gradient_on("cuda", TaskChunks(largest=8), **options)
+    needed = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    chunks = TaskChunks(largest=8)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 0.7 * needed) / total))
+    try:
+        found = meta_gradient_on("cuda", chunks, **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert chunks.memory.refusals > 0
+    assert (found - expected).norm() < 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize("transductive", [True, False])
+def test_an_evaluation_of_tasks_at_once_has_the_losses_of_the_cpu(transductive):
+    config = short_run(learner=learners.maml(2, 0.1))
+    losses = []
+    for device in ("cpu", "cuda"):
+        loss, theta = task_loss(replace(config, device=device))
+        evaluation = evaluate(
+            config.learner,
+            loss,
+            theta.double(),
+            config.tasks,
+            split="test",
+            num_tasks=10,
+            seed=0,
+            transductive=transductive,
+        )
+        losses.append(evaluation.losses.cpu())
+    assert torch.allclose(*losses, rtol=1e-9)
+
+
+def test_the_solver_waits_for_the_card_once_in_four_steps():
+    """torch itself counts the waits. The run has restarts, and its points finish at different steps."""
+    A = torch.stack(
+        [torch.diag((-1.0) ** torch.arange(200) * ratio ** torch.arange(200)) for ratio in (0.8, 0.9, 0.95)]
+    )
+    H = hessian(quadratic, torch.zeros(3, 200, device="cuda", dtype=torch.float64), A.double().cuda())
+    selections, limits = (Selection("LM", 3, 1e-6),), Limits(seed=0, max_steps=200, max_basis=18)
+    lanczos_run(H, selections, limits).run()  # the products are prepared
+    run = lanczos_run(H, selections, limits)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            pairs = run.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    count = sum("synchronizing CUDA operation" in str(each.message) for each in waits)
+    assert pairs.converged.all() and run.steps > run.basis.max_size
+    assert count <= run.steps / 4 + 1
+
+
+def test_the_solver_finds_the_pairs_of_the_cpu_within_their_residuals():
+    loss, theta, support, _ = few_shot_problem("cpu")
+    thetas = theta.expand(6, -1) + 0.01 * randn(6, len(theta), stream_name="solver")
+    solve = partial(top_eigenpairs, k=4, rtol=1e-5, method="lanczos", copies=True, max_matvecs=400)
+    on_cpu = solve(hessian(loss, thetas, support, shared=True))
+    gpu_loss, _, gpu_support, _ = few_shot_problem("cuda")
+    on_gpu = solve(hessian(gpu_loss, thetas.cuda(), gpu_support, shared=True))
+    assert on_gpu.converged.all() and on_gpu.complete.all()
+    apart = (on_gpu.values.cpu() - on_cpu.values).abs()
+    assert (apart <= on_gpu.residuals.cpu() + on_cpu.residuals + 1e-10).all()

@@ -11,9 +11,19 @@ from analysis.errors import UserError
 from analysis.study import Study
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
+# On a card each worker needs some 9 GiB: half of one for its CUDA context, 4 for products, 4 for the bases of an
+# eigenvalue run. With 16 there is as much again for the tasks that it trains at once.
+CARD_BYTES_PER_WORKER = 16 * 2**30
+# Of a card that several workers share, their tensors may take this part together. Their contexts take the rest.
+SHARED_PART = 0.9
+
 
 def pool(study: Study, place: Place) -> WorkerPool:
-    """The worker processes of a study: one for each device, or as many as are asked for, or one for each core.
+    """The worker processes of a study.
+
+    There is one for each device that is listed, or as many as are asked for. By default there is one for each core or,
+    on a card, one for each 16 GiB of its memory, but no more than runs and cores. Small studies have none. Workers
+    that share a card have equal shares of its memory.
 
     Raises UserError for a card that this machine lacks.
     """
@@ -31,13 +41,31 @@ def pool(study: Study, place: Place) -> WorkerPool:
         return WorkerPool(len(place.devices), place=partial(on_device, place.devices))
     workers = place.workers
     if workers is None:
-        workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
+        workers = 0 if _is_small(study) else available_cores()
+        if workers and study.device == "cuda":
+            workers = workers_on_card(torch.cuda.get_device_properties(0).total_memory, len(study.runs_to_train))
+    if study.device == "cuda":
+        return WorkerPool(workers, place=partial(on_device, ("cuda",) * workers))
     return WorkerPool(workers)
 
 
+def workers_on_card(card_bytes: int, runs: int) -> int:
+    """The number of worker processes that share a card by default; 0 works in the present process.
+
+    It follows from the card's memory, and is at most the number of runs and of cores.
+
+    >>> workers_on_card(24 * 2**30, runs=20)
+    0
+    """
+    workers = min(card_bytes // CARD_BYTES_PER_WORKER, runs, available_cores())
+    return workers if workers > 1 else 0
+
+
 def on_device(devices: tuple[str, ...], unit: Any, worker: int) -> Any:
-    """The unit of work as the worker with that number does it: on its own device."""
-    return replace(unit, study=replace(unit.study, device=devices[worker]))
+    """The unit of work as the worker with that number does it: on its own device, or with its share of it."""
+    number = devices.count(devices[worker])
+    share = 1.0 if number == 1 or devices[worker] == "cpu" else SHARED_PART / number
+    return replace(unit, study=replace(unit.study, device=devices[worker], device_share=share))
 
 
 def _is_small(study: Study) -> bool:

@@ -16,6 +16,7 @@ from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
+from hessian_tools.torch_fixes.convolutions import at_many_points
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.config import Checkpoint
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
@@ -142,7 +143,8 @@ def evaluate_in_chunks(
         episodes = [tasks.episode(seed=seed, split=split, index=index) for index in indices]
         together = None if chunks.in_turn else stacked(episodes)
         if together is not None:
-            return list(torch.vmap(scores)(cast_like(together, theta)))
+            with at_many_points(num_tasks, theta.device):
+                return list(torch.vmap(scores)(cast_like(together, theta)))
         rows = [scores(cast_like(episode, theta)) for episode in episodes]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

@@ -260,7 +260,8 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
         state.shared = state.shared or SharedStep(config, state.loss, state.theta)
         aux = state.shared.accumulate_gradient(state.theta, state.meta_step)
     gradient, losses = state.theta.grad, torch.stack([task_aux.query_loss for task_aux in aux])
-    if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
+    # One answer for both, because a GPU would be waited for at each.
+    if gradient is None or not (torch.isfinite(gradient).all() & torch.isfinite(losses).all()):
         return aux, False
     state.optimiser.step()
     return aux, True
@@ -268,8 +269,8 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
 
 def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
     """A line of the metrics: means over the tasks, and None for NaN, which JSON does not have."""
-    columns = zip(Aux._fields, zip(*aux, strict=True), strict=True)
-    mean = {name: float(torch.stack(numbers).mean()) for name, numbers in columns}
+    means = torch.stack([torch.stack(numbers).mean() for numbers in zip(*aux, strict=True)]).tolist()
+    mean = dict(zip(Aux._fields, means, strict=True))
     collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
     return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 

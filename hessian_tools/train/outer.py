@@ -16,6 +16,7 @@ from hessian_tools.inner.pretraining import pretraining_loss
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.torch_fixes.convolutions import at_many_points
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
@@ -75,7 +76,9 @@ def accumulate_gradient(
             aux = [add_task_gradient(config, loss, point, meta_step, j) for j in tasks]
             return torch.zeros_like(point) if point.grad is None else point.grad, aux
         point, episodes = theta.detach(), cast_like(together, theta)
-        gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
+        # The number of all tasks is given, so that the one whose memory is measured is computed as the others are.
+        with at_many_points(config.meta_batch, theta.device):
+            gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
         return gradients.sum(0).div_(config.meta_batch), [Aux(*row) for row in zip(*columns, strict=True)]
 
     results = chunks.run(config.meta_batch, chunk_gradient)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hessian_tools.curvature.engines.memory import MemoryBudget
+from hessian_tools.curvature.engines.memory import MemoryBudget, card_memory
 from hessian_tools.data import Episode
 from hessian_tools.failures import is_out_of_memory
 
@@ -79,9 +79,13 @@ def task_chunks(largest: int | None, device: torch.device | str, *, demanded: bo
 
 
 def _free_bytes(device: torch.device) -> int:
-    """FREE_SHARE of the memory of a GPU that is free, or that this process has reserved and does not use."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(FREE_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+    """FREE_SHARE of the memory of a GPU that is free, or that this process has reserved and does not use.
+
+    It is no more than what this process may still use, where it has only a share of the card.
+    """
+    allocated = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
+    return int(FREE_SHARE * max(0, min(free, card_memory(device) - allocated)))
 
 
 def stacked(episodes: Sequence[Episode]) -> Episode | None:

@@ -5,6 +5,7 @@ import fcntl
 import re
 import sys
 import threading
+from collections import namedtuple
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -377,6 +378,45 @@ def test_each_card_has_a_worker(small: Path, monkeypatch: pytest.MonkeyPatch) ->
     placed = [processes.on_device(devices, Unit(1, study), number) for number in (0, 1)]
     assert [unit.study.device for unit in placed] == ["cuda:0", "cuda:1"]
     assert study.device == "cuda"
+
+
+def test_workers_on_one_card_share_its_memory(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = prepare("small.yaml", out="study", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = ("cuda:0", "cuda:0", "cuda:1")
+    assert processes.pool(study, Place(devices=devices)).workers == 3
+    placed = [processes.on_device(devices, Unit(1, study), number).study for number in range(3)]
+    assert [(s.device, s.device_share) for s in placed] == [("cuda:0", 0.45), ("cuda:0", 0.45), ("cuda:1", 1.0)]
+    assert processes.on_device(("cpu", "cpu"), Unit(1, study), 0).study.device_share == 1.0
+    told = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: told.append(args))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for each in (*placed, replace(placed[0], device="cuda")):
+        each.limit_memory()
+    assert told == [(0.45, 0), (0.45, 0), (0.45, 0)]  # a worker that has a card for itself is not limited
+
+
+def test_the_number_of_workers_on_a_card_follows_from_its_memory(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = prepare("small.yaml", out="study", device="cuda")
+    card = namedtuple("card", "total_memory")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card(80 * 2**30))
+    monkeypatch.setattr(processes, "available_cores", lambda: 16)
+    monkeypatch.setattr(processes, "_is_small", lambda study: False)
+    assert processes.pool(study, Place()).workers == 0  # there is a single run
+    monkeypatch.setattr(type(study), "runs_to_train", [("maml", seed) for seed in range(20)])
+    assert processes.pool(study, Place()).workers == 5
+    assert processes.workers_on_card(80 * 2**30, runs=20) == 5
+    assert processes.workers_on_card(31 * 2**30, runs=20) == 0  # room for one, which works in the command itself
+    assert processes.workers_on_card(80 * 2**30, runs=3) == 3
+    monkeypatch.setattr(processes, "available_cores", lambda: 2)
+    assert processes.workers_on_card(80 * 2**30, runs=20) == 2
+    asked_for = processes.pool(study, Place(workers=4))
+    assert asked_for.workers == 4
+    assert asked_for._place(Unit(1, study), 3).study.device_share == processes.SHARED_PART / 4
+    monkeypatch.setattr(processes, "_is_small", lambda study: True)
+    assert processes.pool(study, Place()).workers == 0
 
 
 @pytest.mark.parametrize(("number", "is_in_use"), [(errno.ENOSYS, False), (errno.ENOLCK, False), (errno.EAGAIN, True)])

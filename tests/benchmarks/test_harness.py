@@ -90,7 +90,9 @@ def test_rows_are_chosen_by_work_load_and_quantity():
     assert {row.workload for row in chosen_rows(("W3",), quick=False)} == {"W3"}
     assert [row.workload for row in chosen_rows(("W2", "trace"), quick=False)] == ["W2"]
     assert all(row.workload != "W1" for row in chosen_rows((), quick=True))
-    assert chosen_rows((), quick=False) == ROWS
+    assert chosen_rows((), quick=False) == tuple(row for row in ROWS if not row.gpu)
+    assert chosen_rows((), quick=False, device="cuda") == ROWS
+    assert [row.points for row in chosen_rows(("M8",), quick=False)] == [64]  # by name, on a CPU too
     with pytest.raises(ValueError, match="W9"):
         chosen_rows(("W9",), quick=False)
     with pytest.raises(ValueError, match="W1"):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, evaluate, learners, meta_train
 from hessian_tools.data import Episode, open_tasks
 from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.torch_fixes import convolutions
+from hessian_tools.train import task_chunks as module
 from hessian_tools.train import task_loss
 from hessian_tools.train.evaluate import evaluate_in_chunks
 from hessian_tools.train.outer import accumulate_gradient, is_batched
@@ -99,6 +101,32 @@ def test_evaluation_in_chunks_gives_the_numbers_of_tasks_in_turn(learner: Learne
     assert torch.equal(at_once.accuracies, in_turn.accuracies)
 
 
+def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(monkeypatch):
+    """What a GPU does, forced on the CPU: the meta-gradient with SHOT, its memory, and an evaluation."""
+    config = replace(IMAGES, shot=Shot(weight=0.5), batched=True)
+    loss, theta = task_loss(config)
+    evaluated = partial(
+        evaluate, config.learner, loss, theta.double(), config.tasks, split="test", num_tasks=3, seed=1, tasks_at_once=2
+    )
+    expected, losses = gradient_of(replace(config, batched=False)), evaluated().losses
+    plain, by_matrices = TaskChunks(budget=10**8), TaskChunks(budget=10**8)
+    gradient_of(config, plain)
+    shapes = []
+
+    def count(form: convolutions.Form, element_size: int) -> int:
+        shapes.append(form.kernels)
+        return 0
+
+    monkeypatch.setattr(convolutions, "pays", lambda **sizes: True)
+    monkeypatch.setattr(convolutions.Form, "patch_bytes", count)
+    assert_equal(gradient_of(config, by_matrices), expected)
+    assert len(shapes) >= 4 * 2  # four convolutions, on the support and on the query set
+    shapes.clear()
+    assert_equal(evaluated().losses, losses)
+    assert len(shapes) >= 4 * 2
+    assert by_matrices.largest < plain.largest  # the patches were counted when one task was measured
+
+
 class RaggedTasks:
     """Tasks of which the second one has one query image less than the others."""
 
@@ -148,6 +176,24 @@ def test_a_chunk_has_as_many_tasks_as_fit_in_the_budget_measured_once():
     chunks.run(7, lambda tasks: seen.append(list(tasks)))
     assert seen == [[0, 1, 2], [3, 4], [5, 6]]  # no task is measured again, and the chunks are nearly equal
     assert task_chunks(None, "cpu").budget is None  # a CPU measures nothing
+
+
+def test_a_run_measures_its_first_task_once_in_training_and_once_in_validation(monkeypatch):
+    """What happens on a GPU: the run's chunks come from a budget, which is enough for all tasks."""
+    measured = []
+
+    class Counting(module._PeakOfLiveBytes):
+        def __init__(self) -> None:
+            super().__init__()
+            measured.append(self)
+
+    monkeypatch.setattr(module, "_PeakOfLiveBytes", Counting)
+    for name in ("outer.training_chunks", "loop.training_chunks", "loop.evaluation_chunks"):
+        monkeypatch.setattr(f"hessian_tools.train.{name}", lambda *options: TaskChunks(budget=10**9))
+    config = replace(IMAGES, batched=True, checkpoints=(0, 1, 3), validation_tasks=2)
+    list(meta_train(config))
+    assert len(measured) == 2
+    assert all(0 < counter.peak < 10**9 and counter.live == 0 for counter in measured)
 
 
 def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():

@@ -43,7 +43,7 @@ def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     for end, (summary, residual) in _ends(ds).items():
         parts[LOOKS[end].label] = summary.where(drawn)
         parts[f"mean residual of the {LOOKS[end].label}"] = residual.where(drawn)
-    return parts | {"eigenvalue of a single task": _full_spectra(measured(ds, "eigenvalue")).where(drawn)}
+    return parts | {"eigenvalue": _full_spectra(measured(ds, "eigenvalue")).where(drawn)}
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:

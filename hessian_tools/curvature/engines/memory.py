@@ -96,7 +96,16 @@ def memory_budget(device: torch.device) -> int:
     budget = MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
     if device.type != "cuda" or not torch.cuda.is_available():
         return budget
-    return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
+    return min(budget, int(GPU_SHARE * card_memory(device)))
+
+
+def card_memory(device: torch.device) -> int:
+    """The bytes of a GPU that this process may use: all, or the share to which torch was told to keep it."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 cannot tell
+    if fraction is None or not torch.cuda.is_initialized():
+        return total
+    return int(fraction(torch.cuda.current_device() if device.index is None else device.index) * total)
 
 
 def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:

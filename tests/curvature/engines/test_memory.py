@@ -213,3 +213,8 @@ def test_the_budget_on_a_small_card_is_a_share_of_its_memory(monkeypatch: pytest
     assert memory_budget(torch.device("cuda:0")) == MEMORY_BUDGET["cuda"]
     assert memory_budget(torch.device("cuda:1")) == int(0.2 * 8 * 2**30)
     assert memory_budget(torch.device("mps")) == memory_budget(torch.device("cpu")) == MEMORY_BUDGET["cpu"]
+    # A process that torch keeps to a tenth of a card plans with that tenth.
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: {0: 0.1, 1: 1.0}[index])
+    assert memory_budget(torch.device("cuda:0")) == int(0.2 * 8 * 2**30)
+    assert memory_budget(torch.device("cuda:1")) == int(0.2 * 8 * 2**30)
