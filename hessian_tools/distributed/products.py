@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hessian_tools.batches import arguments, cast_like, signature_of
 from hessian_tools.curvature.objective.batch_weights import batch_weights
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.shards import Shards
-from hessian_tools.distributed.sharding import Regathers
+from hessian_tools.distributed.gradient import ShardedGradient
+from hessian_tools.distributed.sharding import trainable
 from hessian_tools.loss import Criterion
 from hessian_tools.processes import Ranks
 from hessian_tools.random_states import drawn_between, global_states
-from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +32,7 @@ class ShardedProducts(Operator):
     weight: float
     parameters: tuple[Any, ...]
     own: Shards
-    kept: list[Any]
+    kept: list[ShardedGradient]
 
     @property
     def shards(self) -> Shards:
@@ -77,49 +76,17 @@ class ShardedProducts(Operator):
     def _product(self, v: Tensor) -> Tensor:
         if not self.kept:
             self.kept.append(self._gradient())
-        chosen = [(g, part) for g, part in zip(self.kept[0], self._as_parameters(v), strict=True) if g.requires_grad]
-        if not chosen:
-            return torch.zeros_like(v)
-        gradients, directions = zip(*chosen, strict=True)
-        return self._own(
-            torch.autograd.grad(gradients, self.parameters, directions, retain_graph=True, allow_unused=True)
+        return self.kept[0].product(v)
+
+    def _gradient(self) -> ShardedGradient:
+        gradient = ShardedGradient(
+            self.parameters, lambda: self.weight * self.criterion(call(self.model, self.x), self.y)
         )
-
-    def _gradient(self) -> tuple[Any, ...]:
-        with torch.enable_grad(), TwiceDifferentiable(), Regathers():
-            value = self.weight * self.criterion(call(self.model, self.x), self.y)
-            gradients = torch.autograd.grad(value, self.parameters, create_graph=True, allow_unused=True)
-        missing = [i for i, g in enumerate(gradients) if g is None]
+        missing = [i for i, g in enumerate(gradient.gradients) if g is None]
         if missing:
-            names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-            raise ValueError(f"the loss does not depend on {names[missing[0]]!r}; set its requires_grad to False")
-        return gradients
-
-    def _as_parameters(self, v: Tensor) -> list[DTensor]:
-        """The vector as DTensors with the shapes of the parameters."""
-        locals_ = [p.to_local() for p in self.parameters]
-        pieces = v.split([each.numel() for each in locals_])
-        return [
-            DTensor.from_local(
-                piece.reshape(each.shape),
-                p.device_mesh,
-                p.placements,
-                run_check=False,
-                shape=p.shape,
-                stride=p.stride(),
-            )
-            for piece, each, p in zip(pieces, locals_, self.parameters, strict=True)
-        ]
-
-    def _own(self, tensors: Any) -> Tensor:
-        """This process's shards of DTensors like the parameters, as one vector; zeros where there is none."""
-        parts = []
-        for tensor, p in zip(tensors, self.parameters, strict=True):
-            if tensor is None:
-                parts.append(torch.zeros_like(p.to_local()).flatten())
-                continue
-            parts.append(tensor.redistribute(placements=p.placements).to_local().flatten())
-        return torch.cat(parts)
+            name = trainable(self.model)[missing[0]][0]
+            raise ValueError(f"the loss does not depend on {name!r}; set its requires_grad to False")
+        return gradient
 
 
 def call(model: nn.Module, x: Any) -> Any:

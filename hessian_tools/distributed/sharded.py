@@ -25,7 +25,7 @@ from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
 from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.distributed.products import ShardedProducts, outputs_without_change, weight_among
-from hessian_tools.distributed.sharding import refuse_wrapped
+from hessian_tools.distributed.sharding import refuse_wrapped, return_freed_blocks, trainable
 from hessian_tools.loss import Batch, Criterion
 from hessian_tools.processes import Ranks
 from hessian_tools.rng import stream
@@ -36,8 +36,8 @@ from hessian_tools.torch_fixes.precision import full_precision
 class ShardedHessian:
     """The Hessian of a sharded model; made by :func:`sharded_hessian`.
 
-    Vectors are those parts of theta that this process holds: the shards of the parameters, in the order of
-    ``named_parameters()``, flattened and put together. All processes must make every call.
+    Vectors are those parts of theta that this process holds: the shards of the parameters, in the order of the plain
+    model's ``named_parameters()``, flattened and put together. All processes must make every call.
     """
 
     operator: ShardedProducts
@@ -132,6 +132,7 @@ def sharded_hessian(
     gives no second derivative, for ``DistributedDataParallel``, and for a forward pass that changes state.
     """
     refuse_wrapped(model)
+    return_freed_blocks()
     parameters = _checked_parameters(model)
     ranks = Ranks(parameters[0].device_mesh.get_group(), parameters[0].to_local().device)
     batch = cast_like(batch, parameters[0].to_local())
@@ -148,7 +149,7 @@ def sharded_hessian(
 
 def _checked_parameters(model: nn.Module) -> tuple[Any, ...]:
     """The trainable parameters. Raises ValueError where they are not divided in the one way that is supported."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = trainable(model)
     for name, p in named:
         if not isinstance(p, DTensor):
             raise ValueError(

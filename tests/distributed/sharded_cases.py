@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import torch.distributed as dist
 from data_parallel_cases import Team, problem
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hessian_tools as ht
 from hessian_tools.distributed import shard, sharded_hessian
@@ -69,6 +74,140 @@ def _own(H: Any, V: Tensor) -> Tensor:
 
 def _summed(out: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(out, y, reduction="sum")
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes of tensors made by operations that exist at the same time, and those that exist now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(out):
+            if type(tensor) is Tensor and tensor.device.type == "cpu":  # a DTensor has no memory of its own
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self.made[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+        self.peak = max(self.peak, self.now())
+        return out
+
+    def now(self) -> int:
+        """The bytes that exist now."""
+        self.made = {key: pair for key, pair in self.made.items() if not pair[0].expired()}
+        return sum(size for _, size in self.made.values())
+
+
+WIDTH, DEPTH = 64, 12
+
+
+def memory(group: Any) -> dict[str, float]:
+    """What products of a deep network hold beyond vectors in shards, in units of one whole weight."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(*[m for _ in range(DEPTH) for m in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())])
+
+    network = ht.seeded(build, seed=0).double()
+    batch = torch.ones(1, WIDTH, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    H = sharded_hessian(shard(network, group), F.cross_entropy, batch)
+    v, weight = torch.ones(H.shard_size, dtype=torch.float64), 8 * WIDTH**2
+    with PeakBytes() as first:
+        H.mv(v)
+    kept = first.now()
+    with PeakBytes() as second:
+        H.mv(v)
+    gradient = weakref.ref(H.operator.kept[0].gradients[0])
+    H.operator.kept.clear()
+    vector = 8 * H.shard_size  # the parameters, v, the gradient, and the product
+    return {
+        "kept": (kept - 3 * vector) / weight,
+        "first": (first.peak - 4 * vector) / weight,
+        "second": (second.peak - 3 * vector) / weight,
+        "gradient that holds itself": float(gradient() is not None),
+    }
+
+
+def other_models(group: Any) -> list[Pair]:
+    """Products of models that use their parameters in other ways than by one matrix product each."""
+    rank, size, pairs = dist.get_rank(group), dist.get_world_size(group), []
+    for build in (Views, Recurrent, Gathering):
+        draw = torch.Generator().manual_seed(3)
+        x = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
+        y = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
+        one, few = (ht.seeded(build, seed=0).double() for _ in range(2))
+        alone = ht.hessian_of(one, F.mse_loss, [(x[i], y[i]) for i in range(size)])
+        few = few.divided(group) if isinstance(few, Gathering) else shard(few, group)
+        H = sharded_hessian(few, F.mse_loss, (x[rank], y[rank]))
+        V = torch.randn(H.num_params, generator=draw, dtype=torch.float64)
+        for _ in range(2):
+            pairs.append((H.mv(_own(H, V)), _own(H, alone.mv(V))))
+    return pairs
+
+
+class Views(nn.Module):
+    """Attention, a convolution, and a parameter that is used as it is, transposed, cut and multiplied by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.convolution = nn.Conv1d(3, 3, 3, padding=1)
+        self.matrix = nn.Parameter(torch.randn(8, 8) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolution(self.attention(x, x, x, need_weights=False)[0])
+        W = self.matrix
+        top, bottom = W.chunk(2)
+        x = torch.tanh(x @ W) + x @ W.t() @ W
+        return Cube.apply(x[..., :4] @ top + x[..., 4:] @ bottom.contiguous() * W.view(-1)[3])
+
+
+class Cube(torch.autograd.Function):
+    """The third power, as a function with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, derivative: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * derivative
+
+
+class Recurrent(nn.Module):
+    """A recurrent network, which uses its weights at each of three steps, and parameters that enter linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.shift = nn.LSTMCell(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+            outputs.append(self.shift(state[0]))
+        return torch.stack(outputs, 1)
+
+
+class Gathering(nn.Module):
+    """A model whose parameter is a DTensor that it gathers by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8) / 3)
+
+    def divided(self, group: Any) -> nn.Module:
+        mesh = dist.device_mesh.DeviceMesh.from_group(group, "cpu")
+        self.weight = nn.Parameter(distribute_tensor(self.weight.detach(), mesh, [Shard(0)]))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        W: Any = self.weight
+        if isinstance(W, DTensor):
+            W = W.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+        return torch.tanh(torch.tanh(x @ W) @ W.t())
 
 
 def refusals(group: Any) -> list[str]:

@@ -1,6 +1,9 @@
 """A sharded model has the Hessian of one process; runs are resumed; a killed process ends the others."""
 
 import os
+import platform
+import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,17 +23,59 @@ pytestmark = pytest.mark.heavy
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[Any]]:
     folder = tmp_path_factory.mktemp("processes")
     work: dict[tuple[str, int], Any] = {("products", size): cases.products for size in (2, 4)}
-    work |= {("refusals", 2): cases.refusals, ("resumed", 2): partial(cases.resumed, folder=folder / "run")}
+    work |= {("other models", size): cases.other_models for size in (2, 4)}
+    work |= {("memory", 4): cases.memory, ("refusals", 2): cases.refusals}
+    work |= {("resumed", 2): partial(cases.resumed, folder=folder / "run")}
     return results_of(work | {("killed", 4): cases.killed}, folder)
 
 
-@pytest.mark.parametrize(("name", "size"), [("products", 2), ("products", 4), ("resumed", 2)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("products", 2), ("products", 4), ("other models", 2), ("other models", 4), ("resumed", 2)]
+)
 def test_processes_give_the_numbers_of_one(results: Any, name: str, size: int) -> None:
     for pairs in results[name, size]:
         assert not isinstance(pairs, str), pairs
         for i, (few, one) in enumerate(pairs):
             few, one = torch.as_tensor(few), torch.as_tensor(one)
-            torch.testing.assert_close(few, one, rtol=1e-12, atol=1e-12 if i < 2 else 1e-7)
+            torch.testing.assert_close(few, one, rtol=1e-12, atol=1e-12 if i < 2 or name == "other models" else 1e-7)
+
+
+def test_a_product_holds_a_few_whole_weights_however_deep_the_network_is(results: Any) -> None:
+    for held in results["memory", 4]:
+        assert not isinstance(held, str), held
+        assert cases.DEPTH > 10
+        assert held["kept"] < 1  # the graph holds no whole weight
+        assert held["first"] < 5 and held["second"] < 5
+        assert held["gradient that holds itself"] == 0
+
+
+FREED = """
+import os, pathlib, sys, torch
+from hessian_tools.distributed.sharding import return_freed_blocks
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+return_freed_blocks()
+before = resident()
+for _ in range(3):
+    blocks = [torch.ones(2**20) for _ in range(20)]
+    last = torch.ones(2**16)
+    del blocks
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed blocks")
+def test_freed_blocks_go_back_to_the_system_unless_the_user_has_said_otherwise() -> None:
+    def kept(**environment: str) -> float:
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        call = subprocess.run([sys.executable, "-c", FREED], env=own | environment, capture_output=True, text=True)
+        assert not call.returncode, call.stderr
+        return float(call.stdout)
+
+    assert kept() < 30  # of the 80 MB that were freed
+    assert kept(MALLOC_MMAP_THRESHOLD_="100000000", MALLOC_TRIM_THRESHOLD_="1000000000") > 60
 
 
 def test_what_cannot_be_sharded_is_refused(results: Any) -> None:

@@ -1,0 +1,160 @@
+"""The gradient of a sharded model with its graph, which is differentiated once for each product."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.distributed.tensor import DTensor
+
+from hessian_tools.distributed.sharding import Regathers
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+
+# The nodes of a graph by which an operation uses a view of a parameter, such as its transpose in ``F.linear``.
+VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
+
+
+class ShardedGradient:
+    """The gradient with respect to parameters in shards; its derivative along a vector is a product with the Hessian.
+
+    The forward pass and the backward pass both use each whole parameter. Autograd adds up their two contributions to
+    the derivative before the sum goes back into the shards, and would therefore hold a whole contribution for every
+    parameter at the same time. Here, hooks divide each contribution into the shards as soon as it is known, so that a
+    process holds one of them at a time.
+
+    parameters: DTensors. value: computes the loss of this process.
+    """
+
+    def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
+        with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
+            self.gradients = torch.autograd.grad(value(), parameters, create_graph=True, allow_unused=True)
+        self.rows = _Rows(parameters)
+        roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
+        self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
+
+    def product(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
+        """This process's rows of the product, from its part of the vector."""
+        out = torch.zeros_like(v)
+        self.rows.start(out)
+        along = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
+        chosen = [(g, piece) for g, piece in zip(self.gradients, along, strict=True) if g.requires_grad]
+        if self.inputs:
+            gradients, directions = zip(*chosen, strict=True)
+            found = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
+            for reached, tensor in zip(self.inputs, found, strict=True):
+                if tensor is not None and isinstance(reached, DTensor):  # what has a hook has been added by it
+                    self.rows.add(reached, tensor)
+        self.rows.stop()
+        return out
+
+
+@dataclass
+class _Rows:
+    """The rows of a product of this process, to which derivatives are added.
+
+    parameters: the DTensors in whose shards they lie. pieces: views of the rows that belong to each parameter; empty
+    between products.
+    """
+
+    parameters: tuple[Any, ...]
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def start(self, out: Float[Tensor, " shard"]) -> None:
+        """From now on derivatives are added to this vector."""
+        self.pieces = self.divided(out)
+
+    def stop(self) -> None:
+        """Let go of the vector."""
+        self.pieces = []
+
+    def divided(self, v: Float[Tensor, " shard"]) -> list[Tensor]:
+        """Views of a vector, each with the shape of the shard of a parameter."""
+        shards = [p.to_local() for p in self.parameters]
+        return [piece.view(s.shape) for piece, s in zip(v.split([s.numel() for s in shards]), shards, strict=True)]
+
+    def add(self, parameter: Any, derivative: Any) -> None:
+        """Add a derivative with respect to a parameter, a DTensor."""
+        index = next(i for i, p in enumerate(self.parameters) if p is parameter)
+        self.pieces[index] += derivative.redistribute(placements=parameter.placements).to_local()
+
+
+def _like(piece: Tensor, parameter: Any) -> DTensor:
+    """The DTensor with the form of a parameter that has this shard."""
+    return DTensor.from_local(
+        piece,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Rows) -> list[Any]:
+    """What autograd has to differentiate with respect to, after a hook was set wherever a whole parameter is used.
+
+    roots: the nodes of the gradient. gathered: the nodes that gather a parameter, and the parameter.
+    """
+    edges = list(_edges(roots))
+    whole = dict(gathered)
+    for _ in edges:
+        views = {node: whole[after] for node, _, (after, _) in edges if after in whole and _is_view(node)}
+        if views.keys() <= whole.keys():
+            break
+        whole |= views
+    uses: dict[Any, GradientEdge] = {}
+    for node, position, (after, number) in edges:
+        if after in whole and node not in whole:
+            edge = uses.setdefault(after, GradientEdge(after, number))
+            # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
+            node.register_hook(_divide(position, edge, whole[after], rows))
+    # Parameters that the model gathers in a way of its own have no such nodes.
+    inside = {node for start in gathered for node in _line(start)}
+    own = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
+    return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in own))]
+
+
+def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
+    """A hook that adds one derivative of a node to the rows of a parameter, and passes on the others.
+
+    position: which of the derivatives. edge: where it would have gone.
+    """
+
+    def hook(derivatives: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
+        whole = derivatives[position]
+        if whole is None or not rows.pieces:
+            return None
+        (shard,) = torch.autograd.grad([edge], [parameter], [whole], retain_graph=True)
+        rows.add(parameter, shard)
+        return (*derivatives[:position], None, *derivatives[position + 1 :])
+
+    return hook
+
+
+def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
+    """The edges of a graph: a node, the number of one of its inputs, the node of that input and the number there."""
+    todo = list(dict.fromkeys(roots))
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        for position, (after, number) in enumerate(node.next_functions):
+            if after is None:
+                continue
+            yield node, position, (after, number)
+            if after not in seen:
+                seen.add(after)
+                todo.append(after)
+
+
+def _line(node: Any) -> Iterable[Any]:
+    """A node and those after it, where each has one node after it."""
+    while node is not None:
+        yield node
+        node = next((after for after, _ in node.next_functions if after is not None), None)
+
+
+def _is_view(node: Any) -> bool:
+    return node.name().rstrip("0123456789") in VIEWS
