@@ -102,7 +102,7 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
             waited(problem)
             first = time.perf_counter() - start
             seconds = median_seconds(lambda: H.products(v), problem) / len(problem.thetas)
-        (trace,) = H.prepared.findings.traces  # type: ignore[attr-defined]
+        (trace,) = H.prepared.findings.traces  # type: ignore[union-attr, misc]
         lowest = found[:CHECKED_POINTS, :, 0].double()
         return {
             "us a point": 1e6 * seconds,
