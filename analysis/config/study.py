@@ -213,11 +213,12 @@ class MeasureConfig(Strict):
 
 
 class StepSizeSearch(Strict):
-    """A search for one inner step size for all learners, in which one plain learner is trained briefly.
+    """A search for one inner step size for all learners, in which one learner is trained briefly.
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
-    learner: the name of the learner that is trained with each candidate.
+    learner: the name of the learner that is trained with each candidate; one without SHOT lets no learner with SHOT
+        have the step size that suits it best.
     meta_steps: the number of meta-iterations of each such training.
     validation_tasks: the number of tasks on which a candidate is validated.
     seed: the seed of the trainings, which must not be one of the study's seeds.
@@ -350,9 +351,9 @@ class StudyConfig(Strict):
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)
-        if chosen is None or chosen.shot or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
+        if chosen is None or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
             raise ValueError(
-                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot,"
+                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without"
                 " penalty and shuffle_labels"
             )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":

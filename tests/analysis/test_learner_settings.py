@@ -313,6 +313,7 @@ def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
         with pytest.raises(UserError, match="must use the study's step size and begin from the untrained network"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
     for settings in ("{shuffle_labels: true}", "{penalty: {}}"):
-        with pytest.raises(UserError, match="trained learner of this study without shot, penalty and shuffle_labels"):
+        with pytest.raises(UserError, match="trained learner of this study without penalty and shuffle_labels"):
             study(f"one: {settings}", inner=search)
-    assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"
+    for settings in ("{algorithm: anil}", "{shot: {weight: 0.1}}"):
+        assert study(f"one: {settings}", inner=search).config.inner.step_size.learner == "one"
