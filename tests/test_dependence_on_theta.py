@@ -95,11 +95,12 @@ def test_a_criterion_that_uses_the_models_weights_is_refused() -> None:
 
 
 class Patched(nn.Module):
-    """A stand-in for the module that ``higher`` makes: its forward pass uses fast weights of its own."""
+    """A stand-in for the module that ``higher`` makes: it uses fast weights of its own, and cannot be copied."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.names = (name for name, _ in model.named_parameters())
         self.fast_params = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def forward(self, x: Tensor) -> Tensor:

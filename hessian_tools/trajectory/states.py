@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hessian_tools.hidden_state import fix_of_independent, independent_of_theta
 from hessian_tools.layout import ParamLayout, unwrapped
 from hessian_tools.loss import AtState, Batch, Criterion, Loss
 from hessian_tools.outputs import map_tensors
@@ -23,7 +24,8 @@ State = Mapping[str, Tensor]
 def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
     """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
 
-    The mode of the model itself stays free. Raises ValueError for a model that cannot be copied.
+    The mode of the model itself stays free. Raises ValueError for a model that cannot be copied, and HiddenStateError
+    for the patched module of ``higher``, whose loss does not depend on theta.
     """
     model = unwrapped(model)
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_tensor(value)}
@@ -32,6 +34,8 @@ def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda nam
     try:
         return deepcopy(model, memo=dict(held)).eval()
     except Exception as error:  # whatever a module may hold
+        if hasattr(model, "fast_params"):  # the module that higher makes holds generators
+            raise independent_of_theta(fix_of_independent(model)) from error
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise ValueError(
             f"the model cannot be copied, and it is measured as a copy in eval mode: {reason}; give a model that "
