@@ -40,7 +40,8 @@ def plot(
     another option than there is.
 
     A legend or a text that is added later has the fonts of the plot if it is added inside
-    ``with analysis.drawing.style.context():``. To name the axis of points, call ``plot(to_xarray(result, dims=["inner_step"]))``.
+    ``with analysis.drawing.style.context():``. To name the axis of points, call
+    ``plot(to_xarray(result, dims=["inner_step"]))``.
     """
     if isinstance(result, xr.DataArray | xr.Dataset) and "learner" in result.dims:
         name = getattr(result, "name", None) or "alpha_rho"
