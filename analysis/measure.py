@@ -102,8 +102,9 @@ class Unit:
     @property
     def name(self) -> str:
         """A short description for progress messages."""
-        learner = self.learner.name if self.checkpoint else "before training,"
-        return f"{learner} seed {self.seed} at {self.checkpoint}"
+        if not self.checkpoint:
+            return f"before training, seed {self.seed}"
+        return f"{self.learner.name} seed {self.seed} at {self.checkpoint}"
 
     def __str__(self) -> str:
         return f"measuring {self.name}"

@@ -67,6 +67,7 @@ class Lines:
     def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage whose beginning, progress and end are printed as lines."""
         done, started, last_line = 0.0, monotonic(), monotonic()
+        unit = unit if total != 1 else unit.removesuffix("s")
 
         def advance(amount: float = 1.0, note: str = "") -> None:
             nonlocal done, last_line

@@ -59,7 +59,8 @@ figures.alpha_rho(ds)
 # ## With my own choice
 #
 # `learners`, `steps` and `width` choose the curves, the panels and the width in print. A width is a number of inches
-# or a name: single, double, icml, icml-full, neurips, iclr, jmlr.
+# or a name: single, double, icml, icml-full, neurips, iclr, jmlr. `labels={"maml-shot": "ours"}` gives learners other
+# names in legends and captions.
 
 # %%
 mine = {"learners": ["untrained", "maml", "maml-shot"], "steps": [0, 2]}
@@ -135,6 +136,9 @@ sorted(path.name for path in folder.iterdir())
 # ```
 #
 # ## A figure that the package does not have
+#
+# `figures.variable(ds, "theta_norm")` is the figure of any variable over meta-training, with the same choices. It is
+# also how a quantity of your own is drawn. For anything else there is matplotlib.
 #
 # The dataset is an `xarray.Dataset` with named dimensions: learner, seed, checkpoint, task, inner step. Average over
 # tasks first and over seeds last. Here |Hg| / |g| along the inner loop, before and after meta-training, with a line

@@ -39,7 +39,9 @@ def plot(
     Raises TypeError for a kind of result that has no plot, and for an option where there are none; ValueError for
     another option than there is.
 
-    To name the axis of points, call ``plot(to_xarray(result, dims=["inner_step"]))``.
+    A legend or a text that is added later has the fonts of the plot if it is added inside
+    ``with analysis.drawing.style.context():``. To name the axis of points, call
+    ``plot(to_xarray(result, dims=["inner_step"]))``.
     """
     if isinstance(result, xr.DataArray | xr.Dataset) and "learner" in result.dims:
         name = getattr(result, "name", None) or "alpha_rho"

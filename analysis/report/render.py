@@ -34,6 +34,8 @@ QUESTION = (
 )
 # CSS pixels (96 per inch) for each pixel of a PNG. Figures are shown at 1.5 times their size in print.
 _CSS_PIXELS = 1.5 * 96 / DPI
+WIDE_PICTURE = 600
+"""The width in CSS pixels above which a picture scrolls sideways on a phone, where its text would be too small."""
 MAX_EMBEDDED = 200_000
 """The size in bytes below which the table of a figure's numbers is put into a page."""
 
@@ -211,6 +213,8 @@ def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, 
     source = f"data:image/{kind};base64,{content}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{css_width}">')
+    if css_width > WIDE_PICTURE:
+        picture = element("div", picture, css="picture", tabindex="0")
     files = [_file(path.with_suffix(suffix), embed=embed) for suffix in (".pdf", ".csv")]
     text = (element("b", f"Figure {position}."), " ", caption, " ", files[0], " ", files[1])
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")

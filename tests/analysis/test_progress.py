@@ -7,6 +7,13 @@ import pytest
 from analysis import progress
 
 
+def test_one_unit_is_named_in_the_singular():
+    stream = StringIO()
+    with progress.Lines(stream).stage("draw", 1, "figures"):
+        pass
+    assert stream.getvalue().startswith("draw: 1 figure\ndraw: done in ")
+
+
 def test_lines_tell_the_time_left_once_enough_is_done(monkeypatch: pytest.MonkeyPatch):
     clock = iter([0.0, 0.0, 6.0, 12.0, 18.0, 30.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))

@@ -138,6 +138,14 @@ def test_every_figure_is_embedded_with_its_caption_and_the_name_of_its_pdf(ds, i
     assert not any(str(path.parent) in text for path in images.values())
 
 
+def test_a_variable_of_ones_own_has_a_figure_with_its_meaning(ds, images, tmp_path):
+    own = ds.assign(mine=ds["theta_norm"].assign_attrs(long_name="my number", error_variable=""))
+    (tmp_path / "mine.png").write_bytes(PNG)
+    seen = Reader(report(own, images | {"mine": tmp_path / "mine.png"})).text
+    assert list(figures_of(own))[-1] == "mine"
+    assert f"Figure {len(images) + 1}. My number (mine), at each point of the inner loop, against the meta" in seen
+
+
 def test_the_files_of_a_figure_are_links_where_they_can_be_followed(ds, images, tmp_path):
     paths = {"accuracy": tmp_path / "accuracy.png"}
     for suffix, content in ((".png", PNG), (".pdf", b"%PDF"), (".csv", b"quantity,value\n")):
