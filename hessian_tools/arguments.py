@@ -273,7 +273,8 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _tensor_rule(hint)
     if isinstance(hint, type) and hint is not object:
         made = f", such as {MADE_BY[hint.__name__]}" if hint.__name__ in MADE_BY else ""
-        return Rule(_is_object_of(hint), f"a {hint.__name__}{made}")
+        article = "an" if hint.__name__[0] in "AEIOU" else "a"
+        return Rule(_is_object_of(hint), f"{article} {hint.__name__}{made}")
     return ANYTHING
 
 
