@@ -330,6 +330,9 @@ def test_a_dry_run_counts_what_is_there_already(working_folder, capsys, micro_st
     # The new seed has 10 units, and the run without measurements has 6.
     assert "to measure: 16 of 30 units" in said
     assert "; by the times so far\n" in said
+    disk = re.search(r"on disk: about (\d+) MB", said)
+    taken = sum(512 * path.stat().st_blocks for path in [micro_study, *micro_study.rglob("*")])
+    assert disk and 0.7 < 1e6 * int(disk.group(1)) / (1.5 * taken) < 1.4  # three seeds in place of two
     (working_folder / "plan.yaml").write_text(
         (working_folder / "study" / "claims.yaml").read_text().replace("confidence: 0.95", "confidence: 0.9")
     )
