@@ -26,6 +26,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 # A matrix of patches that has more bytes at one point than this is not made. It is written once and read once, which
@@ -190,8 +191,8 @@ def _by_torch(wanted: str, first: Tensor, second: Tensor, form: Form) -> Tensor:
     if wanted == "result":
         return F.conv2d(first, second, None, *options)
     if wanted == "kernels":
-        return torch.nn.grad.conv2d_weight(first, form.kernels, second, *options)
-    return torch.nn.grad.conv2d_input(form.images, first, second, *options)
+        return conv2d_weight(first, form.kernels, second, *options)
+    return conv2d_input(form.images, first, second, *options)
 
 
 def _result(x: Tensor, w: Tensor, form: Form) -> Tensor:
