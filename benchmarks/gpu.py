@@ -8,7 +8,8 @@ The sections, each a table and a list in the JSON file ``--out``:
 
 products: one product at each of many points of W1, W2, W3 and of two residual networks. "grouped" leaves the
     convolutions to ``vmap``, "matrices" makes matrix products of all of them, and "rule" is what the library does. The
-    rule is right where it is about as fast as the faster of the two.
+    rule is right where it is about as fast as the faster of the two. "recorded" is the rule with products replayed as a
+    CUDA graph, which the library does not do unless ``recorded.RECORD`` is set.
 top5: the top 5 eigenvalues at many points, first and second call in one process.
 precision: how far products are from float64, in float32, in TF32 and under bfloat16 autocast.
 
@@ -39,6 +40,8 @@ from benchmarks.peers.floor import all_points_as_one, floor_seconds
 from benchmarks.points import show
 from benchmarks.problem import Problem
 from benchmarks.workloads import drawn_problem
+from hessian_tools.curvature.engines.compiled import recorded
+from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.objective.matrix import hessian_product
 from hessian_tools.torch_fixes import convolutions
 
@@ -58,6 +61,8 @@ PRODUCTS: dict[Device, Sizes] = {
 }
 TOP5: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (2,)}}
 PRECISION: dict[Device, tuple[str, ...]] = {"cuda": ("W1", "W2"), "cpu": ("W3",)}
+WAYS = ("grouped", "matrices", "rule", "recorded")
+MAX_MEMORY = 2**35  # with less, 256 points of W2 are multiplied in parts, and what is kept is computed for each product
 CHECKED_POINTS = 2  # so many points have products in float64 beside them
 MIN_SECONDS, MIN_CALLS = 0.5, 5
 
@@ -86,7 +91,7 @@ def products(device: Device) -> Iterator[dict[str, Any]]:
             floor = None
             if name in ("W1", "W2"):
                 floor = floor_seconds(all_points_as_one(problem), points)[0]
-            for way in ("grouped", "matrices", "rule") if name != "W3" else ("rule",):
+            for way in WAYS if name != "W3" else ("rule", "recorded"):
                 yield {"problem": name, "points": points, "convolutions": way, **measured(problem, way, exact, floor)}
 
 
@@ -96,13 +101,14 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
     try:
         with computed(way):
             loss = ht.make_loss(problem.loss.model, problem.loss.criterion, problem.loss.layout)  # no trace is known
-            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced")
+            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced", max_memory=MAX_MEMORY)
             start = time.perf_counter()
             found = H.products(v)
             waited(problem)
             first = time.perf_counter() - start
             seconds = median_seconds(lambda: H.products(v), problem) / len(problem.thetas)
-        (trace,) = H.prepared.findings.traces  # type: ignore[union-attr, misc]
+        assert isinstance(H.prepared, PreparedProducts) and H.prepared.findings.traces
+        (trace,) = H.prepared.findings.traces
         lowest = found[:CHECKED_POINTS, :, 0].double()
         return {
             "us a point": 1e6 * seconds,
@@ -206,8 +212,9 @@ def vectors(problem: Problem) -> Tensor:
 @contextmanager
 def computed(way: str) -> Iterator[None]:
     """A context in which convolutions of several points are grouped, or matrix products, or what the rule says."""
-    if way == "rule":
-        yield
+    if way in ("rule", "recorded"):
+        with patch.object(recorded, "RECORD", way == "recorded"):
+            yield
         return
     with patch.object(convolutions, "pays", lambda *, points, **sizes: points > 1 and way == "matrices"):
         yield
