@@ -188,6 +188,9 @@ def compared(result: Any) -> list[Tensor]:
     """
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
+    if isinstance(result, ht.Spectrum):
+        # The stated error is a multiple of rounding, so it agrees in the unit of the largest eigenvalue and no closer.
+        return [result.values, result.error + result.values.abs().amax(-1)]
     if isinstance(result, Extremes):
         return [tensor for f in fields(result) for tensor in compared(getattr(result, f.name))]
     return tensors(result)

@@ -41,6 +41,8 @@ from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.lanczos import lanczos_run
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.data import open_tasks
+from hessian_tools.failures import is_out_of_memory
+from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import task_loss
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.task_chunks import TaskChunks
@@ -101,6 +103,112 @@ def test_every_network_has_the_derivatives_of_the_cpu(name):
         taylor = third_derivative(loss, *placed(device), g)
         numbers.append([t.cpu() for t in (g, taylor.value, taylor.first, taylor.second, taylor.third)])
     same(*reversed(numbers))
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+def test_convolutions_of_several_points_are_matrix_products_and_exact(name, monkeypatch):
+    """In every engine that takes points together, in float32 as in float64; at one point they are ordinary ones."""
+    x = torch.rand(3, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64)
+    batch = (x.cuda(), torch.arange(3).repeat(2).expand(3, 6).contiguous().cuda())
+    model = seeded(NETWORKS[name], seed=1).double()
+    theta, layout = flatten(model)
+    thetas = (theta + 0.01 * randn(3, len(theta), stream_name="gpu")).cuda()
+    V = randn(3, len(theta), 2, stream_name="gpu V").cuda()
+    exact = hessian(make_loss(model, F.cross_entropy, layout), thetas, batch, route="kept") @ V
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        errors = []
+        for grouped in (False, True):
+            loss = make_loss(seeded(NETWORKS[name], seed=1).to(dtype), F.cross_entropy, layout)  # no trace is known
+            with monkeypatch.context() as patched:
+                if grouped:
+                    patched.setattr(convolutions, "pays", lambda **sizes: False)
+                operators = [
+                    hessian(loss, thetas.to(dtype), (batch[0].to(dtype), batch[1]), route=route)
+                    for route in ("direct", "traced")
+                ]
+                errors += [float(((H @ V.to(dtype)).double() - exact).norm() / exact.norm()) for H in operators]
+            (trace,) = operators[1].prepared.findings.traces
+            targets = [str(node.target) for node in trace.vector_part.graph.nodes]
+            assert any("convolution" in target for target in targets) == grouped
+        assert max(errors[:2]) < max(tolerance, 3 * max(errors[2:])), errors
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "vision-transformer"])
+@pytest.mark.parametrize("route", ["direct", "traced"])
+def test_points_that_do_not_fit_together_are_computed_in_several_batches(name, route):
+    """By ``max_memory``, and by a device that has only 64 MiB more than it has reserved."""
+    model = seeded(NETWORKS[name], seed=1).double()
+    theta, layout = flatten(model)
+    loss = make_loss(model, F.cross_entropy, layout)
+    thetas = (theta + 0.01 * randn(64, len(theta), stream_name="many")).cuda()
+    batch = (
+        torch.rand(64, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64).cuda(),
+        torch.arange(6).cuda() % 3,
+    )
+    batch = (batch[0], batch[1].expand(64, 6).contiguous())
+    V = randn(64, len(theta), 2, stream_name="V").cuda()
+    whole = hessian(loss, thetas, batch, route=route)
+    expected = whole @ V
+    limit = 2**22
+    same([hessian(loss, thetas, batch, route=route, max_memory=limit) @ V], [expected])
+    del whole
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2**26) / total))
+    try:
+        same([hessian(loss, thetas, batch, route=route) @ V], [expected])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_out_of_memory_inside_torchscript_is_known_as_such():
+    """The forward derivative of ``native_batch_norm_backward`` is written in TorchScript."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten(), nn.Linear(1568, 3)
+    )
+    theta, layout = flatten(seeded(lambda: model, seed=0))
+    loss = make_loss(model, F.cross_entropy, layout)
+    thetas = theta.expand(512, -1).cuda()
+    batch = (torch.rand(6, 1, 16, 16).cuda(), torch.arange(6).cuda() % 3)
+    V = torch.ones(512, len(theta), 1, device="cuda")
+    with torch.backends.cudnn.flags(enabled=False):
+        hessian(loss, thetas[:2], batch, shared=True, route="direct").products(V[:2])
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        refusals = set()
+        for spare in (2**24, 2**25, 2**26, 2**27):
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + spare) / total))
+            try:
+                H = hessian(loss, thetas, batch, shared=True, route="direct", chunk=512)
+                try:
+                    H.products(V)
+                except RuntimeError as error:
+                    assert is_out_of_memory(error), error
+                refusals.add(H.engine.memory.refusals)
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+        assert max(refusals) > 0
+
+
+def test_training_on_a_gpu_is_in_float32_although_torch_allows_tf32():
+    """Convolutions in TF32 are off by 1e-3 and more; those in float32 agree with float64 to 1e-4."""
+    assert torch.backends.cudnn.allow_tf32  # torch's default
+    gradients = {}
+    for reduced in (False, True):
+        config = short_run(learner=learners.maml(2, 0.01), device="cuda", reduced_precision=reduced, meta_batch=2)
+        config = replace(config, network=partial(Conv4, 3, width=64))
+        loss, theta = task_loss(config)
+        theta.requires_grad_()
+        accumulate_gradient(config, loss, theta, 0)
+        gradients[reduced] = theta.grad.double().cpu()
+    exact_loss, exact_theta = task_loss(replace(config, device="cpu"))
+    exact_loss.model.double()
+    exact_theta = exact_theta.double().requires_grad_()
+    accumulate_gradient(replace(config, device="cpu"), exact_loss, exact_theta, 0)
+    exact = exact_theta.grad
+    errors = {reduced: float((g - exact).norm() / exact.norm()) for reduced, g in gradients.items()}
+    assert errors[False] < 1e-3 and errors[False] < errors[True], errors
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_curvature_on_a_second_card_agrees_with_the_cpu():
