@@ -178,6 +178,22 @@ def test_a_chunk_has_as_many_tasks_as_fit_in_the_budget_measured_once():
     assert task_chunks(None, "cpu").budget is None  # a CPU measures nothing
 
 
+def test_the_budget_on_a_gpu_is_half_of_what_is_free_and_of_the_share_of_this_process(monkeypatch):
+    numbers = {"memory_allocated": 10, "memory_reserved": 30, "mem_get_info": (100, 1000)}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(module, "card_memory", lambda device: 1000)
+    chunks = task_chunks(None, "cuda")
+    assert (chunks.largest, chunks.budget) == (None, 60)  # 100 free, and 20 reserved that nothing uses
+    assert not chunks.demanded
+    monkeypatch.setattr(module, "card_memory", lambda device: 50)
+    assert task_chunks(None, "cuda").budget == 20  # 40 are left of the share of 50
+    monkeypatch.setattr(module, "card_memory", lambda device: 5)
+    assert task_chunks(None, "cuda").budget == 0
+    given = task_chunks(8, "cuda")
+    assert (given.largest, given.budget, given.demanded) == (8, None, True)
+
+
 def test_a_run_measures_its_first_task_once_in_training_and_once_in_validation(monkeypatch):
     """What happens on a GPU: the run's chunks come from a budget, which is enough for all tasks."""
     measured = []
