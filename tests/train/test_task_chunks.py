@@ -13,7 +13,7 @@ from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import task_chunks as module
 from hessian_tools.train import task_loss
-from hessian_tools.train.evaluate import evaluate_in_chunks
+from hessian_tools.train.evaluate import evaluate_in_chunks, evaluation_chunks
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 from hessian_tools.train.warm_start import first_parameters
@@ -117,7 +117,7 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
         shapes.append(form.kernels)
         return 0
 
-    monkeypatch.setattr(convolutions, "pays", lambda **sizes: True)
+    monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
     monkeypatch.setattr(convolutions.Form, "patch_bytes", count)
     assert_equal(gradient_of(config, by_matrices), expected)
     assert len(shapes) >= 4 * 2  # four convolutions, on the support and on the query set
@@ -190,6 +190,9 @@ def test_the_budget_on_a_gpu_is_half_of_what_is_free_and_of_the_share_of_this_pr
     assert task_chunks(None, "cuda").budget == 20  # 40 are left of the share of 50
     monkeypatch.setattr(module, "card_memory", lambda device: 5)
     assert task_chunks(None, "cuda").budget == 0
+    in_turn = [evaluation_chunks(most, torch.device(name)) for most, name in ((None, "cpu"), (1, "cpu"), (1, "cuda"))]
+    assert all(chunks.in_turn and chunks.largest == 1 for chunks in in_turn)
+    assert not evaluation_chunks(None, torch.device("cuda")).in_turn
     given = task_chunks(8, "cuda")
     assert (given.largest, given.budget, given.demanded) == (8, None, True)
 
