@@ -8,7 +8,8 @@ The sections, each a table and a list in the JSON file ``--out``:
 
 products: one product at each of many points of W1, W2, W3 and of two residual networks. "grouped" leaves the
     convolutions to ``vmap``, "matrices" makes matrix products of all of them, and "rule" is what the library does. The
-    rule is right where it is about as fast as the faster of the two.
+    rule is right where it is about as fast as the faster of the two. "recorded" is the rule with products replayed as a
+    CUDA graph, which the library does not do unless ``recorded.RECORD`` is set.
 top5: the top 5 eigenvalues at many points, first and second call in one process, and how often the host waits.
 training: the meta-gradient of MAML on many tasks, in turn and at once, with the three ways to compute convolutions.
     Errors are against tasks in turn in float64.
@@ -40,9 +41,11 @@ from benchmarks.machine import facts
 from benchmarks.peers import RTOL, K
 from benchmarks.peers.floor import all_points_as_one, floor_seconds
 from benchmarks.points import show
-from benchmarks.problem import Problem, TrainingProblem
+from benchmarks.problem import Job, Problem, TrainingProblem
 from benchmarks.training.ours import outer_step
 from benchmarks.workloads import drawn_problem
+from hessian_tools.curvature.engines.compiled import recorded
+from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.objective.matrix import hessian_product
 from hessian_tools.torch_fixes import convolutions
 
@@ -63,6 +66,8 @@ PRODUCTS: dict[Device, Sizes] = {
 TOP5: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (2,)}}
 TRAINING: dict[Device, Sizes] = {"cuda": {"M8": (4, 16, 64), "M9": (4, 16), "M10": (2, 8)}, "cpu": {"M5": (3,)}}
 PRECISION: dict[Device, tuple[str, ...]] = {"cuda": ("W1", "W2"), "cpu": ("W3",)}
+WAYS = ("grouped", "matrices", "rule", "recorded")
+MAX_MEMORY = 2**35  # with less, 256 points of W2 are multiplied in parts, and what is kept is computed for each product
 CHECKED_POINTS = 2  # so many points have products in float64 beside them
 MIN_SECONDS, MIN_CALLS = 0.5, 5
 
@@ -91,7 +96,7 @@ def products(device: Device) -> Iterator[dict[str, Any]]:
             floor = None
             if name in ("W1", "W2"):
                 floor = floor_seconds(all_points_as_one(problem), points)[0]
-            for way in ("grouped", "matrices", "rule") if name != "W3" else ("rule",):
+            for way in WAYS if name != "W3" else ("rule", "recorded"):
                 yield {"problem": name, "points": points, "convolutions": way, **measured(problem, way, exact, floor)}
 
 
@@ -101,13 +106,14 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
     try:
         with computed(way):
             loss = ht.make_loss(problem.loss.model, problem.loss.criterion, problem.loss.layout)  # no trace is known
-            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced")
+            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced", max_memory=MAX_MEMORY)
             start = time.perf_counter()
             found = H.products(v)
             waited(problem)
             first = time.perf_counter() - start
             seconds = median_seconds(lambda: H.products(v), problem) / len(problem.thetas)
-        (trace,) = H.prepared.findings.traces  # type: ignore[attr-defined]
+        assert isinstance(H.prepared, PreparedProducts) and H.prepared.findings.traces
+        (trace,) = H.prepared.findings.traces
         lowest = found[:CHECKED_POINTS, :, 0].double()
         return {
             "us a point": 1e6 * seconds,
@@ -169,7 +175,7 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
     for name, sizes in TRAINING[device].items():
         for count in sizes:
             tasks = drawn_problem(name).first(count)
-            exact = outer_step(tasks.to(device, torch.float64), tasks_at_once=1).run().values
+            exact = meta_gradient(outer_step(tasks.to(device, torch.float64), tasks_at_once=1))
             problem = tasks.to(device, torch.float32)  # the model of the two is the same
             for way in ("in turn", "grouped", "matrices", "rule"):
                 row = {"problem": name, "tasks": count, "way": way}
@@ -178,13 +184,20 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
                         # On a CPU the library's own rule might compute the tasks in turn.
                         at_once = 1 if way == "in turn" else None if device == "cuda" else count
                         job = outer_step(problem, tasks_at_once=at_once)
-                        found = job.run().values  # measures the memory of a task
+                        found = meta_gradient(job)  # measures the memory of a task
                         seconds = median_seconds(job.run, problem)
                     error = float((found.double() - exact).norm() / exact.norm())
                     yield row | {"ms a task": 1e3 * seconds / count, "error": error, "peak, MiB": peak_mib(problem)}
                 except RuntimeError as failure:
                     nothing = {"ms a task": float("nan"), "error": float("nan")}
                     yield row | nothing | {"peak, MiB": str(failure).splitlines()[0][:60]}
+
+
+def meta_gradient(job: Job) -> Tensor:
+    """Entries of the meta-gradient that a job computes."""
+    values = job.run().values
+    assert values is not None
+    return values
 
 
 def precision(device: Device) -> Iterator[dict[str, Any]]:
@@ -255,8 +268,9 @@ def vectors(problem: Problem) -> Tensor:
 @contextmanager
 def computed(way: str) -> Iterator[None]:
     """A context in which convolutions of several points are grouped, or matrix products, or what the rule says."""
-    if way == "rule":
-        yield
+    if way in ("rule", "recorded"):
+        with patch.object(recorded, "RECORD", way == "recorded"):
+            yield
         return
     with patch.object(convolutions, "pays", lambda *, points, **sizes: points > 1 and way == "matrices"):
         yield

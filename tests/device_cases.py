@@ -13,7 +13,7 @@ from cases import NETWORKS, randn
 from torch import Tensor
 
 import hessian_tools as ht
-from hessian_tools.curvature import Extremes, Operator, curvature_along, quadrature, rademacher
+from hessian_tools.curvature import Extremes, Operator, Spectrum, curvature_along, quadrature, rademacher
 from hessian_tools.loss import Batch, LossFunction
 
 DEVICE_CASES = NETWORKS
@@ -188,7 +188,7 @@ def compared(result: Any) -> list[Tensor]:
     """
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
-    if isinstance(result, ht.Spectrum):
+    if isinstance(result, Spectrum):
         # The stated error is a multiple of rounding, so it agrees in the unit of the largest eigenvalue and no closer.
         return [result.values, result.error + result.values.abs().amax(-1)]
     if isinstance(result, Extremes):

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.compiled.batched_graph import BatchedGraph, batched_graph
 from hessian_tools.curvature.engines.compiled.memory_plan import Buffer
+from hessian_tools.curvature.engines.compiled.recorded import RecordedGraph
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch
@@ -31,8 +33,17 @@ MAX_PROBES_TOGETHER = 16
 # How many batched graphs of one trace are kept; each is for one number of points and one of probes.
 MAX_GRAPHS = 64
 
-# Memory for the buffers of batched graphs. The key is the number of the buffer in its graph and the buffer's form.
-Workspace = dict[tuple[int, Buffer], Tensor]
+
+@dataclass
+class Workspace:
+    """What the products of an operator use again.
+
+    buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph and its form.
+    recorded: batched graphs that are replayed on a GPU, by their numbers of points and probes.
+    """
+
+    buffers: dict[tuple[int, Buffer], Tensor] = field(default_factory=dict)
+    recorded: dict[tuple[int, int], RecordedGraph] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Traced:
 
     def working_bytes(self, device: torch.device, budget: int | None) -> int:
         """The peak memory besides the kept tensors, in bytes, for as many points as are computed together."""
-        return self._fitting(POINTS_TOGETHER, device, budget) * max(self.work_bytes, self.point_bytes)
+        return self._fitting(POINTS_TOGETHER, device, budget) * self._bytes_of_work(device)
 
     @torch.no_grad()
     def multiply(
@@ -107,11 +118,16 @@ class Traced:
         graph = self.graph(V, kept)
         if graph is None:
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
+        if recorded.records(V.device):  # there are no buffers on a GPU
+            size = V.shape[0], V.shape[-1]
+            if size not in workspace.recorded:
+                workspace.recorded[size] = RecordedGraph(graph.run)
+            return workspace.recorded[size](_squeezed(V), *kept).reshape(V.shape)
         buffers = []
         for key in enumerate(graph.buffers):
-            if key not in workspace:
-                workspace[key] = key[1].empty()
-            buffers.append(workspace[key])
+            if key not in workspace.buffers:
+                workspace.buffers[key] = key[1].empty()
+            buffers.append(workspace.buffers[key])
         return graph.run(_squeezed(V), *kept, *buffers).reshape(V.shape)
 
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
@@ -143,8 +159,12 @@ class Traced:
         together = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
         if budget is not None:
             # The work takes no more than half of the budget, so that the other half is left for the kept tensors.
-            together = min(together, budget // (2 * max(1, self.work_bytes, self.point_bytes)))
+            together = min(together, budget // (2 * max(1, self._bytes_of_work(device))))
         return max(1, together)
+
+    def _bytes_of_work(self, device: torch.device) -> int:
+        """The peak memory for one point besides its kept tensors, of which a recording on a GPU may hold a copy."""
+        return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.records(device) else 0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +200,7 @@ class PointByPoint:
     traced: Traced
     kept: tuple[tuple[Tensor, ...], ...]
     probes: int = 1
-    workspace: Workspace = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=Workspace)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns."""
@@ -211,7 +231,7 @@ class Stacked:
     together: int
     rows: Int[Tensor, " point"]
     probes: int = 1
-    workspace: Workspace = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=Workspace)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns. Several columns go together only if there are few points."""
