@@ -10,7 +10,9 @@ products: one product at each of many points of W1, W2, W3 and of two residual n
     convolutions to ``vmap``, "matrices" makes matrix products of all of them, and "rule" is what the library does. The
     rule is right where it is about as fast as the faster of the two. "recorded" is the rule with products replayed as a
     CUDA graph, which the library does not do unless ``recorded.RECORD`` is set.
-top5: the top 5 eigenvalues at many points, first and second call in one process.
+top5: the top 5 eigenvalues at many points, first and second call in one process, and how often the host waits.
+training: the meta-gradient of MAML on many tasks, in turn and at once, with the three ways to compute convolutions.
+    Errors are against tasks in turn in float64.
 precision: how far products are from float64, in float32, in TF32 and under bfloat16 autocast.
 
 Errors are relative, in the norm, to products in float64 at the first points. The floor is that of
@@ -20,6 +22,7 @@ Errors are relative, in the norm, to products in float64 at the first points. Th
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,14 +41,15 @@ from benchmarks.machine import facts
 from benchmarks.peers import RTOL, K
 from benchmarks.peers.floor import all_points_as_one, floor_seconds
 from benchmarks.points import show
-from benchmarks.problem import Problem
+from benchmarks.problem import Job, Problem, TrainingProblem
+from benchmarks.training.ours import outer_step
 from benchmarks.workloads import drawn_problem
 from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.objective.matrix import hessian_product
 from hessian_tools.torch_fixes import convolutions
 
-Section = Literal["products", "top5", "precision"]
+Section = Literal["products", "top5", "training", "precision"]
 Device = Literal["cuda", "cpu"]
 # The numbers of points at which each problem is measured on each kind of device.
 Sizes = dict[str, tuple[int, ...]]
@@ -60,6 +64,7 @@ PRODUCTS: dict[Device, Sizes] = {
     "cpu": {"W2": (2,), "W3": (3,)},
 }
 TOP5: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (2,)}}
+TRAINING: dict[Device, Sizes] = {"cuda": {"M8": (4, 16, 64), "M9": (4, 16), "M10": (2, 8)}, "cpu": {"M5": (3,)}}
 PRECISION: dict[Device, tuple[str, ...]] = {"cuda": ("W1", "W2"), "cpu": ("W3",)}
 WAYS = ("grouped", "matrices", "rule", "recorded")
 MAX_MEMORY = 2**35  # with less, 256 points of W2 are multiplied in parts, and what is kept is computed for each product
@@ -116,7 +121,7 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
             "error": float((lowest - exact).norm() / exact.norm()),
             "kept, MB a point": trace.kept_bytes / 1e6,
             "first product, s": first,
-            "peak, MiB": torch.cuda.max_memory_allocated() / 2**20 if problem.thetas.is_cuda else float("nan"),
+            "peak, MiB": peak_mib(problem),
         }
     except RuntimeError as error:
         figures = ("us a point", "over the floor", "error", "kept, MB a point", "first product, s")
@@ -131,7 +136,7 @@ def top5(device: Device) -> Iterator[dict[str, Any]]:
             calls = []
             for _ in range(3):
                 start = time.perf_counter()
-                pairs = ht.top_eigenpairs(ht.hessian(problem.loss, problem.thetas, problem.batch), k=K, rtol=RTOL)
+                pairs = solve(problem)
                 waited(problem)
                 calls.append(1e3 * (time.perf_counter() - start) / points)
             yield {
@@ -140,9 +145,59 @@ def top5(device: Device) -> Iterator[dict[str, Any]]:
                 "first call, ms a point": calls[0],
                 "second, ms a point": calls[1],
                 "third, ms a point": calls[2],
+                "waits": waits(problem),
                 "products a point": float(pairs.num_matvecs.double().mean()),
                 "converged": float(pairs.converged.double().mean()),
             }
+
+
+def solve(problem: Problem) -> ht.EigenPairs:
+    """The top 5 eigenvalues at all points."""
+    return ht.top_eigenpairs(ht.hessian(problem.loss, problem.thetas, problem.batch), k=K, rtol=RTOL)
+
+
+def waits(problem: Problem) -> float:
+    """How often the host waits for the card in one search, as torch itself counts it; NaN on a CPU."""
+    if not on_gpu(problem):
+        return float("nan")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            solve(problem)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(each.message) for each in said)
+
+
+def training(device: Device) -> Iterator[dict[str, Any]]:
+    """Milliseconds a task of a meta-gradient, whose tasks are computed in turn or at once."""
+    for name, sizes in TRAINING[device].items():
+        for count in sizes:
+            tasks = drawn_problem(name).first(count)
+            exact = meta_gradient(outer_step(tasks.to(device, torch.float64), tasks_at_once=1))
+            problem = tasks.to(device, torch.float32)  # the model of the two is the same
+            for way in ("in turn", "grouped", "matrices", "rule"):
+                row = {"problem": name, "tasks": count, "way": way}
+                try:
+                    with computed("rule" if way == "in turn" else way):
+                        # On a CPU the library's own rule might compute the tasks in turn.
+                        at_once = 1 if way == "in turn" else None if device == "cuda" else count
+                        job = outer_step(problem, tasks_at_once=at_once)
+                        found = meta_gradient(job)  # measures the memory of a task
+                        seconds = median_seconds(job.run, problem)
+                    error = float((found.double() - exact).norm() / exact.norm())
+                    yield row | {"ms a task": 1e3 * seconds / count, "error": error, "peak, MiB": peak_mib(problem)}
+                except RuntimeError as failure:
+                    nothing = {"ms a task": float("nan"), "error": float("nan")}
+                    yield row | nothing | {"peak, MiB": str(failure).splitlines()[0][:60]}
+
+
+def meta_gradient(job: Job) -> Tensor:
+    """Entries of the meta-gradient that a job computes."""
+    values = job.run().values
+    assert values is not None
+    return values
 
 
 def precision(device: Device) -> Iterator[dict[str, Any]]:
@@ -166,6 +221,7 @@ def precision(device: Device) -> Iterator[dict[str, Any]]:
 SECTIONS: dict[Section, Callable[[Device], Iterator[dict[str, Any]]]] = {
     "products": products,
     "top5": top5,
+    "training": training,
     "precision": precision,
 }
 
@@ -220,10 +276,10 @@ def computed(way: str) -> Iterator[None]:
         yield
 
 
-def median_seconds(work: Callable[[], Any], problem: Problem) -> float:
+def median_seconds(work: Callable[[], Any], problem: Problem | TrainingProblem) -> float:
     """The median seconds of one call."""
     samples: list[float] = []
-    if problem.thetas.is_cuda:
+    if on_gpu(problem):
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     while len(samples) < MIN_CALLS or time.perf_counter() - start < MIN_SECONDS:
@@ -234,10 +290,20 @@ def median_seconds(work: Callable[[], Any], problem: Problem) -> float:
     return median(samples)
 
 
-def waited(problem: Problem) -> None:
+def waited(problem: Problem | TrainingProblem) -> None:
     """Wait for the work of the device."""
-    if problem.thetas.is_cuda:
+    if on_gpu(problem):
         torch.cuda.synchronize()
+
+
+def peak_mib(problem: Problem | TrainingProblem) -> float:
+    """The peak of the card's memory since the last measurement began; NaN on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu(problem) else float("nan")
+
+
+def on_gpu(problem: Problem | TrainingProblem) -> bool:
+    """Whether the problem lies on a GPU."""
+    return next(problem.model.parameters()).is_cuda
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class DrawnTasks:
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
     """MAML without SHOT."""
-    return _outer_step(problem, None)
+    return outer_step(problem)
 
 
 def with_shot(problem: TrainingProblem, quantity: str) -> Job:
@@ -49,11 +49,14 @@ def with_shot(problem: TrainingProblem, quantity: str) -> Job:
     SHOT is a penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo and Kwak,
     2023). Here it compares the end of one large step with the end of the learner's own steps, and has weight 0.1.
     """
-    return _outer_step(problem, Shot(weight=0.1))
+    return outer_step(problem, Shot(weight=0.1))
 
 
-def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
-    """A job that computes the meta-gradient at the initial parameters each time it runs."""
+def outer_step(problem: TrainingProblem, shot: Shot | None = None, tasks_at_once: int | None = None) -> Job:
+    """A job that computes the meta-gradient at the initial parameters each time it runs.
+
+    tasks_at_once: as in ``TrainConfig``; None follows the library's rule.
+    """
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
     kind, outputs = ("regression", 1) if problem.query[1].is_floating_point() else ("classification", 5)
@@ -65,6 +68,7 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         shot=shot,
         meta_batch=len(tasks.episodes),
         device=str(theta.device),
+        tasks_at_once=tasks_at_once,
     )
     theta.requires_grad_()
     batched, chunks = is_batched(config, problem.model), training_chunks(config, theta.device)

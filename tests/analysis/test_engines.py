@@ -28,7 +28,9 @@ from analysis.engines.place import Place
 from analysis.engines.remote import JobLost, RemoteEngine, UnitFailed
 from analysis.engines.worker import do_share
 from analysis.folder import open_folder
+from analysis.measure import measure_unit
 from analysis.pipeline import prepare
+from analysis.training import train_unit
 from hessian_tools.runs.files import FolderInUseError, locked
 from hessian_tools.runs.worker_pool import WorkerLost
 
@@ -395,6 +397,17 @@ def test_workers_on_one_card_share_its_memory(small: Path, monkeypatch: pytest.M
     for each in (*placed, replace(placed[0], device="cuda")):
         each.limit_memory()
     assert told == [(0.45, 0), (0.45, 0), (0.45, 0)]  # a worker that has a card for itself is not limited
+
+    class Told(Exception):
+        pass
+
+    def tell(*args: Any) -> None:
+        raise Told
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", tell)
+    for work in (train_unit, measure_unit):  # both kinds of units begin with it
+        with pytest.raises(Told):
+            work(Unit(1, placed[0]), lambda *progress: None)
 
 
 def test_the_number_of_workers_on_a_card_follows_from_its_memory(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import task_chunks as module
 from hessian_tools.train import task_loss
-from hessian_tools.train.evaluate import evaluate_in_chunks
+from hessian_tools.train.evaluate import evaluate_in_chunks, evaluation_chunks
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 from hessian_tools.train.warm_start import first_parameters
@@ -117,7 +117,7 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
         shapes.append(form.kernels)
         return 0
 
-    monkeypatch.setattr(convolutions, "pays", lambda **sizes: True)
+    monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
     monkeypatch.setattr(convolutions.Form, "patch_bytes", count)
     assert_equal(gradient_of(config, by_matrices), expected)
     assert len(shapes) >= 4 * 2  # four convolutions, on the support and on the query set
@@ -176,6 +176,25 @@ def test_a_chunk_has_as_many_tasks_as_fit_in_the_budget_measured_once():
     chunks.run(7, lambda tasks: seen.append(list(tasks)))
     assert seen == [[0, 1, 2], [3, 4], [5, 6]]  # no task is measured again, and the chunks are nearly equal
     assert task_chunks(None, "cpu").budget is None  # a CPU measures nothing
+
+
+def test_the_budget_on_a_gpu_is_half_of_what_is_free_and_of_the_share_of_this_process(monkeypatch):
+    numbers = {"memory_allocated": 10, "memory_reserved": 30, "mem_get_info": (100, 1000)}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(module, "card_memory", lambda device: 1000)
+    chunks = task_chunks(None, "cuda")
+    assert (chunks.largest, chunks.budget) == (None, 60)  # 100 free, and 20 reserved that nothing uses
+    assert not chunks.demanded
+    monkeypatch.setattr(module, "card_memory", lambda device: 50)
+    assert task_chunks(None, "cuda").budget == 20  # 40 are left of the share of 50
+    monkeypatch.setattr(module, "card_memory", lambda device: 5)
+    assert task_chunks(None, "cuda").budget == 0
+    in_turn = [evaluation_chunks(most, torch.device(name)) for most, name in ((None, "cpu"), (1, "cpu"), (1, "cuda"))]
+    assert all(chunks.in_turn and chunks.largest == 1 for chunks in in_turn)
+    assert not evaluation_chunks(None, torch.device("cuda")).in_turn
+    given = task_chunks(8, "cuda")
+    assert (given.largest, given.budget, given.demanded) == (8, None, True)
 
 
 def test_a_run_measures_its_first_task_once_in_training_and_once_in_validation(monkeypatch):

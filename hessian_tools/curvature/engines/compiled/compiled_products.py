@@ -258,9 +258,11 @@ class Stacked:
         The tensors of the other points are dropped only once half of the points have left. Points leave one by one, and
         copying the remaining tensors each time would take as long as the products that are saved.
         """
-        rows = self.rows[points.to(self.rows.device)]
-        # The tensors can stay as they are only if the points keep their order and none is repeated.
-        if 2 * len(rows) > len(self.tensors[0]) and bool((rows[1:] > rows[:-1]).all()):
+        points = points.cpu() % len(self.rows)  # a negative position counts from the end
+        rows = self.rows[points.to(self.rows.device, non_blocking=True)]
+        # The tensors can stay as they are only if the points keep their order and none is repeated. This is seen from
+        # the points, because the rows lie on the device, which would have to be waited for.
+        if 2 * len(rows) > len(self.tensors[0]) and bool((points[1:] > points[:-1]).all()):
             return replace(self, rows=rows)
         filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
