@@ -51,7 +51,7 @@ KINDS = {
     " evaluation_steps minibatches target_steps reference_steps save_every num_tasks image_size channels"
     " schedule_steps tasks_at_once",
     "count or 0": "ends validation_tasks fine_tuning_steps last",
-    "whole": "seed validation_seed",
+    "whole": "seed validation_seed meta_iteration",
     "positive": "learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",
     "tolerance": "rtol ends_rtol atol",
     "not negative": "shift zoom brightness kl_weight encoder_weight l2_weight orthogonality_weight noise",
@@ -59,7 +59,7 @@ KINDS = {
     "fraction": "confidence",
     "decay": "decay dropout",
     "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
-    " rotations crop trust yes fsync detach_reference",
+    " rotations crop trust yes fsync detach_reference reduced_precision",
     "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers"
     " projector reduction",
     "batch": "support query",
