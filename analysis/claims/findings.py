@@ -51,9 +51,13 @@ def _finding(verdicts: list[Verdict]) -> str:
     total = plural(len(verdicts), "comparison")
     seen = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
-    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     details = _corrected(verdicts) + _throughout(verdicts) + _example(verdicts)
-    return f"Of {total} on whether {verdicts[0].title}, the claim is {listed}{details}."
+    return f"Of {total} on whether {verdicts[0].title}, the claim is {_listed(parts)}{details}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """The parts with commas between them, and with "and" before the last."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _corrected(verdicts: list[Verdict]) -> str:
@@ -73,7 +77,7 @@ def _throughout(verdicts: list[Verdict]) -> str:
     if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
         return ""
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
-    return f"; all comparisons support it for {' and '.join(places) or 'no learner'}"
+    return f"; all comparisons support it for {_listed(places) or 'no learner'}"
 
 
 def _example(verdicts: list[Verdict]) -> str:
