@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -280,17 +281,27 @@ def resumed(group: Any, folder: Path) -> list[Pair]:
     return [(again.values, whole.values), (again.num_matvecs, whole.num_matvecs), (len(saved) >= 1, True)]
 
 
+def killed_in_shards(group: Any) -> tuple[str, float]:
+    """The same for a model in shards, whose products gather parameters."""
+    H = sharded_hessian(shard(model(), group), F.cross_entropy, data(4)[dist.get_rank(group)])
+    return _without_process_2(lambda: H.mv(torch.ones(H.shard_size, dtype=torch.float64)))
+
+
 def killed(group: Any) -> tuple[str, float]:
     """What a process says, and after how many seconds, when another one is killed between its products."""
     loss, theta, batches = problem()
     H = ht.hessian(loss, theta, Team(group).share(batches))
-    H.mv(theta)
+    return _without_process_2(lambda: H.mv(theta))
+
+
+def _without_process_2(product: Callable[[], Tensor]) -> tuple[str, float]:
+    product()
     dist.barrier()
-    if dist.get_rank(group) == 2:
+    if dist.get_rank() == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     start = time.monotonic()
     try:
         while True:
-            H.mv(theta)
+            product()
     except Exception as error:
         return f"{type(error).__name__}: {error}", time.monotonic() - start
