@@ -6,8 +6,8 @@ all of them, and an error on one of them must reach the others, which would othe
 
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -191,12 +191,23 @@ class Ranks:
         raise OtherProcessFailed(f"process {rank} of {self.size} has stopped, so this one does too: {reason}")
 
     def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
-        try:
+        with self.named_losses():
             work = collective(*args, group=self.group, async_op=True, **options)
             if self.device.type == "cpu":
                 self._watch(work)
             work.wait()
+
+    @contextmanager
+    def named_losses(self, *, among_others: bool = False) -> Iterator[None]:
+        """A context for calls of torch's collectives, whose errors are raised as ProcessLost and told to the others.
+
+        among_others: True where a calculation calls collectives, whose own errors are left as they are.
+        """
+        try:
+            yield
         except RuntimeError as error:
+            if among_others and not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+                raise
             if "No backend type" in str(error):
                 raise ValueError(
                     f"the process group has no backend for tensors on {self.device}; make it with "

@@ -203,6 +203,24 @@ def mini_csv(root: Path, *, heading: tuple[str, str]) -> Path:
     return root
 
 
+def mini_split_csv(root: Path) -> Path:
+    """Write miniImageNet as a folder of images, with the CSV files in a folder of their own."""
+    mini_csv(root, heading=("filename", "label"))
+    (root / "split").mkdir()
+    for part in SYNSETS:
+        (root / f"{part}.csv").rename(root / "split" / f"{part}.csv")
+    return root
+
+
+def capital_folders(root: Path) -> Path:
+    """Write files <Part>/<class>/<e>.png, with a capital letter."""
+    split_folders(root)
+    for part in SYNSETS:
+        (root / part).rename(root / "moved")
+        (root / "moved").rename(root / part.capitalize())
+    return root
+
+
 def split_folders(root: Path) -> Path:
     """Write files <part>/<class>/<e>.png."""
     numbers = numbered()

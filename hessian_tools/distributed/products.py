@@ -74,9 +74,10 @@ class ShardedProducts(Operator):
         return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
 
     def _product(self, v: Tensor) -> Tensor:
-        if not self.kept:
-            self.kept.append(self._gradient())
-        return self.kept[0].product(v)
+        with self.ranks.named_losses(among_others=True):
+            if not self.kept:
+                self.kept.append(self._gradient())
+            return self.kept[0].product(v)
 
     def _gradient(self) -> ShardedGradient:
         gradient = ShardedGradient(

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,18 @@ def products(group: Any) -> list[Pair]:
         alone = ht.hessian_of(model(), criterion, data(size))
         H = sharded_hessian(shard(model(), group), criterion, data(size)[rank])
         V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        pairs.append((H.mv(_own(H, V)), _own(H, alone.mv(V))))
+        pairs.append((H.mv(own_part(H, V)), own_part(H, alone.mv(V))))
     options: dict[str, Any] = {"k": 3, "rtol": 1e-7, "vectors": True, "max_basis": 12, "max_matvecs": 200}
     few, one = H.top_eigenpairs(**options), ht.top_eigenpairs(alone, method="lanczos", copies=False, **options)
     assert few.vectors is not None and one.vectors is not None
     pairs += [(few.values, one.values), (few.num_matvecs, one.num_matvecs), (few.converged, one.converged)]
-    signs = torch.sign((few.vectors * _own(H, one.vectors)).sum(0))
-    pairs.append((few.vectors * signs.where(signs != 0, 1.0), _own(H, one.vectors)) if H.shard_size else (0, 0))
+    signs = torch.sign((few.vectors * own_part(H, one.vectors)).sum(0))
+    pairs.append((few.vectors * signs.where(signs != 0, 1.0), own_part(H, one.vectors)) if H.shard_size else (0, 0))
     pairs.append((H.trace(num_probes=3).samples, ht.trace(alone, num_probes=3, method="probes").samples))
     return pairs
 
 
-def _own(H: Any, V: Tensor) -> Tensor:
+def own_part(H: Any, V: Tensor) -> Tensor:
     return torch.cat([V[start:stop] for start, stop in H.operator.shards.segments])
 
 
@@ -141,7 +142,7 @@ def other_models(group: Any) -> list[Pair]:
         H = sharded_hessian(few, F.mse_loss, (x[rank], y[rank]))
         V = torch.randn(H.num_params, generator=draw, dtype=torch.float64)
         for _ in range(2):
-            pairs.append((H.mv(_own(H, V)), _own(H, alone.mv(V))))
+            pairs.append((H.mv(own_part(H, V)), own_part(H, alone.mv(V))))
     return pairs
 
 
@@ -280,17 +281,27 @@ def resumed(group: Any, folder: Path) -> list[Pair]:
     return [(again.values, whole.values), (again.num_matvecs, whole.num_matvecs), (len(saved) >= 1, True)]
 
 
+def killed_in_shards(group: Any) -> tuple[str, float]:
+    """The same for a model in shards, whose products gather parameters."""
+    H = sharded_hessian(shard(model(), group), F.cross_entropy, data(4)[dist.get_rank(group)])
+    return _without_process_2(lambda: H.mv(torch.ones(H.shard_size, dtype=torch.float64)))
+
+
 def killed(group: Any) -> tuple[str, float]:
     """What a process says, and after how many seconds, when another one is killed between its products."""
     loss, theta, batches = problem()
     H = ht.hessian(loss, theta, Team(group).share(batches))
-    H.mv(theta)
+    return _without_process_2(lambda: H.mv(theta))
+
+
+def _without_process_2(product: Callable[[], Tensor]) -> tuple[str, float]:
+    product()
     dist.barrier()
-    if dist.get_rank(group) == 2:
+    if dist.get_rank() == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     start = time.monotonic()
     try:
         while True:
-            H.mv(theta)
+            product()
     except Exception as error:
         return f"{type(error).__name__}: {error}", time.monotonic() - start

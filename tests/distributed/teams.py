@@ -41,6 +41,6 @@ def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
             except Exception:
                 results[name, size] = traceback.format_exc()
         torch.save(results, folder / f"{rank}.pt")
-        if name != "killed":
+        if not name.startswith("killed"):
             dist.barrier()
     dist.destroy_process_group()

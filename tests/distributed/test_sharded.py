@@ -97,8 +97,13 @@ def test_what_cannot_be_sharded_is_refused(results: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
-def test_a_killed_process_ends_the_others_with_a_sentence_within_half_a_minute(results: Any) -> None:
-    said = results["killed", 4]
+@pytest.mark.parametrize("name", ["killed", "killed in shards"])
+def test_a_killed_process_ends_the_others_with_a_sentence_within_half_a_minute(
+    results: Any, name: str, tmp_path: Path
+) -> None:
+    if name == "killed in shards":  # in processes of their own
+        results = results_of({(name, 4): cases.killed_in_shards}, tmp_path)
+    said = results[name, 4]
     assert len(said) == 3  # all but the killed one
     for text, seconds in said:
         assert text.startswith("ProcessLost: process ") and "another one no longer answers" in text

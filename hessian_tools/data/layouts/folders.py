@@ -25,14 +25,16 @@ from hessian_tools.validation import some_of
 
 LOOKS_FOR = (
     "Bertinetto's layout (CIFAR-FS): data/<class>/*.png with splits/<name>/{train,val,test}.txt",
-    "miniImageNet by CSV: images/*.jpg with {train,val,test}.csv (filename,label or class_name,image_name)",
-    "folders by split: {train,val,test}/<class>/*.jpg",
+    "miniImageNet by CSV: images/*.jpg with {train,val,test}.csv or split/{train,val,test}.csv (filename,label or "
+    "class_name,image_name)",
+    "folders by split: {train,val,test}/<class>/*.jpg, also as {Train,Val,Test}",
     "a folder for each class: <class>/*.png",
 )
 # home: the folder in which a data set lies, with its slash; "" for the root.
 CLASS_LIST = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/]+)\.txt")
-IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
-IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
+# The lists may lie in a folder of their own. The home is matched as short as possible, so that it excludes this folder.
+IMAGE_LIST = re.compile(r"(?P<home>(?:.*?/)??)(?:splits?/)?(?P<part>[^/]+)\.csv")
+IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>(?i:{'|'.join(PART_OF)}))/[^/]+/[^/]+")
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
 # The names that the column of the images, and that of the classes, may have in a CSV file.
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
@@ -154,7 +156,7 @@ def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
     parts: dict[str, set[str]] = {}
     for name in images:
         part, class_name = name.split("/")[-3:-1]
-        parts.setdefault(PART_OF[part], set()).add(class_name)
+        parts.setdefault(PART_OF[part.lower()], set()).add(class_name)
     split = given_split("the folders", {part: sorted(names) for part, names in parts.items()})
     return image_files(tree, group_by_folder(images), (split,))
 

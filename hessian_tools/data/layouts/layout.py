@@ -103,7 +103,11 @@ def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, s
     If two files name the same part, the last one in the order of their names is taken.
     """
     homes = {
-        home: {PART_OF[matched["part"]]: matched.string for matched in matches if matched["part"] in PART_OF}
+        home: {
+            PART_OF[matched["part"].lower()]: matched.string
+            for matched in matches
+            if matched["part"].lower() in PART_OF
+        }
         for home, matches in group_by_home(tree, pattern).items()
     }
     return {home: files for home, files in homes.items() if files}
