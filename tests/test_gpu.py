@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from cases import quadratic, randn
@@ -12,6 +13,7 @@ from device_cases_derived import DERIVED, LEARNED
 from torch import nn
 from torch.nn import functional as F
 
+from analysis import run_study
 from hessian_tools import (
     Conv4,
     Recorder,
@@ -446,3 +448,8 @@ def test_the_solver_finds_the_pairs_of_the_cpu_within_their_residuals():
     assert on_gpu.converged.all() and on_gpu.complete.all()
     apart = (on_gpu.values.cpu() - on_cpu.values).abs()
     assert (apart <= on_gpu.residuals.cpu() + on_cpu.residuals + 1e-10).all()
+
+
+def test_two_workers_train_and_measure_a_study_on_one_card(tmp_path):
+    result = run_study("micro", out=tmp_path / "study", workers=2, device="cuda")
+    assert bool(np.isfinite(result.dataset["evaluation_loss"]).all())
