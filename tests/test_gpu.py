@@ -1,5 +1,6 @@
 """Tests that curvature and training on CUDA agree with the CPU in float64."""
 
+import gc
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ from hessian_tools import (
 from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.lanczos import lanczos_run
 from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.data import open_tasks
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.torch_fixes import convolutions
@@ -161,6 +163,38 @@ def test_points_that_do_not_fit_together_are_computed_in_several_batches(name, r
         same([hessian(loss, thetas, batch, route=route) @ V], [expected])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "vision-transformer"])
+def test_products_replayed_as_cuda_graphs_are_those_of_ordinary_calls(name, monkeypatch):
+    """At all points, at some, point by point, within an eigenvalue run; and their memory is freed with the operator."""
+    x = torch.rand(3, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64)
+    batch = (x.cuda(), torch.arange(3).repeat(2).expand(3, 6).contiguous().cuda())
+    model = seeded(NETWORKS[name], seed=1).double()
+    theta, layout = flatten(model)
+    loss, thetas = (
+        make_loss(model, F.cross_entropy, layout),
+        (theta + 0.01 * randn(3, len(theta), stream_name="gpu")).cuda(),
+    )
+    V = randn(3, len(theta), 2, stream_name="gpu V").cuda()
+    ordinary = hessian(loss, thetas, batch, route="traced")
+    expected, values = ordinary @ V, top_eigenpairs(ordinary, k=2, rtol=1e-8).values
+    before = torch.cuda.memory_allocated()
+    monkeypatch.setattr(recorded, "RECORD", True)
+    H = hessian(loss, thetas, batch, route="traced")
+    for _ in range(3):
+        same([H @ V], [expected])
+    (part,) = H.prepared.current.parts
+    graphs = part.workspace.recorded.values()
+    assert graphs and not any(graph.cannot_be_recorded for graph in graphs)
+    same([H.select(torch.tensor([2, 0])) @ V[[2, 0]]], [expected[[2, 0]]])
+    same([top_eigenpairs(H, k=2, rtol=1e-8).values], [values])
+    (trace,) = H.prepared.findings.traces
+    limit = 2 * (trace.kept_bytes + max(trace.work_bytes, trace.point_bytes))  # one or two points at a time
+    same([hessian(loss, thetas, batch, route="traced", max_memory=limit) @ V], [expected])
+    del H, part, graphs
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + 2**20
 
 
 def test_out_of_memory_inside_torchscript_is_known_as_such():

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 # A matrix of patches that has more bytes at one point than this is not made. It is written once and read once, which
@@ -55,8 +57,8 @@ def at_many_points(points: int, device: torch.device) -> AbstractContextManager[
 class MatrixConvolutions(TorchFunctionMode):
     """While it is entered, 2-d convolutions for which it pays at so many points are matrix products.
 
-    Grouped and transposed convolutions, and those with another padding than zeros, remain as they are. Results and
-    derivatives agree to rounding.
+    Grouped and transposed convolutions, those whose padding is given in words, and all within two forward modes remain
+    as they are. Results and derivatives agree to rounding.
     """
 
     def __init__(self, points: int) -> None:
@@ -84,10 +86,12 @@ class MatrixConvolutions(TorchFunctionMode):
         """The convolution as a matrix product; None where it is not computed in this way. The arguments are torch's."""
         if groups != 1 or input.ndim != 4 or input.dtype != weight.dtype or isinstance(padding, str):
             return None
+        if _num_forward_modes() > 1:  # see _partial
+            return None
         form = Form(tuple(input.shape), tuple(weight.shape), _pair(stride), _pair(padding), _pair(dilation))
         if not pays(device=input.device.type, points=self.points, patch_bytes=form.patch_bytes(input.element_size())):
             return None
-        result = _Partial.apply(input, weight, "result", form)
+        result = _partial("result", input, weight, form)
         return result if bias is None else result + bias[:, None, None]
 
 
@@ -134,9 +138,7 @@ class _Partial(Function):
     @staticmethod
     def forward(first: Tensor, second: Tensor, wanted: str, form: Form) -> Tensor:
         """The partial derivative in the role ``wanted``, from the two other roles in their order."""
-        if wanted == "result":
-            return _result(first, second, form)
-        return _kernels(first, second, form) if wanted == "kernels" else _images(first, second, form)
+        return {"result": _result, "kernels": _kernels, "images": _images}[wanted](first, second, form)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -152,10 +154,11 @@ class _Partial(Function):
             return None, None, None, None
         roles = [role for role in _ROLES if role != ctx.wanted]
         values = dict(zip(roles, ctx.saved_tensors, strict=True)) | {ctx.wanted: g}
-        gradients = [
-            _partial(role, values, ctx.form) if needed else None
-            for role, needed in zip(roles, ctx.needs_input_grad, strict=False)
-        ]
+        gradients: list[Tensor | None] = [None, None]
+        for i, role in enumerate(roles):
+            if ctx.needs_input_grad[i]:
+                first, second = (values[other] for other in _ROLES if other != role)
+                gradients[i] = _partial(role, first, second, ctx.form)
         return *gradients, None, None
 
     @staticmethod
@@ -163,14 +166,33 @@ class _Partial(Function):
         """The product rule; a tangent that is None is zero."""
         first, second = ctx.saved_tensors
         pairs = [(d_first, second), (first, d_second)]
-        terms = [_Partial.apply(a, b, ctx.wanted, ctx.form) for a, b in pairs if a is not None and b is not None]
+        terms = [_partial(ctx.wanted, a, b, ctx.form) for a, b in pairs if a is not None and b is not None]
         return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
 
-def _partial(wanted: str, values: dict[str, Tensor], form: Form) -> Tensor:
-    """The partial derivative of T in the role ``wanted`` at the values of the other two."""
-    first, second = (values[role] for role in _ROLES if role != wanted)
+def _partial(wanted: str, first: Tensor, second: Tensor, form: Form) -> Tensor:
+    """The partial derivative of T in the role ``wanted``, from the two other roles in their order."""
+    # torch computes the tangents of an autograd.Function with forward mode switched off, so that a forward mode around
+    # another one is silently wrong (torch 2.13). There the convolutions are torch's own.
+    if _num_forward_modes() > 1:
+        return _by_torch(wanted, first, second, form)
     return _Partial.apply(first, second, wanted, form)
+
+
+def _num_forward_modes() -> int:
+    """How many forward modes of ``torch.func`` enclose this call."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(interpreter.key() == TransformType.Jvp for interpreter in stack)
+
+
+def _by_torch(wanted: str, first: Tensor, second: Tensor, form: Form) -> Tensor:
+    """The partial derivative in the role ``wanted`` by torch's own convolutions."""
+    options = form.stride, form.padding, form.dilation
+    if wanted == "result":
+        return F.conv2d(first, second, None, *options)
+    if wanted == "kernels":
+        return conv2d_weight(first, form.kernels, second, *options)
+    return conv2d_input(form.images, first, second, *options)
 
 
 def _result(x: Tensor, w: Tensor, form: Form) -> Tensor:

@@ -1,6 +1,7 @@
 """Convolutions as matrix products have the values and the derivatives of torch's, and are used where that pays."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from cases import randn
 from contract import close
+from device_cases import COMPUTED, DEVICE_CASES, compared, place, same
+from device_cases_derived import DERIVED
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -71,6 +74,46 @@ def third_order(f: Callable[..., Tensor], points: tuple[Tensor, ...], tangents: 
         return sum((part**2).sum() for part in forward_over_reverse(f, points, tangents))  # type: ignore[return-value]
 
     return grad(squares, argnums=(0, 1, 2))(*points)
+
+
+def forward(f: Callable[..., Any], t: Tensor, v: Tensor) -> Any:
+    return jvp(f, (t,), (v,))[1]
+
+
+# Derivatives of f along v in nested modes, each innermost mode last in the name.
+NESTED: dict[str, Callable[..., Any]] = {
+    "forward, reverse": lambda f, v, t: forward(grad(f), t, v),
+    "reverse, forward": lambda f, v, t: grad(lambda u: forward(f, u, v))(t),
+    "forward, forward": lambda f, v, t: forward(lambda u: forward(f, u, v), t, v),
+    "forward, forward, forward": lambda f, v, t: forward(lambda u: forward(lambda s: forward(f, s, v), u, v), t, v),
+    "forward, forward, reverse": lambda f, v, t: forward(lambda u: forward(grad(f), u, v), t, v),
+    "forward, reverse, forward": lambda f, v, t: forward(grad(lambda u: forward(f, u, v)), t, v),
+    "reverse, forward, forward": lambda f, v, t: grad(lambda u: forward(lambda s: forward(f, s, v), u, v))(t),
+    "forward, reverse, reverse": lambda f, v, t: forward(grad(lambda u: (grad(f)(u) * v).sum()), t, v),
+    "forward, forward over a pullback": lambda f, v, t: _over_a_pullback(f, t),
+}
+
+
+def _over_a_pullback(f: Callable[..., Any], t: Tensor) -> Tensor:
+    value, pull = vjp(lambda u: f(u).sin(), t)
+    return forward(lambda c: forward(lambda e: pull(e.sin())[0], c, c.cos()), value, value)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_modes_are_right(name: str) -> None:
+    """torch's forward mode around another one is silently wrong by an autograd.Function."""
+    x, w = randn(3, 2, 6, 6, stream_name="nested x"), randn(4, 4, 2, 3, 3, stream_name="nested w")
+    v = randn(4, 2, 3, 3, stream_name="nested v")
+
+    def f(w: Tensor) -> Tensor:
+        y = F.conv2d((x * w.mean()).tanh(), w, padding=1)
+        return (y.tanh() * y).sum()
+
+    together = vmap(partial(NESTED[name], f, v))
+    expected = together(w)
+    with MatrixConvolutions(4):
+        close(together(w), expected)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -264,3 +307,30 @@ def test_a_trace_is_compared_with_a_product_by_the_same_convolutions(monkeypatch
     for _ in range(2):  # of a new trace, and of one that is known
         ht.hessian(loss, thetas, batch, route="traced") @ thetas[0, :, None]
     assert len(seen) == 2 and min(seen) > 0
+
+
+# Quantities that take points together, whose derivatives go beyond products.
+QUANTITIES = (
+    "product-gauss-newton",
+    "product-batches",
+    "gradient",
+    "gauss_newton_spectrum",
+    "gauss_newton_share",
+    "third_derivative",
+    "adaptation_jacobian-tasks",
+    "singular_values",
+    "subspaces",
+    "ragged",
+    "scaled",
+)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_every_quantity_is_that_of_ordinary_convolutions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute: Callable[[Any], Any] = (COMPUTED | DERIVED)[name]
+    case = next(case for case in DEVICE_CASES if case.name == "conv-batchnorm")
+    ordinary = compared(compute(place(case, "cpu")))
+    monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
+    fresh = ht.make_loss(case.loss.model, case.loss.criterion, case.loss.layout)  # of which no trace is known
+    same(compared(compute(place(replace(case, loss=fresh), "cpu"))), ordinary)
