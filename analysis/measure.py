@@ -21,6 +21,7 @@ from analysis.engines.engine import Engine
 from analysis.errors import UserError
 from analysis.progress import Reporter
 from analysis.quantities import Points, Quantity
+from analysis.quantities.values import is_bundled, values_of
 from analysis.schema import DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
 from analysis.times import stopwatch
@@ -35,7 +36,7 @@ from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
 from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.train import TrainConfig, diverged_at, evaluate, task_loss
+from hessian_tools.train import TrainConfig, diverged_at, evaluate, meta_train, task_loss
 from hessian_tools.trajectory import SaveAt, stack
 from hessian_tools.trajectory.record import record
 
@@ -192,6 +193,26 @@ def chunk_tasks(study: Study) -> int:
     return settings.block if settings.full_tasks % settings.block == 0 else 1
 
 
+def try_own_quantities(study: Study) -> None:
+    """Measure the quantities of the user's own on one task of an untrained network, for the errors that they raise.
+
+    A mistake in them would otherwise show after the training. Raises UserError.
+    """
+    own = [quantity for quantity in study.quantities if not is_bundled(quantity)]
+    if not own:
+        return
+    study = replace(study, device="cpu")
+    trained = [name for name, learner in study.learners.items() if learner.settings.trained]
+    name = [*trained, *study.learners][0]
+    seed = study.config.seeds_of(name)[0]
+    unit = Unit(study, (name,), seed, study.learners[name].checkpoints[0], (0,))
+    untrained_run = next(meta_train(replace(study.training(name, seed), checkpoints=(0,), validation_tasks=0)))
+    loss = _loss(study.problem, study.config.seeds[0], study.device)
+    points = _points(unit, (0,), loss, without_projector(unit.learner.learner, loss, untrained_run.theta))
+    for quantity in own:
+        values_of(quantity, points)
+
+
 def is_measured(unit: Unit) -> bool:
     """True if the results of a unit are already in all of its stores."""
     row, block = _place(unit)
@@ -227,14 +248,14 @@ def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
         return values
-    points = _points(unit, tasks)
+    points = _points(unit, tasks, *network(unit))
     finite = ~points.trajectory.diverged
     values["status"][finite.cpu().numpy()] = MEASURED
     for quantity in _quantities(unit):
         if quantity.products and not finite.any():
             continue
         dims = {variable.name: variable.dims for variable in quantity.variables}
-        for name, value in quantity.measure(points).items():
+        for name, value in values_of(quantity, points).items():
             if quantity.products:
                 value[~finite] = float("nan")
             values[name] = _padded(value, dims[name], unit.study.config.measure.full)
@@ -284,10 +305,12 @@ def network(unit: Unit) -> tuple[Loss, Tensor]:
     return loss, without_projector(unit.learner.learner, loss, theta)
 
 
-def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:
-    """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
+def _points(unit: Unit, tasks: tuple[int, ...], loss: Loss, theta: Tensor) -> Points:
+    """Record the inner loops of a block of tasks, and gather all that the quantities are computed from.
+
+    loss, theta: those of the unit's network; see ``network``.
+    """
     settings, study_learner = unit.study.config.measure, unit.learner
-    loss, theta = network(unit)
     level = settings.full if unit.level == FULL else settings.light
     held_out, num_tasks = unit.study.problem.held_out, settings.tasks
     trajectories, episodes, others, probes = [], [], [], []
@@ -348,7 +371,7 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
 
 def _padded(value: Tensor, dims: tuple[str, ...], full: LevelConfig) -> np.ndarray:
     """The values, padded with NaN where a light measurement has fewer eigenvalues or probes than the store."""
-    array = value.detach().double().cpu().numpy()
+    array = value.cpu().numpy()
     lengths = {"eigen_index": full.eigenvalues, "probe": full.probes}
     num_missing = lengths.get(dims[-1], array.shape[-1]) - array.shape[-1]
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, num_missing)], constant_values=np.nan)

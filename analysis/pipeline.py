@@ -27,7 +27,7 @@ from analysis.engines.remote import end_earlier_jobs
 from analysis.errors import UserError
 from analysis.explorer.explorer import study_page
 from analysis.folder import measurements, open_verdicts, plan_of
-from analysis.measure import measure
+from analysis.measure import measure, try_own_quantities
 from analysis.progress import ProgressOption, Reporter, reporter
 from analysis.record import with_record
 from analysis.report import render
@@ -159,6 +159,7 @@ def prepare(
     if not yes:
         refuse_above_limits(study)
     check(study)
+    try_own_quantities(study)
     if kept is not None:
         refuse_changed_data(study, study.runs)
     if claims is not None and not Path(claims).is_file():

@@ -134,6 +134,14 @@ def is_complete(path: Path) -> bool:
         return all(bool(np.all(zarr.open_array(path, path=flag, mode="r")[...] == 1)) for flag in FLAGS)
 
 
+def any_done(path: Path) -> bool:
+    """Whether any task of a run has been measured; False where there is no store."""
+    if not path.exists():
+        return False
+    with _readable(path):
+        return bool(np.any(zarr.open_array(path, path="done", mode="r")[...] == 1))
+
+
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
     """True if a unit is complete.
 

@@ -5,13 +5,14 @@ Training and measuring are split into jobs for worker processes. A job is a pick
 at any moment and started again.
 """
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from analysis import kept
+from analysis import kept, store
 from analysis.config import StepSizeSearch
 from analysis.engines.engine import Engine
 from analysis.errors import UserError
@@ -134,8 +135,30 @@ def record_run_ownership(study: Study) -> None:
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs_to_train:
+        if own:
+            _take_changed_quantities(study, learner, seed, sources["quantity_sources"])
         identity = run_settings(study, learner, seed) | sources
         record_ownership(study.run(learner, seed), "config", identity, facts=facts)
+
+
+def _take_changed_quantities(study: Study, learner: str, seed: int, present: dict[str, str]) -> None:
+    """Record the present files of the user's own quantities if nothing has been measured with the earlier ones.
+
+    Raises UserError where something has been measured: the numbers of a variable must come from one definition.
+    """
+    run = study.run(learner, seed)
+    recorded = entries(run)
+    before = recorded.get("config", {}).get("quantity_sources", present)
+    if before == present or set(before) != set(present):
+        return  # another list of quantities is another study, which the manifest refuses
+    changed = next(target for target in present if before[target] != present[target])
+    if store.any_done(run / store.NAME):
+        raise UserError(
+            f"{changed.rpartition(':')[0]} has changed since {learner} seed {seed} was measured with it, and all values"
+            " of a variable must come from one definition;\nput the old file back, or begin another study with --out"
+        )
+    shutil.rmtree(run / store.NAME, ignore_errors=True)  # its descriptions of variables may be old
+    write_json(run / MANIFEST, recorded | {"config": recorded["config"] | {"quantity_sources": present}})
 
 
 def run_settings(study: Study, learner: str, seed: int) -> dict[str, Any]:

@@ -1,14 +1,24 @@
 """Tests of the choice of quantities, of one's own quantities, and of the documents about them."""
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hand_made_points import MAML, TASKS, points_of
 from quantities_document import DOCUMENT, updated
+from refused_commands import refused
 
+from analysis import open_study
+from analysis.cli import run
+from analysis.errors import UserError
 from analysis.quantities import QUANTITIES, REQUIRED, STANDARD, chosen_quantities
+from analysis.quantities.values import is_bundled, values_of
+from analysis.quantities.variants import variant_quantities
+from analysis.study_file import study_text
 from analysis.trust import trusted_object
 
 EXAMPLE = DOCUMENT.with_name("your_own_quantity.md")
@@ -38,6 +48,78 @@ def test_the_documents_example_is_chosen_and_measured(load):
         for k, theta in enumerate(points.thetas[task]):
             H = torch.func.hessian(points.loss)(theta, tuple(leaf[task] for leaf in points.support))
             assert float(values[task, k]) == pytest.approx(float(d @ H @ d / (d @ d)), rel=1e-9)
+
+
+def test_what_a_quantity_returns_is_checked_and_copied(load):
+    quantity, points = load(NAME), points_of(MAML)
+    losses = points.trajectory.support_loss
+    values = values_of(replace(quantity, measure=lambda _: {"rho_displacement": losses}), points)["rho_displacement"]
+    values[:] = 0.0
+    assert values.dtype == torch.float64 and not (losses == 0).any()
+    as_array = values_of(replace(quantity, measure=lambda _: {"rho_displacement": losses.numpy()}), points)
+    assert torch.equal(as_array["rho_displacement"], losses.double())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return {'rho_displacement': points.thetas.sum(-1)[:, 0]}", r"with the shape \[.\]; give a tensor \[task, st"),
+        ("return {'rho_displacement': points.thetas}", r"give a tensor \[task, step\], here \[\d, \d\]"),
+        ("return {'rho_displacement': [1.0]}", r"with the type list; give a tensor"),
+        ("return {'rho': points.thetas.sum(-1)}", "returns a dict with rho; its measure.. must return a dict"),
+        ("return points.thetas.sum(-1)", "returns a Tensor; .* for each of its variables: rho_displacement"),
+        (
+            "x = 1\n    return points.thetas @ points.hessian",
+            r"along_displacement fails in line 3 of .*bad.py: TypeError: ",
+        ),
+    ],
+)
+def test_a_quantity_that_returns_something_else_is_refused(load, tmp_path, body, said):
+    (tmp_path / "bad.py").write_text(f"def measure(points):\n    {body}\n")
+    measure = trusted_object(f"{tmp_path}/bad.py:measure", trust=True)
+    with pytest.raises(UserError, match=said):
+        values_of(replace(load(NAME), measure=measure), points_of(MAML))
+
+
+def test_the_packages_own_quantities_are_known_and_their_errors_are_not_hidden(load):
+    assert all(map(is_bundled, QUANTITIES.values())) and all(map(is_bundled, variant_quantities("query")))
+    assert not is_bundled(load(NAME))
+    with pytest.raises(AttributeError):
+        values_of(QUANTITIES["trace"], None)
+
+
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_a_quantity_is_tried_before_the_training_and_may_be_mended_until_it_is_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "from analysis.quantities import Quantity\nfrom analysis.schema import point_variable\n"
+        "def measure(points):\n    return {'mine': points.thetas.norm(dim=-1) * POWER}\n"
+        "MINE = Quantity('mine', 't', 'f', (point_variable('mine', 'my number'),), measure, 'l', 'none')\n"
+    )
+    settings = yaml.safe_load(study_text("micro"))
+    del settings["learners"]["maml-shot"]
+    settings["measure"]["quantities"] = ["standard", "mine.py:MINE"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    study = ["study", "study.yaml", "--seeds", "0", "--out", "out", "--workers", "0", "--trust"]
+
+    def write(text: str) -> None:
+        (tmp_path / "mine.py").write_text(text)
+        for name in [name for name in sys.modules if name.startswith("mine_")]:
+            del sys.modules[name]  # another process would read the file anew
+
+    write(code)  # POWER is not defined
+    assert "the quantity mine fails in line 4 of" in refused(capsys, study)
+    assert not (tmp_path / "out").exists()
+    write(code.replace("POWER", "1"))
+    assert run(["train", *study[1:]]) == 0
+    write(code.replace("POWER", "2"))  # nothing has been measured with the first one
+    assert run(["measure", "out", "--workers", "0", "--trust"]) == 0
+    ds = open_study("out")
+    assert float(abs(ds["mine"] - 2 * ds["theta_norm"]).max()) < 1e-4 * float(ds["theta_norm"].max())
+    write(code.replace("POWER", "3"))
+    capsys.readouterr()
+    assert "mine.py has changed since maml seed 0 was measured with it" in refused(capsys, study)
 
 
 def test_quantities_are_measured_in_one_order_and_the_required_ones_always(load):

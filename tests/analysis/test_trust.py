@@ -276,7 +276,8 @@ def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_onl
     capsys.readouterr()
     with (stranger / "mine" / "my_quantities.py").open("a") as code:
         code.write("# changed\n")
-    assert "its quantity_sources is" in refused(capsys, ["measure", "out", "--trust"])
+    said = refused(capsys, ["measure", "out", "--trust"])
+    assert "my_quantities.py has changed since" in said and "put the old file back" in said
 
 
 def test_a_claim_may_be_added_to_a_study_and_none_taken_away_or_changed(tmp_path):

@@ -1,0 +1,66 @@
+"""Calls the function of a quantity, and checks what it returns, because it may be the user's own."""
+
+import traceback
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.errors import UserError
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from hessian_tools.importing import one_line
+from hessian_tools.loss import HiddenStateError
+
+
+def values_of(quantity: Quantity, points: Points) -> Values:
+    """The values of a quantity's variables at the points, as new tensors in float64.
+
+    Raises UserError where a function of the user's own fails, or returns something else than its variables need.
+    """
+    try:
+        returned = quantity.measure(points)
+    except (UserError, HiddenStateError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_bundled(quantity):
+            raise
+        raise UserError(f"the quantity {quantity.name} fails{_place(quantity, error)}: {one_line(error)}") from error
+    declared = {variable.name: variable.dims for variable in quantity.variables}
+    if not isinstance(returned, Mapping) or set(returned) != set(declared):
+        got = f"a {type(returned).__name__}"
+        got = f"{got} with {', '.join(map(str, returned)) or 'nothing'}" if isinstance(returned, Mapping) else got
+        raise UserError(
+            f"the quantity {quantity.name} returns {got}; its measure() must return a dict with a tensor for each of"
+            f" its variables: {', '.join(declared)}"
+        )
+    return {name: _checked(quantity, name, returned[name], declared[name], points) for name in returned}
+
+
+def is_bundled(quantity: Quantity) -> bool:
+    """Whether a quantity is one of the package."""
+    return str(quantity.measure.__module__).startswith("analysis.quantities.")
+
+
+def _checked(quantity: Quantity, name: str, value: object, dims: tuple[str, ...], points: Points) -> Tensor:
+    value = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+    wanted = ["task", *(["step"] if "inner_step" in dims else [])]
+    others = [dim for dim in dims if dim not in ("checkpoint", "task", "inner_step")]
+    leading = points.thetas.shape[: len(wanted)]
+    num_axes = len(wanted) + len(others)
+    if not isinstance(value, Tensor) or value.ndim != num_axes or value.shape[: len(wanted)] != leading:
+        got = f"the shape {list(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value).__name__}"
+        sizes = ", ".join([*map(str, leading), *others])
+        raise UserError(
+            f"the quantity {quantity.name} returns {name} with {got}; give a tensor [{', '.join(wanted + others)}],"
+            f" here [{sizes}]"
+        )
+    return value.detach().to(torch.float64, copy=True)
+
+
+def _place(quantity: Quantity, error: Exception) -> str:
+    """The last line of the user's own file that an error has passed, in words; "" where there is none."""
+    file = getattr(getattr(quantity.measure, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]} of {file}" if lines else ""
