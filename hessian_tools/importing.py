@@ -7,6 +7,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -55,6 +56,13 @@ def one_line(error: BaseException) -> str:
     parts: Iterable[str] = (type(error).__name__, *str(error).strip().splitlines()[:1])
     text = ": ".join(parts)
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def place_in_file_of(function: object, error: BaseException) -> str:
+    """The last line that an error has passed in the file of a function, in words; "" where it has passed none there."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]} of {file}" if lines else ""
 
 
 def _from_file(path: str, target: str) -> ModuleType:

@@ -32,6 +32,7 @@ from analysis.claims.points import NotMeasuredError, diverged, first_and_last, h
 from analysis.claims.suppression import shot_verdicts, suppression_verdicts
 from analysis.claims.verdict import Verdict, conclude, verdict_lines, verdicts_from_json, verdicts_to_json
 from analysis.schema import plain_learners, trained_learners
+from hessian_tools.importing import one_line, place_in_file_of
 
 Judge = Callable[[xr.Dataset, Plan], list[Verdict]]
 
@@ -107,8 +108,8 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
     verdicts are corrected together for their number (``holm``), beside their outcomes without the correction.
 
     The list is empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the
-    study does not have, or names a claim that there is not. Raises NotMeasuredError, which says what to run, if a part
-    of the study has not been measured.
+    study does not have, or names a claim that there is not, and if a further claim fails. Raises NotMeasuredError,
+    which says what to run, if a part of the study has not been measured.
     """
     if not trained_learners(ds):
         return []
@@ -117,9 +118,22 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
     verdicts = [
         replace(verdict, claim=name, kind=_kind(plan, name, verdict, plain))
         for name, claim in _claims(plan, extra).items()
-        for verdict in claim(ds, plan)
+        for verdict in (claim(ds, plan) if name in CLAIMS else _own_verdicts(name, claim, ds, plan))
     ]
     return holm([("", verdicts)], confidence=plan.confidence)[0][1]
+
+
+def _own_verdicts(name: str, claim: Judge, ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """The verdicts of a claim of the user's own. Raises PlanError where its function fails or returns anything else."""
+    try:
+        verdicts = claim(ds, plan)
+    except (NotMeasuredError, PlanError):
+        raise
+    except Exception as error:
+        raise PlanError(f"claims.{name} fails{place_in_file_of(claim, error)}: {one_line(error)}") from error
+    if not isinstance(verdicts, list | tuple) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+        raise PlanError(f"claims.{name} returns a {type(verdicts).__name__}; it must return a list of verdicts")
+    return list(verdicts)
 
 
 def unjudged(ds: xr.Dataset, plan: Plan, verdicts: list[Verdict], extra: Iterable[str] = ()) -> dict[str, str]:

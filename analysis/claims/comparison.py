@@ -5,12 +5,13 @@ reduced to one effect for each seed.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from analysis.claims.plan import Plan
 from analysis.statistics import Interval, seed_means, task_bootstrap
+from hessian_tools.validation import check_choice
 
 Direction = Literal["negative", "positive"]
 
@@ -48,8 +49,9 @@ def ask(
     """A question of a claim.
 
     words: other fields of a Question. Those that are left out are the claim's statement in the plan for ``title``, "1"
-    for ``units``, and "" for the others.
+    for ``units``, and "" for the others. Raises ValueError for another ``predicted`` than "negative" and "positive".
     """
+    check_choice("predicted", predicted, get_args(Direction))
     title = words.pop("title", None) or plan.title(claim)
     given = {"baseline": "", "steps": "", "units": "1"} | words
     return Question(

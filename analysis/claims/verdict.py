@@ -92,7 +92,10 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
 
     margin: the smallest effect of interest, above 0, in the units of the quantity.
     confidence: that of the interval over seeds.
+    Raises ValueError for a negative margin.
     """
+    if margin < 0:
+        raise ValueError(f"margin={margin!r} is the smallest effect of interest, without a sign; give a number above 0")
     interval = comparison.interval or mean_interval(comparison.effects, confidence=confidence)
     outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
     p = math.nan if comparison.obstacle else interval.p

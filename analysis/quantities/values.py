@@ -1,6 +1,5 @@
 """Calls the function of a quantity, and checks what it returns, because it may be the user's own."""
 
-import traceback
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor
 from analysis.errors import UserError
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
-from hessian_tools.importing import one_line
+from hessian_tools.importing import one_line, place_in_file_of
 from hessian_tools.loss import HiddenStateError
 
 
@@ -26,7 +25,8 @@ def values_of(quantity: Quantity, points: Points) -> Values:
     except Exception as error:
         if is_bundled(quantity):
             raise
-        raise UserError(f"the quantity {quantity.name} fails{_place(quantity, error)}: {one_line(error)}") from error
+        place = place_in_file_of(quantity.measure, error)
+        raise UserError(f"the quantity {quantity.name} fails{place}: {one_line(error)}") from error
     declared = {variable.name: variable.dims for variable in quantity.variables}
     if not isinstance(returned, Mapping) or set(returned) != set(declared):
         got = f"a {type(returned).__name__}"
@@ -57,10 +57,3 @@ def _checked(quantity: Quantity, name: str, value: object, dims: tuple[str, ...]
             f" here [{sizes}]"
         )
     return value.detach().to(torch.float64, copy=True)
-
-
-def _place(quantity: Quantity, error: Exception) -> str:
-    """The last line of the user's own file that an error has passed, in words; "" where there is none."""
-    file = getattr(getattr(quantity.measure, "__code__", None), "co_filename", None)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" in line {lines[-1]} of {file}" if lines else ""

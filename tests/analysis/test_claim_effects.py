@@ -15,11 +15,16 @@ from quick_plan import quick_plan
 
 from analysis.claims import (
     CLAIMS,
+    Plan,
+    PlanError,
     Verdict,
+    ask,
+    conclude,
     findings,
     holm,
     judge,
     load_plan,
+    points,
     unjudged,
     verdict_lines,
     verdicts_from_json,
@@ -401,6 +406,36 @@ def test_the_worked_example_of_a_claim_of_ones_own_is_judged_beside_the_others()
     assert unjudged(ds, plan, judge(ds, plan, nothing), nothing) == {
         "nothing": "the claim's own function returned no verdict"
     }
+
+
+def broken_claim(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    return points(ds, "no_such_variable", "maml", checkpoint=0)
+
+
+def backward_claim(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    return [ask(plan, "mine", "raw", "rho", "downward", learner="maml", title="mine")]
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (broken_claim, rf"claims.mine fails in line \d+ of {__file__}: KeyError: .*no_such_variable"),
+        (backward_claim, "ValueError: predicted='downward' is not one of negative, positive"),
+        (lambda ds: [], "claims.mine fails: TypeError: .* takes 1 positional argument"),
+        (lambda ds, plan: None, "claims.mine returns a NoneType; it must return a list of verdicts"),
+        (lambda ds, plan: [1], "claims.mine returns a list; it must return a list of verdicts"),
+    ],
+)
+def test_a_claim_of_ones_own_that_fails_is_refused_with_its_line(claim: Any, said: str) -> None:
+    ds = planted_study({"maml": Plant(along=0.5)}, seeds=2)
+    with pytest.raises(PlanError, match=said):
+        judge(ds, quick_plan("suppression"), {"mine": claim})
+
+
+def test_a_margin_has_no_sign() -> None:
+    (verdict, *_) = judge(planted_study({"maml": Plant(along=0.5)}, seeds=2), quick_plan("suppression"))
+    with pytest.raises(ValueError, match="margin=-0.1 is the smallest effect of interest, without a sign"):
+        conclude(verdict, None, margin=-0.1, confidence=0.95)
 
 
 def test_a_claim_of_ones_own_may_be_primary_in_a_plan_of_ones_own() -> None:
