@@ -401,7 +401,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
-        return _fail(" ".join(str(e).split()) + "; see hessian-tools --help", 2)
+        return _fail(" ".join(str(e).split()).removesuffix(".") + "; see hessian-tools --help", 2)
     except UserError as e:
         return _fail(str(e), 2)
     except KeyboardInterrupt:

@@ -96,8 +96,8 @@ def bytes_on_disk(study: Study) -> float:
     num_bytes = BYTES_OF_PAGES + _stored_bytes(study)
     for name, _ in study.runs_to_measure:
         num_checkpoints = len(study.learners[name].checkpoints)
-        # For each variable a folder and its description, and for each checkpoint a folder and the files of its blocks.
-        num_files = num_variables * (3 + num_checkpoints * (1 + 1.4 * blocks))
+        # For each variable a folder and its description, and for each checkpoint folders and the files of its blocks.
+        num_files = num_variables * (3 + num_checkpoints * (1 + 2.3 * blocks))
         num_bytes += num_files * DISK_BLOCK + (num_checkpoints + 3) * 4.0 * num_params
     return num_bytes
 

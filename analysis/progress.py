@@ -8,10 +8,13 @@ from typing import Literal, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 5.0
 # Until this fraction of a stage is done, no remaining time is shown, because the time of starting up would distort it.
 MIN_FRACTION_DONE = 0.05
+# The characters of the name of a stage, and those that a note gets before the bar becomes longer.
+NAME_WIDTH, NOTE_WIDTH = 12, 28
 
 ProgressOption = Literal[True] | Callable[[int, int], None] | None
 
@@ -100,14 +103,17 @@ class Bars:
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage that is shown as a bar with counts, elapsed time and time left."""
+        # In a narrow terminal, the bar and the note become shorter, so that counts and times are not cut.
+        clock, counts = len("0:00:00"), len(f"{total:.0f}/{total:.0f} {unit}")
+        room = self.console.width - (NAME_WIDTH + counts + clock + len("left") + clock + 6 * len(" "))
         columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn(f"{{task.description:<{NAME_WIDTH}}}"),
+            BarColumn(bar_width=min(28, max(4, room - NOTE_WIDTH))),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit, table_column=Column(min_width=counts)),
+            TimeElapsedColumn(table_column=Column(min_width=clock)),
+            TextColumn("left", table_column=Column(min_width=len("left"))),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(min_width=clock)),
+            TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(name, total=total, note="")

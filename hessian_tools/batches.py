@@ -90,7 +90,8 @@ def split_batch(batch: Batch, takes: Signature) -> tuple[Any, Any]:
         return (inputs, inputs) if name is None else (inputs, inputs.pop(name))
     if not isinstance(batch, tuple | list):
         raise ValueError(
-            f"the batch is a {type(batch).__name__}; give a pair (x, y), or a dict of inputs with the entry 'labels'"
+            f"the batch is of type {type(batch).__name__}; give a pair (x, y), or a dict of inputs with the entry"
+            " 'labels'"
         )
     if len(batch) == 2:
         return batch[0], batch[1]

@@ -289,7 +289,7 @@ def test_batches_that_cannot_be_divided_are_refused_in_a_sentence() -> None:
     model = network()
     for batch, words in (
         ((X, Y, torch.arange(12)), "3 parts, but the network takes 1 input"),
-        (X, r"the batch is a Tensor; give a pair \(x, y\)"),
+        (X, r"the batch is of type Tensor; give a pair \(x, y\)"),
     ):
         with pytest.raises(ValueError, match=words):
             ht.hessian_of(model, F.cross_entropy, batch)

@@ -112,11 +112,13 @@ def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
     """Put ticks at the checkpoints, on an x axis of meta-iterations.
 
     If the checkpoints span a factor of more than four, the axis is logarithmic from the first positive checkpoint on,
-    and linear from 0 to there.
+    and linear from 0 to there; a label "meta-iteration" then says so.
     """
     positive = [int(point) for point in checkpoints if point > 0]
     if positive and positive[-1] > 4 * positive[0]:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        if ax.get_xlabel() == "meta-iteration":
+            ax.set_xlabel("meta-iteration (log scale)")
     transform = ax.xaxis.get_transform()
     places = transform.transform(np.asarray(checkpoints, dtype=float))
     width = max(float(places[-1] - places[0]), 1e-9)

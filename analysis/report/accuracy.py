@@ -27,18 +27,19 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
     header = ("Learner", "Meta-iteration", "Seed", f"Untrained, {unit}", f"Trained, {unit}", "Difference", "Tasks")
     rows = [line for name in learner_names(ds) for line in _learner_rows(ds, values, name, decimals, confidence)]
     interval = f"a {100 * confidence:g} % Student t interval"
+    cut = "An interval that passes 0 or 100 % is written with its ends, cut there. " if is_accuracy else ""
     caption = (
         f"Query {'accuracy' if is_accuracy else 'loss (lower is better)'} after the inner loop on held-out tasks. "
         f"A row of a single seed shows the mean ± half the width of {interval} over that seed's tasks, and its "
         "difference is paired task by task. A row of all seeds shows the mean of the seeds' means ± half the width of "
-        f"{interval} over the seeds. "
-        f"{warm_start_sentence(ds)}"
+        f"{interval} over the seeds. {cut}{warm_start_sentence(ds)}"
     )
     return table(header, rows, caption=caption.rstrip())
 
 
 def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int, confidence: float) -> list[Html]:
     """The rows of one learner: one for each seed and, if there are several seeds, one for all of them."""
+    limits = (0.0, 100.0) if has_accuracy(ds) else (-np.inf, np.inf)
     ds, values = with_seeds_of(ds, name), values.isel(seed=has_seed(ds, name))
     scores = values.sel(learner=name).transpose("checkpoint", "seed", "evaluation_task").values
     done = ds["evaluation_done"].sel(learner=name).transpose("checkpoint", "seed").values == 1
@@ -53,10 +54,10 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
     head = (method_label(name), str(checkpoints[last]))
     rows = []
     for index, seed in enumerate(ds["seed"].values):
-        cells = _cells([column[index] for column in (start, end, end - start)], decimals, confidence)
+        cells = _cells([column[index] for column in (start, end, end - start)], decimals, confidence, limits)
         rows.append(row((*head, str(seed), *cells, _task_count(scores[last, index], done[last, index]))))
     if len(rows) > 1:
-        cells = _cells([seed_means(column) for column in (start, end, end - start)], decimals, confidence)
+        cells = _cells([seed_means(column) for column in (start, end, end - start)], decimals, confidence, limits)
         rows.append(row((*head, "all", *cells, _task_count(scores[last], done[last])), css="total"))
     return rows
 
@@ -71,17 +72,23 @@ def _task_count(scores: np.ndarray, done: np.ndarray) -> str:
     return f"{finite.sum()}; {lost} diverged" if lost else str(finite.sum())
 
 
-def _cells(columns: Sequence[np.ndarray], decimals: int, confidence: float) -> list[Html]:
+def _cells(columns: Sequence[np.ndarray], decimals: int, confidence: float, limits: tuple[float, float]) -> list[Html]:
     """Three cells: the untrained network, the trained one and the difference. ``columns`` holds the values of each.
 
     Each cell is a mean ± half the width of its interval; the difference is written with its sign.
+    limits: the smallest and the largest possible value of a score. An interval that passes one of them is written with
+        its ends, which are cut there.
     """
     cells = []
-    for values, sign in zip(columns, ("", "", "+"), strict=True):
+    widest = limits[1] - limits[0]
+    for values, sign, (least, most) in zip(columns, ("", "", "+"), (limits, limits, (-widest, widest)), strict=True):
         interval = mean_interval(values, confidence=confidence)
         half_width = (interval.high - interval.low) / 2
-        text = f"{interval.mean:{sign}.{decimals}f}".replace("-", MINUS) if np.isfinite(interval.mean) else DASH
-        cells.append(
-            element("span", f"{text} ± {half_width:.{decimals}f}" if np.isfinite(half_width) else text, css="num")
-        )
+        text = f"{interval.mean:{sign}.{decimals}f}" if np.isfinite(interval.mean) else DASH
+        if interval.low < least or interval.high > most:
+            low, high = max(interval.low, least), min(interval.high, most)
+            text += f" ({low:{sign}.{decimals}f} to {high:{sign}.{decimals}f})"
+        elif np.isfinite(half_width):
+            text += f" ± {half_width:.{decimals}f}"
+        cells.append(element("span", text.replace("-", MINUS), css="num"))
     return cells

@@ -118,7 +118,7 @@ def _places(verdicts: Sequence[Verdict], claim_verdicts: Sequence[Verdict]) -> s
 
 
 def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
-    """A table for each claim, in which a verdict has a row of numbers and, below it, a row with its sentence."""
+    """A table for each claim, in which a verdict has a row of numbers and, below it, its sentence, folded."""
     header = [column.format(level=100 * confidence) for column in COLUMNS]
     parts = []
     for letter, title, rows in verdicts_by_claim(verdicts):
@@ -142,7 +142,9 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
         element("span", _p_values(verdict), css="num"),
         _outcome(verdict),
     )
-    sentence = element("td", element("div", verdict.sentence), colspan=str(len(COLUMNS)))
+    # Folded, because a study has hundreds of sentences, which say what the row above them says.
+    words = element("details", element("summary", "in words"), verdict.sentence)
+    sentence = element("td", element("div", words), colspan=str(len(COLUMNS)))
     return row(cells), element("tr", sentence, css="verdict-sentence")
 
 

@@ -188,7 +188,7 @@ class ImageTasks:
         if self.ways > available:
             raise ValueError(
                 f"ways={self.ways} but the split {split!r} of {self.dataset.name} has {available} classes; "
-                f"use at most {available}"
+                f"use at most {available}, or a split of your own with more classes in {split!r} (split='FILE.json')"
             )
 
 

@@ -133,6 +133,7 @@ def test_a_study_keeps_the_plan_of_the_claims_with_which_it_was_begun(working_fo
 
 def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
+    assert "requires an argument; see hessian-tools --help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
     for option, value in (("--seeds", "1.5"), ("--seed", "0.5"), ("--workers", "1.5"), ("--workers", "0.0")):
@@ -329,6 +330,9 @@ def test_a_dry_run_counts_what_is_there_already(working_folder, capsys, micro_st
     # The new seed has 10 units, and the run without measurements has 6.
     assert "to measure: 16 of 30 units" in said
     assert "; by the times so far\n" in said
+    disk = re.search(r"on disk: about (\d+) MB", said)
+    taken = sum(512 * path.stat().st_blocks for path in [micro_study, *micro_study.rglob("*")])
+    assert disk and 0.7 < 1e6 * int(disk.group(1)) / (1.5 * taken) < 1.4  # three seeds in place of two
     (working_folder / "plan.yaml").write_text(
         (working_folder / "study" / "claims.yaml").read_text().replace("confidence: 0.95", "confidence: 0.9")
     )
@@ -340,11 +344,12 @@ def test_a_dry_run_counts_what_is_there_already(working_folder, capsys, micro_st
 @pytest.mark.slow
 def test_a_dry_run_goes_on_from_kept_results(working_folder, capsys):
     kept = Path(__file__).parents[2] / "docs" / "results" / "regression"
-    seeds = list(map(str, range(17)))
-    options = ["--from", str(kept), "--seeds", *seeds, "--dry-run"]
+    num_kept = len([*kept.glob("seeds/seed-*.json")])
+    options = ["--from", str(kept), "--seeds", *map(str, range(num_kept + 2)), "--dry-run"]
     assert run(["study", str(kept / "study.yaml"), "--out", "study", *options]) == 0
     said = capsys.readouterr().out
-    assert "runs: 85 (5 learners, 17 seeds), of which 75 are kept already\n" in said
+    runs = f"runs: {5 * num_kept + 10} (5 learners, {num_kept + 2} seeds), of which {5 * num_kept} are kept already\n"
+    assert runs in said
     assert "to train: 8 of 10 runs" in said
     assert "; by the times so far\n" in said
     assert list(working_folder.iterdir()) == []

@@ -58,7 +58,7 @@ def test_alpha_rho_has_a_panel_for_each_inner_step_and_draws_the_summary(ds):
         assert ax.get_ylim() == figure.axes[0].get_ylim()
     assert figure.axes[0].get_ylim()[1] > 2
     assert figure.axes[0].get_ylabel()
-    assert {ax.get_xlabel() for ax in figure.axes} == {"meta-iteration"}
+    assert {ax.get_xlabel() for ax in figure.axes} == {"meta-iteration (log scale)"}
 
 
 @pytest.mark.parametrize(

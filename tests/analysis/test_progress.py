@@ -1,8 +1,10 @@
-"""Tests of progress that is printed in plain lines, as it is in a pipe or a log."""
+"""Tests of progress: plain lines, as in a pipe or a log, and bars in a terminal."""
 
+import re
 from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from analysis import progress
 
@@ -12,6 +14,21 @@ def test_one_unit_is_named_in_the_singular():
     with progress.Lines(stream).stage("draw", 1, "figures"):
         pass
     assert stream.getvalue().startswith("draw: 1 figure\ndraw: done in ")
+
+
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_a_bar_in_a_narrow_terminal_cuts_neither_counts_nor_times(width: int):
+    out = StringIO()
+    bars = progress.Bars(Console(file=out, width=width, force_terminal=True))
+    # An interrupted stage is shown as it was, with its note; otherwise only a clock would redraw the bar.
+    with pytest.raises(KeyboardInterrupt), bars.stage("train", 72000, "meta-iterations") as advance:
+        advance(12345)
+        advance(12345, "maml-shot seed 0  loss 1.24")
+        raise KeyboardInterrupt
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert re.search(r"24690/72000 meta-iterations \d:\d\d:\d\d left [\d-]:[\d-]{2}:[\d-]{2}", shown)
+    assert re.search(r" 0/72000 meta-iterations +\d:\d\d:\d\d left -:--:--", shown)
+    assert max(map(len, shown.replace("\r", "\n").splitlines())) <= width
 
 
 def test_lines_tell_the_time_left_once_enough_is_done(monkeypatch: pytest.MonkeyPatch):

@@ -69,3 +69,20 @@ def test_on_paper_the_ground_is_white_and_no_table_is_cut(page):
     page.set_viewport_size({"width": 680, "height": 1000})  # A4 within its margins
     assert page.evaluate(GROUND) == "rgb(255, 255, 255)"
     assert page.evaluate("[...document.querySelectorAll('table, img')].every(t => t.clientWidth <= innerWidth)")
+
+
+# The height that a <details> takes besides its summary; 0 while it is folded.
+SENTENCE_HEIGHT = "details => details.offsetHeight - details.querySelector('summary').offsetHeight"
+
+
+def test_the_sentence_of_a_verdict_is_folded_on_a_screen_and_unfolds_by_a_key_and_on_paper(page):
+    page.set_viewport_size({"width": 1200, "height": 800})
+    page.emulate_media(media="screen", color_scheme="light")
+    details = page.locator("tr.verdict-sentence details").first
+    assert details.evaluate(SENTENCE_HEIGHT) == 0
+    details.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert details.evaluate(SENTENCE_HEIGHT) > 0
+    page.keyboard.press("Enter")
+    page.emulate_media(media="print")
+    assert details.evaluate(SENTENCE_HEIGHT) > 0

@@ -56,6 +56,14 @@ def test_the_accuracy_table_of_unusual_studies(ds):
     assert DASH in texts(accuracy_table(lost))
 
 
+def test_an_interval_of_accuracies_ends_at_0_and_at_100_percent(ds):
+    spread = ds["evaluation_accuracy"] * 0 + xr.DataArray([0.05, 0.95], dims="seed", coords={"seed": ds["seed"][:2]})
+    cells = texts(accuracy_table(ds.sel(seed=ds["seed"][:2]).assign(evaluation_accuracy=spread)))
+    assert "50.0 (0.0 to 100.0)" in cells
+    assert "+0.0 ± 0.0" in cells
+    assert "is written with its ends, cut there" in accuracy_table(ds).text
+
+
 def test_accuracy_of_a_diverged_evaluation_counts_as_lost(ds):
     loss = ds["evaluation_loss"].copy()
     loss[1, 0, -1, :2] = np.inf

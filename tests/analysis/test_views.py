@@ -288,6 +288,24 @@ def test_a_long_recorded_trajectory_is_drawn_with_few_ticks() -> None:
     assert line(ax, "support_loss:0").get_marker() in (None, "None")
 
 
+def test_a_recorded_trajectory_without_a_query_loss_is_drawn_with_its_support_loss() -> None:
+    model = ht.seeded(lambda: torch.nn.Linear(3, 2), seed=0)
+    batch = (torch.randn(6, 3, generator=ht.stream(0, "x")), torch.arange(6) % 2)
+    recorder = ht.Recorder(model, torch.nn.functional.cross_entropy, batch)
+    recorder.step()
+    trajectory = recorder.trajectory()
+    ax = analysis.plot(trajectory, axes())
+    assert [str(one.get_gid()) for one in ax.lines] == ["support_loss:0"]
+    assert line(analysis.plot(trajectory, axes(), names=["grad_norm"]), "grad_norm:0").get_ydata().shape == (2,)
+    with pytest.raises(ValueError, match="names='query_loss' is not one of support_loss, support_accuracy"):
+        analysis.plot(trajectory, axes(), names=["query_loss"])
+    with pytest.raises(ValueError, match="option='namse' is not one of names; did you mean 'names'"):
+        analysis.plot(trajectory, axes(), namse=["grad_norm"])
+    check = ht.check_operator(ht.hessian(recorder.loss, trajectory.thetas[0], batch))
+    with pytest.raises(TypeError, match="style='line': a plot of Check has no options; draw on the axes"):
+        analysis.plot(check, axes(), style="line")
+
+
 def test_passed_and_failed_checks_are_drawn_on_either_side_of_1() -> None:
     A = symmetric(SPECTRA["indefinite"])[0]
     H = ht.hessian(lambda theta, A: theta @ A @ theta / 2, torch.zeros(24).double(), A)

@@ -312,7 +312,8 @@ def studies(scratch: Path) -> list[Entry]:
         entry(analysis.open_study, path=scratch, kinds={"path": "folder"}),
         entry(analysis.open_verdicts, path=scratch, kinds={"path": "folder"}),
         entry(analysis.open_checkpoint, folder=scratch, learner="maml", seed=0,
-              kinds={"folder": "folder", "learner": "name", "device": "-", "trust": "flag"}),
+              kinds={"folder": "folder", "learner": "name", "meta_iteration": "not count", "device": "-",
+                     "trust": "flag"}),
         entry(
             analysis.plot,
             result=PAIRS,

@@ -259,7 +259,9 @@ def test_bad_split_and_index_are_refused(make):
 def test_a_split_with_fewer_classes_than_ways_is_refused_when_a_task_of_it_is_requested():
     tasks = ImageTasks(NUMBERED, ways=5, queries=2)
     tasks.episode(seed=0, split="train", index=0)
-    with pytest.raises(ValueError, match="ways=5 but the split 'val' of numbered has 4 classes; use at most 4"):
+    with pytest.raises(
+        ValueError, match="ways=5 but the split 'val' of numbered has 4 classes; use at most 4, or a split of your own"
+    ):
         tasks.episode(seed=0, split="val", index=0)
 
 
