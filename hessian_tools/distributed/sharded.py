@@ -25,7 +25,8 @@ from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
 from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.distributed.products import ShardedProducts, outputs_without_change, weight_among
-from hessian_tools.distributed.sharding import refuse_wrapped, return_freed_blocks, trainable
+from hessian_tools.distributed.sharding import refuse_wrapped, trainable
+from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.loss import Batch, Criterion
 from hessian_tools.processes import Ranks
 from hessian_tools.rng import stream

@@ -4,10 +4,6 @@ This is parametrised sharding (Zhang et al. 2024, SimpleFSDP): the gathering is 
 differentiated twice.
 """
 
-import ctypes
-import os
-import sys
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,10 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
+from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.processes import Ranks, checked_group
-
-# What malloc.h calls the size from which the C library takes a block from the system; and the size that is set here.
-M_MMAP_THRESHOLD, RETURNED = -3, 2**19
 
 
 class _Gathered(nn.Module):
@@ -144,19 +138,6 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
             if parameter.requires_grad:
                 found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
     return list(found.values())
-
-
-def return_freed_blocks() -> None:
-    """Make the C library of Linux return freed blocks of RETURNED bytes or more to the system at once.
-
-    It would keep such blocks of up to 32 MB, in a heap for each thread. A product frees one gathered parameter after
-    the other, so that a process of a model with 20 million parameters kept 450 MB that nobody used. A setting by the
-    user in the environment stays. Other C libraries and systems need no such setting, or have none.
-    """
-    own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-    if sys.platform == "linux" and not any(name in os.environ for name in own):
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED)
 
 
 def _divided(whole: Tensor, mesh: DeviceMesh, ranks: Ranks) -> DTensor:

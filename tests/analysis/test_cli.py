@@ -63,7 +63,7 @@ def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
         ),
         ("step_size: 0.1", "step_size: fast", "inner.step_size: input should be a valid number"),
         ("step_size: 0.1", "step_size: -1", "inner.step_size"),
-        ("step_size: 0.1", "step_size: {candidates: [0.1], learner: maml-shot}", "without shot"),
+        ("step_size: 0.1", "step_size: {candidates: [0.1], learner: untrained}", "must name a trained learner"),
     ],
 )
 def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, capsys, old, new, said):

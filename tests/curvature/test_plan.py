@@ -80,6 +80,19 @@ def test_a_trace_holds_six_vectors_whatever_the_number_of_probes(short: None) ->
         assert H.route == "kept"
 
 
+def test_freed_memory_goes_back_to_the_system_where_vectors_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(
+        "hessian_tools.curvature.engines.double_backward.return_freed_blocks", lambda: called.append(True)
+    )
+    H = network_hessian(route="kept")
+    H.mv(torch.ones(H.num_params))
+    assert not called
+    monkeypatch.setattr(memory, "MEMORY_BUDGET", {"cpu": 40_000, "cuda": 40_000})
+    network_hessian(route="kept").mv(torch.ones(H.num_params))
+    assert called
+
+
 def test_five_eigenpairs_hold_twenty_five_vectors(short: None) -> None:
     D, H = Diagonal(), network_hessian()
     assert vectors_held(D, [D.diagonal], five) <= 25

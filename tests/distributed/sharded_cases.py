@@ -15,12 +15,10 @@ from data_parallel_cases import Team, problem
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hessian_tools as ht
+from hessian_tools.curvature.engines.product_memory import PeakBytes
 from hessian_tools.distributed import shard, sharded_hessian
 
 Pair = tuple[Any, Any]
@@ -77,29 +75,6 @@ def _summed(out: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(out, y, reduction="sum")
 
 
-class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensors made by operations that exist at the same time, and those that exist now."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(out):
-            if type(tensor) is Tensor and tensor.device.type == "cpu":  # a DTensor has no memory of its own
-                reference = StorageWeakRef(tensor.untyped_storage())
-                self.made[reference.cdata] = reference, tensor.untyped_storage().nbytes()
-        self.peak = max(self.peak, self.now())
-        return out
-
-    def now(self) -> int:
-        """The bytes that exist now."""
-        self.made = {key: pair for key, pair in self.made.items() if not pair[0].expired()}
-        return sum(size for _, size in self.made.values())
-
-
 WIDTH, DEPTH = 64, 12
 
 
@@ -115,7 +90,7 @@ def memory(group: Any) -> dict[str, float]:
     v, weight = torch.ones(H.shard_size, dtype=torch.float64), 8 * WIDTH**2
     with PeakBytes() as first:
         H.mv(v)
-    kept = first.now()
+    kept = first.now
     with PeakBytes() as second:
         H.mv(v)
     gradient = weakref.ref(H.operator.kept[0].gradients[0])

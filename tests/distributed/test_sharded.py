@@ -51,7 +51,7 @@ def test_a_product_holds_a_few_whole_weights_however_deep_the_network_is(results
 
 FREED = """
 import os, pathlib, sys, torch
-from hessian_tools.distributed.sharding import return_freed_blocks
+from hessian_tools.freed_blocks import return_freed_blocks
 
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

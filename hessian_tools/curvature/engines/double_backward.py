@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.hidden_state import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, own_logits
@@ -263,10 +264,14 @@ def _leaf(row: Tensor) -> Tensor:
     """theta at one point as a leaf of a graph.
 
     It is a copy, so that the graph does not change with the tensor that the user gave. A large theta is not copied; if
-    it is changed in place, torch refuses the next product.
+    it is changed in place, torch refuses the next product. Freed memory then goes back to the system as well.
     """
     row = _ordinary(row.detach())
-    return (row if is_large(row) else row.clone()).requires_grad_()
+    if not is_large(row):
+        return row.clone().requires_grad_()
+    if row.device.type == "cpu":
+        return_freed_blocks()
+    return row.requires_grad_()
 
 
 def _as_columns(results: list[Tensor], V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
