@@ -24,12 +24,12 @@ from analysis import figures
 from analysis.drawing import style
 
 # %% [markdown]
-# The study is `quickdraw`: twelve learners, eight seeds. A small file for each seed is kept in the repository, under
+# The study is `quickdraw`: twelve learners, ten seeds. A small file for each seed is kept in the repository, under
 # `docs/results/quickdraw`; if you installed the package with pip alone, download that folder. For a study of your own
 # give its folder, such as `runs/demo`. Opening takes some ten seconds.
 
 # %%
-smoke = "HESSIAN_TOOLS_SMOKE" in os.environ  # the tests of this notebook open a smaller study
+smoke = "HESSIAN_TOOLS_SMOKE" in os.environ  # the tests and the site open a smaller study
 ds = analysis.open_study("../docs/results/" + ("cifar-fs" if smoke else "quickdraw"))
 print("learners:", *ds["learner"].values)
 print("seeds:", *ds["seed"].values, " checkpoints:", *ds["checkpoint"].values)
