@@ -137,8 +137,9 @@ sorted(path.name for path in folder.iterdir())
 #
 # ## A figure that the package does not have
 #
-# `figures.variable(ds, "theta_norm")` is the figure of any variable over meta-training, with the same choices. It is
-# also how a quantity of your own is drawn. For anything else there is matplotlib.
+# `figures.variable(ds, "theta_norm")` makes a figure of any variable over meta-training. It is called like the others,
+# with the same choices: `figures.variable(ds, "theta_norm")(ds, width="icml")`. A quantity of your own is drawn in this
+# way, too. For anything else there is matplotlib.
 #
 # The dataset is an `xarray.Dataset` with named dimensions: learner, seed, checkpoint, task, inner step. Average over
 # tasks first and over seeds last. Here |Hg| / |g| along the inner loop, before and after meta-training, with a line
