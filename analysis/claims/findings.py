@@ -77,7 +77,9 @@ def _throughout(verdicts: list[Verdict]) -> str:
     if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
         return ""
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
-    return f"; all comparisons support it for {_listed(places) or 'no learner'}"
+    if not places:
+        return "; for no learner do all comparisons support it"
+    return f"; all comparisons support it for {_listed(places)}"
 
 
 def _example(verdicts: list[Verdict]) -> str:

@@ -94,7 +94,7 @@ def test_growing_weights_are_not_called_suppression(suffix: str) -> None:
         assert outcomes["raw", steps] == "supported"
         assert outcomes["unit filter norm", steps] != "supported"
     assert held_throughout(verdicts) == []
-    assert "all comparisons support it for no learner" in findings(verdicts)[0]
+    assert "for no learner do all comparisons support it" in findings(verdicts)[0]
     share = verdicts_on("weight-growth", {"maml": Plant(along=0.5, growth=0.5)})
     assert {v.outcome for v in share} == {"not supported"}
     assert all(0.8 < percent(v.sentence, "growing weights explain") / 100 < 1.2 for v in share)

@@ -126,7 +126,7 @@ def test_the_dataset_of_a_check_has_the_names_and_sentences_of_its_findings() ->
 
 
 def test_arguments_that_cannot_be_labelled_or_drawn_are_refused_in_plain_words(results: dict[str, object]) -> None:
-    with pytest.raises(TypeError, match="to_xarray cannot label a list"):
+    with pytest.raises(TypeError, match="to_xarray cannot label an object of the class list"):
         analysis.to_xarray([1])
     with pytest.raises(ValueError, match="coords has the unknown dimension 'step'"):
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
