@@ -16,8 +16,8 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     matched = replace(VERDICT, comparison="equal support loss", outcome="inconclusive", trained_value=0.1)
     assert findings([later, VERDICT, VERDICT, matched]) == [
         "Of 4 comparisons on whether meta-training lowers the curvature, the claim is supported in 2, not supported"
-        " in 1 and undecided in 1; for no learner do all comparisons support it; for instance, alpha rho of maml at step 0"
-        " is 0.6 against 1 for the untrained network (supported)."
+        " in 1 and undecided in 1; for no learner do all comparisons support it; for instance, alpha rho of maml at"
+        " step 0 is 0.6 against 1 for the untrained network (supported)."
     ]
     assert "maml at later steps is 0.95 against 1" in findings([later, later, VERDICT])[0]
     control = replace(VERDICT, learner="maml-shuffled", trained_value=0.3)
