@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative
+from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative, wrong_words
 from hessian_tools.hidden_state import (
     HOOKED,
     RECOMPUTED,
@@ -357,11 +357,7 @@ def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor]
     """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values."""
     name = hand_written(value)
     if name and (wrong := wrong_derivative(function, theta)):
-        raise HiddenStateError(
-            f"the loss runs hand-written derivatives ({name}), and its {wrong} is not the derivative of its values; "
-            "write the operation in torch's own functions, or save for the backward pass only inputs, by "
-            "ctx.save_for_backward"
-        )
+        raise HiddenStateError(wrong_words(name, wrong))
 
 
 def _warn_of_constant(watch: ForwardWatch) -> None:
