@@ -162,7 +162,7 @@ def look_at_network(
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
             if not agree(value.detach(), moved_value.detach()):
                 raise unreached_parameter(model, unreached[0])
-        _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta)
+        _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta, watch.cut)
     _warn_of_constant(watch)
 
 
@@ -353,11 +353,23 @@ def _out_of_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
-    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values."""
+def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor, cut: str = "") -> None:
+    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values.
+
+    cut: by what the loss uses numbers without their graph; of a wrong derivative for this reason a warning is given,
+    because some objectives mean it.
+    """
     name = hand_written(value)
-    if name and (wrong := wrong_derivative(function, theta)):
+    wrong = wrong_derivative(function, theta) if name or cut else ""
+    if wrong and name:
         raise HiddenStateError(wrong_words(name, wrong))
+    if wrong:
+        warnings.warn(
+            f"the network or the criterion uses what depends on theta through {cut}, so that it counts as a constant, "
+            f"and the {wrong} is not the derivative of the loss's values (as in a straight-through estimator); leave "
+            "it out, unless this is meant",
+            stacklevel=5,
+        )
 
 
 def _warn_of_constant(watch: ForwardWatch) -> None:
