@@ -26,7 +26,8 @@ import hessian_tools as ht
 from hessian_tools.data import open_tasks
 
 # %% [markdown]
-# The tests of this notebook set the environment variable `HESSIAN_TOOLS_SMOKE`, which makes it take seconds.
+# The tests of this notebook, and the site of the documentation, set the environment variable `HESSIAN_TOOLS_SMOKE`,
+# which makes it take seconds. The text speaks of the numbers and pictures of a run without it.
 
 # %%
 smoke = "HESSIAN_TOOLS_SMOKE" in os.environ
@@ -168,7 +169,7 @@ _ = ax.legend()
 #
 # ## What next
 #
-# - [Notebook 3](03_suppression.ipynb): the same for eight seeds and twelve learners, with nulls and verdicts.
+# - [Notebook 3](03_suppression.ipynb): the same for several seeds and twelve learners, with nulls and verdicts.
 # - [docs/quantities.md](../docs/quantities.md) lists everything that can be measured along an inner loop, with its
 #   price.
 # - [docs/new_learner.md](../docs/new_learner.md): a learner of your own. It is a value, not a class.

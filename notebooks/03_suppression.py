@@ -15,9 +15,9 @@
 # meta-learning.
 #
 # The study is `quickdraw`: drawings of five things, one of each to learn from, a small convolutional network, three
-# inner steps, eight seeds. Its results are kept in the repository under `docs/results/quickdraw`. For a study of your
-# own give its folder; `hessian-tools demo` makes one in some minutes. Opening takes ten seconds, and the rest of the
-# notebook less.
+# inner steps, ten seeds (six for some learners). Its results are kept in the repository under
+# `docs/results/quickdraw`. For a study of your own give its folder; `hessian-tools demo` makes one in some minutes.
+# Opening takes ten seconds, and the rest of the notebook less.
 
 # %%
 import matplotlib.pyplot as plt
@@ -62,7 +62,7 @@ difference = maml.isel(checkpoint=-1) - maml.isel(checkpoint=0)
 difference.round(2).values
 
 # %% [markdown]
-# Eight numbers give a mean and a Student t interval. All of them are negative here.
+# Ten numbers give a mean and a Student t interval. All of them are negative here.
 
 # %%
 from analysis.statistics import mean_interval

@@ -16,7 +16,7 @@
 #
 # 1. On a quadratic, where everything has a closed form.
 # 2. On a regression: a training with SHOT beside one without.
-# 3. On images: what eight seeds say about curvature, and about accuracy.
+# 3. On images: what ten seeds say about curvature, and about accuracy.
 
 # %%
 import os
@@ -32,7 +32,8 @@ import hessian_tools as ht
 from hessian_tools.data import SineLineTasks
 
 # %% [markdown]
-# The tests of this notebook set the environment variable `HESSIAN_TOOLS_SMOKE`, which makes it take seconds.
+# The tests of this notebook, and the site of the documentation, set the environment variable `HESSIAN_TOOLS_SMOKE`,
+# which makes it take seconds. The text speaks of the numbers and pictures of a run without it.
 
 # %%
 smoke = "HESSIAN_TOOLS_SMOKE" in os.environ
@@ -154,12 +155,12 @@ _ = ax.legend()
 # %% [markdown]
 # SHOT does what it says: αρ at the first step is about half of what it is without. But look at the untrained network:
 # here meta-training *raises* the curvature, and SHOT only makes it rise less. And the squared error is larger with
-# SHOT after the same training. (One seed; the kept study `docs/results/regression` has fifteen.)
+# SHOT after the same training. (One seed; the kept study `docs/results/regression` has twenty.)
 #
 # ## 3. Images
 #
 # The study `quickdraw` has SHOT at several weights, among them negative ones, which reward a large distance, and an
-# explicit penalty on the curvature. It has eight seeds.
+# explicit penalty on the curvature. It has ten seeds, and six of the penalty.
 
 # %%
 study = "../docs/results/quickdraw"

@@ -31,11 +31,12 @@ import hessian_tools as ht
 from hessian_tools.data import open_tasks
 
 # %% [markdown]
-# The tests of this notebook set the environment variable `HESSIAN_TOOLS_SMOKE`, which makes it take seconds.
+# The tests of this notebook, and the site of the documentation, set the environment variable `HESSIAN_TOOLS_SMOKE`,
+# which makes the second and the third part shorter.
 
 # %%
 smoke = "HESSIAN_TOOLS_SMOKE" in os.environ
-steps, every = (60, 10) if smoke else (600, 5)
+steps, every = (400, 20) if smoke else (600, 5)
 
 # %% [markdown]
 # The data are 80 drawings of five kinds of things, at 8 by 8 pixels, from the QuickDraw collection that comes with the
@@ -129,7 +130,7 @@ loader = DataLoader(TensorDataset(x, y), batch_size=4)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 5))
 optimiser = torch.optim.SGD(model.parameters(), lr=0.2)
-for _ in range(steps // 20):
+for _ in range(3 if smoke else 30):
     for images, labels in loader:
         optimiser.zero_grad()
         cross_entropy(model(images), labels).backward()

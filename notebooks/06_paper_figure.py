@@ -24,12 +24,12 @@ from analysis import figures
 from analysis.drawing import style
 
 # %% [markdown]
-# The study is `quickdraw`: twelve learners, eight seeds. A small file for each seed is kept in the repository, under
+# The study is `quickdraw`: twelve learners, ten seeds. A small file for each seed is kept in the repository, under
 # `docs/results/quickdraw`; if you installed the package with pip alone, download that folder. For a study of your own
 # give its folder, such as `runs/demo`. Opening takes some ten seconds.
 
 # %%
-smoke = "HESSIAN_TOOLS_SMOKE" in os.environ  # the tests of this notebook open a smaller study
+smoke = "HESSIAN_TOOLS_SMOKE" in os.environ  # the tests and the site open a smaller study
 ds = analysis.open_study("../docs/results/" + ("cifar-fs" if smoke else "quickdraw"))
 print("learners:", *ds["learner"].values)
 print("seeds:", *ds["seed"].values, " checkpoints:", *ds["checkpoint"].values)
@@ -137,8 +137,9 @@ sorted(path.name for path in folder.iterdir())
 #
 # ## A figure that the package does not have
 #
-# `figures.variable(ds, "theta_norm")` is the figure of any variable over meta-training, with the same choices. It is
-# also how a quantity of your own is drawn. For anything else there is matplotlib.
+# `figures.variable(ds, "theta_norm")` makes a figure of any variable over meta-training. It is called like the others,
+# with the same choices: `figures.variable(ds, "theta_norm")(ds, width="icml")`. A quantity of your own is drawn in this
+# way, too. For anything else there is matplotlib.
 #
 # The dataset is an `xarray.Dataset` with named dimensions: learner, seed, checkpoint, task, inner step. Average over
 # tasks first and over seeds last. Here |Hg| / |g| along the inner loop, before and after meta-training, with a line

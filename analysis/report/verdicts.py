@@ -14,6 +14,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WITHOUT_SHOT = ("shot", "shot-hg")  # the claims whose raw comparison has the learner without SHOT as its baseline
 COLUMNS = (
     "Learner against baseline",
+    "Outcome",  # beside the name, where it is seen on a phone without scrolling the table sideways
     "Where",
     "Comparison",
     "Baseline, trained",
@@ -22,7 +23,6 @@ COLUMNS = (
     "Smallest effect of interest",
     f"Seeds {TIMES} tasks",
     "p, after Holm",
-    "Outcome",
 )
 
 
@@ -116,14 +116,26 @@ def _places(verdicts: Sequence[Verdict], claim_verdicts: Sequence[Verdict]) -> s
 
 # ---- the tables
 
+# The largest number of comparisons whose table is open when the page is opened. Open, the tables of a study of twelve
+# learners fill a hundred screens of a phone, between the figures and the sections below.
+MAX_OPEN = 12
+
 
 def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
-    """A table for each claim, in which a verdict has a row of numbers and, below it, its sentence, folded."""
+    """A table for each claim, in which a verdict has a row of numbers and, below it, its sentence, folded.
+
+    A table of many verdicts is folded as a whole, below a line that counts the outcomes.
+    """
     header = [column.format(level=100 * confidence) for column in COLUMNS]
     parts = []
     for letter, title, rows in verdicts_by_claim(verdicts):
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
-        parts.append(table(header, [line for verdict in rows for line in _lines(verdict)], wide=True))
+        lines = table(header, [line for verdict in rows for line in _lines(verdict)], wide=True)
+        if len(rows) > MAX_OPEN:
+            outcomes = Counter(verdict.outcome for verdict in rows)
+            counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
+            lines = element("details", element("summary", f"{len(rows)} comparisons: {counts}"), lines)
+        parts.append(lines)
     return join(parts, "\n")
 
 
@@ -132,6 +144,7 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
         _sides(verdict),
+        _outcome(verdict),
         verdict.steps or DASH,
         verdict.comparison + (f" ({verdict.measure})" if verdict.measure else quantity),
         element("span", DASH if levels == f"{DASH} → {DASH}" else levels, css="num"),
@@ -140,7 +153,6 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
         number(verdict.margin if verdict.predicted == "positive" else -verdict.margin, signed=True),
         _size(verdict),
         element("span", _p_values(verdict), css="num"),
-        _outcome(verdict),
     )
     # Folded, because a study has hundreds of sentences, which say what the row above them says.
     words = element("details", element("summary", "in words"), verdict.sentence)

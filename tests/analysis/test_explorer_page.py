@@ -196,5 +196,7 @@ def test_a_phone_in_the_dark_shows_everything_within_its_width(opened):
     opened.wait_for_selector(".ht-explorer.dark")
     opened.wait_for_function("document.querySelector('figure svg').clientWidth < 400")
     assert opened.evaluate("document.documentElement.scrollWidth") == 400
+    # The sentence above the table of values does so as well, also where the table scrolls sideways.
+    assert opened.evaluate("document.querySelector('caption').getBoundingClientRect().right") <= 400
     background = opened.locator(".ht-explorer").evaluate("each => getComputedStyle(each).backgroundColor")
     assert max(int(part) for part in re.findall(r"\d+", background)) < 60

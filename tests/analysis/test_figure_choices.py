@@ -1,5 +1,7 @@
 """Tests of what a user may choose of a figure, and of the tables of the numbers behind figures."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,7 +83,7 @@ def test_every_figure_has_the_same_numbers_in_any_order_of_the_learners(large: x
     FIGURES[name](large, learners=shown[::-1])
 
 
-def test_learners_have_the_labels_that_the_user_gives(ds: xr.Dataset) -> None:
+def test_learners_have_the_labels_that_the_user_gives(ds: xr.Dataset, tmp_path: Path) -> None:
     labels = {"fomaml": "first-order", "maml": r"$\alpha$ MAML"}
     figure = figures.alpha_rho(ds, learners=["fomaml", "maml"], labels=labels)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first-order", r"$\alpha$ MAML"]
@@ -92,6 +94,11 @@ def test_learners_have_the_labels_that_the_user_gives(ds: xr.Dataset) -> None:
     ]
     assert "this figure shows first-order." in figures.alpha_rho.caption(ds, learners=["fomaml"], labels=labels)
     assert "this figure shows FOMAML." in figures.alpha_rho.caption(ds, learners=["fomaml"])
+    # One choice serves all methods. The table keeps the names of the study.
+    mine = {"learners": ["fomaml"], "labels": labels, "width": "icml"}
+    assert "first-order" in figures.alpha_rho.caption(ds, **mine)
+    assert set(figures.alpha_rho.data(ds, **mine)["learner"]) == {"fomaml"}
+    assert figures.alpha_rho.save_data(ds, tmp_path / "numbers", **mine).exists()
     with pytest.raises(ValueError, match="labels='fo-maml' is not one of .*did you mean 'fomaml'"):
         figures.alpha_rho(ds, labels={"fo-maml": "first-order"})
 

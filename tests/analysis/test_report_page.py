@@ -1,5 +1,7 @@
 """Tests of the report in a real browser: on a desk and on a phone, in the light, in the dark and on paper."""
 
+from dataclasses import replace
+
 import pytest
 from browser import new_page
 from sample_verdict import VERDICT
@@ -8,6 +10,8 @@ from simulated_studies import simulated_study
 from analysis.drawing.figures import FIGURES
 from analysis.drawing.panels import save
 from analysis.report import render
+from analysis.report.page import page as write_page
+from analysis.report.verdicts import MAX_OPEN, verdict_tables
 
 pytestmark = pytest.mark.heavy
 
@@ -86,3 +90,28 @@ def test_the_sentence_of_a_verdict_is_folded_on_a_screen_and_unfolds_by_a_key_an
     page.keyboard.press("Enter")
     page.emulate_media(media="print")
     assert details.evaluate(SENTENCE_HEIGHT) > 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_outcome_of_a_verdict_is_seen_without_scrolling_sideways(page, width):
+    page.emulate_media(media="screen", color_scheme="light")
+    page.set_viewport_size({"width": width, "height": 800})
+    box = page.locator(".table", has=page.locator(".badge")).first
+    assert box.evaluate("box => box.scrollLeft + box.querySelector('.badge').getBoundingClientRect().right") <= width
+    # On a desk the whole table fits.
+    assert width == 390 or box.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+def test_a_claim_with_many_verdicts_has_a_folded_table_that_is_whole_on_paper(page):
+    verdicts = [replace(VERDICT, comparison=f"comparison {i}") for i in range(MAX_OPEN + 1)]
+    tab = page.context.new_page()
+    tab.set_content(write_page("Verdicts", [verdict_tables(verdicts)]))
+    summary = tab.get_by_text("13 comparisons: 13 supported")
+    last = tab.get_by_text("comparison 12", exact=True)
+    assert not last.is_visible()
+    summary.click()
+    assert last.is_visible()
+    summary.click()
+    tab.emulate_media(media="print")
+    assert last.evaluate("cell => cell.getBoundingClientRect().height") > 0
+    tab.close()

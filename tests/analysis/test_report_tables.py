@@ -144,3 +144,23 @@ def test_the_text_of_numbers_intervals_and_elements():
     assert number(1 / 3) == "0.333"
     assert interval(float("nan"), 1.0) == DASH
     assert element("a", "x", title='"<').text == '<a title="&quot;&lt;">x</a>'
+
+
+@pytest.mark.parametrize(("predicted", "margin"), [("negative", f"{MINUS}0.1"), ("positive", "+0.1")])
+def test_the_numbers_of_a_verdict_stand_below_the_names_of_their_columns(predicted, margin):
+    verdict = replace(VERDICT, predicted=predicted, p=0.01, p_corrected=0.03)
+    head, row = re.findall(r"<tr>(.*?)</tr>", verdict_tables([verdict]).text)[:2]
+    names, cells = (re.split(r"(?<=.)(?=<t[hd])", part) for part in (head, row))
+    numbers = dict(zip((visible_text(Html(x)) for x in names), (visible_text(Html(x)) for x in cells), strict=True))
+    assert numbers == {
+        "Learner against baseline": "MAML against its untrained start",
+        "Outcome": "supported",
+        "Where": "step 0",
+        "Comparison": "raw",
+        "Baseline, trained": "1 → 0.6",
+        "Effect, 95 % interval over seeds": f"{MINUS}0.4 [{MINUS}0.5, {MINUS}0.3]",
+        "Bootstrap over tasks": f"[{MINUS}0.45, {MINUS}0.35]",
+        "Smallest effect of interest": margin,
+        f"Seeds {TIMES} tasks": f"3 {TIMES} 16",
+        "p, after Holm": "0.01 → 0.03",
+    }

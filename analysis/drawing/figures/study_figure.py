@@ -46,7 +46,7 @@ class Choice:
 class StudyFigure:
     """A figure of a study; calling it with the Dataset of ``analysis.open_study`` draws it.
 
-    The arguments of all methods:
+    The arguments of all methods, so that one choice serves the picture, its caption and its numbers:
     ds: the study's Dataset.
     learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
         of a large study; the caption then says which are shown.
@@ -84,7 +84,13 @@ class StudyFigure:
         return figure
 
     def data(
-        self, ds: xr.Dataset, *, learners: Sequence[str] | None = None, steps: Sequence[int] | None = None
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> pd.DataFrame:
         """The numbers behind the figure, one in a row.
 
@@ -93,7 +99,7 @@ class StudyFigure:
         over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
         means of single seeds. Numbers that were not measured have no row.
         """
-        return tabulated(self.module.numbers(ds, self._choice(ds, learners, steps)))
+        return tabulated(self.module.numbers(ds, self._choice(ds, learners, steps, width, labels)))
 
     def save_data(
         self,
@@ -102,10 +108,12 @@ class StudyFigure:
         *,
         learners: Sequence[str] | None = None,
         steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Path:
         """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
         path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
-        table = self.data(ds, learners=learners, steps=steps)
+        table = self.data(ds, learners=learners, steps=steps, width=width, labels=labels)
         write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         return path
 
@@ -115,10 +123,11 @@ class StudyFigure:
         *,
         learners: Sequence[str] | None = None,
         steps: Sequence[int] | None = None,
+        width: Width | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> str:
         """The caption, which says what is drawn, over what the means are, and what the bands and bars are."""
-        choice = self._choice(ds, learners, steps, labels=labels)
+        choice = self._choice(ds, learners, steps, width, labels)
         with labelled(labels):
             return str(self.module.caption(ds, choice))
 
