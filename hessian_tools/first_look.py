@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative
+from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative, wrong_words
 from hessian_tools.hidden_state import (
     HOOKED,
     RECOMPUTED,
@@ -162,7 +162,7 @@ def look_at_network(
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
             if not agree(value.detach(), moved_value.detach()):
                 raise unreached_parameter(model, unreached[0])
-        _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta)
+        _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta, watch.cut)
     _warn_of_constant(watch)
 
 
@@ -353,14 +353,22 @@ def _out_of_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
-    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values."""
+def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor, cut: str = "") -> None:
+    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values.
+
+    cut: by what the loss uses numbers without their graph; of a wrong derivative for this reason a warning is given,
+    because some objectives mean it.
+    """
     name = hand_written(value)
-    if name and (wrong := wrong_derivative(function, theta)):
-        raise HiddenStateError(
-            f"the loss runs hand-written derivatives ({name}), and its {wrong} is not the derivative of its values; "
-            "write the operation in torch's own functions, or save for the backward pass only inputs, by "
-            "ctx.save_for_backward"
+    wrong = wrong_derivative(function, theta) if name or cut else ""
+    if wrong and name:
+        raise HiddenStateError(wrong_words(name, wrong))
+    if wrong:
+        warnings.warn(
+            f"the network or the criterion uses what depends on theta through {cut}, so that it counts as a constant, "
+            f"and the {wrong} is not the derivative of the loss's values (as in a straight-through estimator); leave "
+            "it out, unless this is meant",
+            stacklevel=5,
         )
 
 

@@ -23,6 +23,8 @@ STEP = 10.0
 # Errors at the two steps count as the same, and so as an error of the derivative, if they agree to this fraction. What
 # kinks and rounding cause differs between steps.
 CONSISTENT = 0.2
+# The inner product of two vectors.
+Inner = Callable[[Tensor, Tensor], Tensor]
 
 
 def graph_nodes(value: Tensor) -> Iterator[Node]:
@@ -47,8 +49,19 @@ def hand_written(value: Tensor) -> str:
 
 
 def is_ours(node: Node) -> bool:
-    """Whether a node is of a Function of this library, whose tests compare its derivatives."""
-    return getattr(node, "_forward_cls", Function).__module__.startswith("hessian_tools.")
+    """Whether a node is of a Function of this library or of torch's DTensor, whose tests compare its derivatives."""
+    return getattr(node, "_forward_cls", Function).__module__.startswith(
+        ("hessian_tools.", "torch.distributed.tensor.")
+    )
+
+
+def wrong_words(name: str, wrong: str) -> str:
+    """What to say of a loss with a hand-written derivative that is wrong."""
+    return (
+        f"the loss runs hand-written derivatives ({name}), and its {wrong} is not the derivative of its values; "
+        "write the operation in torch's own functions, or save for the backward pass only inputs, by "
+        "ctx.save_for_backward"
+    )
 
 
 def wrong_derivative(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
@@ -71,33 +84,74 @@ def _wrong_at(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
         value = function(leaf)
         return leaf, value.detach(), torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)[0]
 
+    def value_and_slope(at: Tensor) -> tuple[Tensor, Tensor]:
+        _, value, slope = gradient(at)
+        return value, slope.detach()
+
     leaf, value, slope = gradient(theta)
     # A direction in which every part of the gradient counts, so that an error in any layer shows.
     random = torch.rand(len(theta), generator=stream(0, "hand written"), dtype=torch.float64, device="cpu").to(theta)
-    direction = slope.detach() * (0.5 + random)
-    if not bool(direction.norm() > 0) or not bool(direction.isfinite().all()):
-        direction = random - 0.5
-    direction = direction / direction.norm()
+    direction = direction_of(slope.detach(), random)
     product = torch.zeros_like(theta)
     if slope.requires_grad:
         product = torch.autograd.grad(slope, leaf, direction, materialize_grads=True)[0]
-    # A Function marked once_differentiable ends the graph of the gradient; the engines say so where it matters.
-    second = not any("autograd::Error" in node.name() for node in graph_nodes(slope))
-    slope = slope.detach()
+    return which_is_wrong(
+        value_and_slope, theta, direction, value, slope.detach(), product, second=is_differentiable(slope)
+    )
+
+
+def direction_of(slope: Tensor, random: Tensor, inner: Inner = torch.dot) -> Tensor:
+    """A direction of length one in which every entry of the gradient counts. random: numbers between 0 and 1."""
+    direction = slope * (0.5 + random)
+    size = inner(direction, direction)
+    if not bool(size > 0) or not bool(size.isfinite()):
+        direction = random - 0.5
+    return direction / inner(direction, direction).sqrt()
+
+
+def is_differentiable(slope: Tensor) -> bool:
+    """Whether a gradient has a derivative: a Function marked once_differentiable ends its graph."""
+    return not any("autograd::Error" in node.name() for node in graph_nodes(slope))
+
+
+def which_is_wrong(
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]],
+    theta: Tensor,
+    direction: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    product: Tensor,
+    *,
+    second: bool,
+    inner: Inner = torch.dot,
+    num_params: int | None = None,
+) -> str:
+    """Which derivative at theta along a direction differs from differences: "gradient", "Hessian" or "" for none.
+
+    value_and_slope: the loss and its gradient at a point. value, slope, product: the loss, the gradient and the product
+    of the Hessian with the direction at theta. second: False leaves the product out. inner, num_params: the inner
+    product and the length of whole vectors, where these are in shards.
+    """
+
+    def size(vector: Tensor) -> Tensor:
+        return inner(vector, vector).sqrt() if vector.ndim else vector.abs()
 
     eps = torch.finfo(theta.dtype).eps
-    step = STEP * eps**0.5 * max(1.0, float(theta.norm()) / len(theta) ** 0.5)
+    step = STEP * eps**0.5 * max(1.0, float(size(theta)) / (num_params or len(theta)) ** 0.5)
     errors, sizes = [], []
     for h in (step, step / 8):
-        (_, upper, g_upper), (_, lower, g_lower) = gradient(theta + h * direction), gradient(theta - h * direction)
-        change, change_of_slope = (upper - lower) / (2 * h), (g_upper - g_lower).detach() / (2 * h)
-        errors.append((change - slope @ direction, change_of_slope - product))
-        sizes.append((change.abs(), change_of_slope.norm()))
+        (upper, g_upper), (lower, g_lower) = (
+            value_and_slope(theta + h * direction),
+            value_and_slope(theta - h * direction),
+        )
+        change, change_of_slope = (upper - lower) / (2 * h), (g_upper - g_lower) / (2 * h)
+        errors.append((change - inner(slope, direction), change_of_slope - product))
+        sizes.append((change.abs(), size(change_of_slope)))
     noise = 100 * eps / (step / 8)
-    stated, rounding = (slope.norm(), product.norm()), (noise * value.abs(), noise * slope.norm())
+    stated, rounding = (size(slope), size(product)), (noise * value.abs(), noise * size(slope))
     for i, name in enumerate(("gradient", "Hessian") if second else ("gradient",)):
         large, small = errors[0][i], errors[1][i]
         allowed = TOLERANCE * torch.maximum(sizes[0][i], stated[i]) + rounding[i]
-        if bool(large.norm() > allowed) and bool((large - small).norm() <= CONSISTENT * large.norm()):
+        if bool(size(large) > allowed) and bool(size(large - small) <= CONSISTENT * size(large)):
             return name
     return ""

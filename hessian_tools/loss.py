@@ -137,7 +137,7 @@ class Loss:
             value = own_loss(outputs)
         else:
             like = next((t for t in tensors if t.is_floating_point()), tensors[0])
-            y, function = cast_like(y, like), _criterion_like(self._criterion, like)
+            y, function = cast_like(y, like), criterion_like(self._criterion, like)
             try:
                 value = self._differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
             except Exception as error:
@@ -336,7 +336,7 @@ def require_network(loss: LossFunction, need: str) -> Loss:
     return loss
 
 
-def _criterion_like(criterion: Criterion, like: Tensor) -> Criterion:
+def criterion_like(criterion: Criterion, like: Tensor) -> Criterion:
     """The criterion; if it is a module that holds tensors, these on the device and in the dtype of ``like``."""
     if not isinstance(criterion, nn.Module):
         return criterion

@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Losses that compare outputs and targets entry by entry, and expand them where their shapes differ.
 COMPARISONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+# What takes the numbers of a tensor without its graph.
+CUTS: dict[Any, str] = {Tensor.detach: "detach()", Tensor.data.__get__: ".data", Tensor.item: "item()"}  # type: ignore[attr-defined]
+CUTS |= {Tensor.__float__: "float()", Tensor.tolist: "tolist()", Tensor.numpy: "numpy()"}
 
 
 class ForwardWatch(TorchFunctionMode):
@@ -22,14 +25,14 @@ class ForwardWatch(TorchFunctionMode):
     spread: what to say of a loss that has compared every output with every target; "" if none has.
     sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
     whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
-    without a graph.
+    without a graph. cut: by what a tensor with a graph has been used without it, "" if none has.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:
         super().__init__()
         self.is_stored = is_stored
         self.used: list[Tensor] = []
-        self.spread = ""
+        self.spread = self.cut = ""
         self.sparse = self.scaled = self.hooked = self.constant = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,6 +50,13 @@ class ForwardWatch(TorchFunctionMode):
         if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
             call = signature(func).bind(*args, **(kwargs or {})).arguments
             self.constant |= not call.get("create_graph")
+        if func in CUTS and args[0].requires_grad:
+            self.cut = CUTS[func]
+        elif not torch.is_grad_enabled() and isinstance(result, Tensor) and result.is_floating_point():
+            has_graph = any(
+                isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))
+            )
+            self.cut = "torch.no_grad()" if has_graph else self.cut
         if isinstance(result, Tensor) and result.requires_grad:
             self.used += [leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)]
         return result

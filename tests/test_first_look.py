@@ -34,6 +34,40 @@ DRAWING: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 }
 
 
+# What is used without its graph, beside a use that has one, so that every parameter has a gradient.
+CUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "detach()": lambda h: h * h.norm().detach(),
+    ".data": lambda h: h * h.data,
+    "item()": lambda h: h * h.norm().item(),
+    "float()": lambda h: h * float(h.norm()),
+    "numpy()": lambda h: h * torch.as_tensor(h.detach().numpy()) ** 2,
+    "torch.no_grad()": lambda h: h * torch.no_grad()(torch.exp)(h),
+    "straight-through": lambda h: h + ((4 * h).round() / 4 - h).detach(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+@pytest.mark.parametrize("name", CUT)
+def test_a_part_that_is_detached_is_warned_of(name: str) -> None:
+    words = name if name in ("item()", "float()", ".data", "torch.no_grad()") else r"detach\(\)"
+    with pytest.warns(UserWarning, match=f"through {words.replace('()', '[(][)]')}, so that it counts as a constant"):
+        ht.hessian_of(network(), lambda out, y: F.cross_entropy(CUT[name](out), y), (X, Y))
+
+
+def test_a_detached_part_that_changes_nothing_is_not_warned_of() -> None:
+    """The largest output is subtracted for the sake of rounding; softmax does not depend on it."""
+    values = []
+
+    def criterion(out: Tensor, y: Tensor) -> Tensor:
+        value = F.cross_entropy(out - out.max().detach(), y)
+        values.append(value.item())
+        return value
+
+    H, plain = ht.hessian_of(network(), criterion, (X, Y)), ht.hessian_of(network(), F.cross_entropy, (X, Y))
+    v = torch.ones(H.num_params, dtype=H.dtype)
+    close(H.mv(v), plain.mv(v))
+
+
 @pytest.mark.parametrize("name", DRAWING)
 def test_a_criterion_that_draws_is_refused_and_the_random_state_is_left_alone(
     name: str, monkeypatch: pytest.MonkeyPatch

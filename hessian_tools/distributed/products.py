@@ -13,9 +13,11 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.sharding import trainable
-from hessian_tools.loss import Criterion
+from hessian_tools.hidden_state import HOOKED, HiddenStateError
+from hessian_tools.loss import Criterion, criterion_like
+from hessian_tools.outputs import tensors_of
 from hessian_tools.processes import Ranks
-from hessian_tools.random_states import drawn_between, global_states
+from hessian_tools.watches import ForwardWatch
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,13 +78,19 @@ class ShardedProducts(Operator):
     def _product(self, v: Tensor) -> Tensor:
         with self.ranks.named_losses(among_others=True):
             if not self.kept:
-                self.kept.append(self._gradient())
+                self.kept.append(self.gradient())
             return self.kept[0].product(v)
 
-    def _gradient(self) -> ShardedGradient:
-        gradient = ShardedGradient(
-            self.parameters, lambda: self.weight * self.criterion(call(self.model, self.x), self.y)
-        )
+    def value(self) -> Tensor:
+        """This process's part of the loss."""
+        return self.weight * criterion_value(self.criterion, call(self.model, self.x), self.y)
+
+    def gradient(self) -> ShardedGradient:
+        """The gradient with its graph; raises ValueError where the loss does not depend on a parameter."""
+        with ForwardWatch(lambda _: False) as watch:
+            gradient = ShardedGradient(self.parameters, self.value)
+        if watch.hooked:
+            raise HiddenStateError(HOOKED)
         missing = [i for i, g in enumerate(gradient.gradients) if g is None]
         if missing:
             name = trainable(self.model)[missing[0]][0]
@@ -96,16 +104,14 @@ def call(model: nn.Module, x: Any) -> Any:
     return model(*positional, **named)
 
 
-def outputs_without_change(model: nn.Module, x: Any, device: torch.device) -> Any:
-    """The outputs at the present parameters; raises ValueError if the forward pass changes buffers or draws numbers."""
-    before, buffers = global_states(device), [b.detach().clone() for b in model.buffers()]
-    with torch.no_grad():
-        outputs = call(model, x)
-    if drawn_between(before, global_states(device)) == "surely":
-        raise ValueError("the model draws random numbers in its forward pass; call model.eval()")
-    if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
-        raise ValueError("the model changes its buffers in its forward pass; call model.eval()")
-    return outputs
+def criterion_value(criterion: Criterion, outputs: Any, y: Any) -> Tensor:
+    """The loss of outputs and targets; tensors that the criterion holds follow the dtype and device of the outputs."""
+    like = next((t for t in tensors_of(outputs) if t.is_floating_point()), None)
+    value = (criterion if like is None else criterion_like(criterion, like))(outputs, y)
+    if not isinstance(value, Tensor) or value.ndim:
+        kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"the criterion gives {kind}; a loss is a tensor with one number: take the mean over examples")
+    return value
 
 
 def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> float:
@@ -117,11 +123,24 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
     first = ranks.from_process(0, (outputs.cpu(), y.cpu()))
 
     def loss(scale: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
-        return criterion(scale * pair[0], pair[1])
+        return criterion_value(criterion, scale * pair[0], pair[1])
 
     one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
     pair = [cast_like(first, one), (outputs, y)]
-    of_first, of_own = ranks.together(lambda: batch_weights(loss, one, pair, shared=True))
+
+    def ratio() -> tuple[float, ...]:
+        try:
+            return batch_weights(loss, one, pair, shared=True)
+        except ValueError as error:
+            words = str(error).split("; give weights=")
+            if len(words) < 2:
+                raise
+            raise ValueError(
+                f"{words[0]}; give weight=, on each process the number by which its loss counts, such as its number of "
+                "examples, or of labels that count"
+            ) from error
+
+    of_first, of_own = ranks.together(ratio)
     rows = ranks.numbers([of_own / of_first, float(of_first + of_own == 2)])
     if all(row[1] for row in rows):
         return 1.0

@@ -24,7 +24,8 @@ from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
 from hessian_tools.curvature.operators.shards import Shards
-from hessian_tools.distributed.products import ShardedProducts, outputs_without_change, weight_among
+from hessian_tools.distributed.look import look_at_shards, refuse_different_constants, refuse_wrong_derivative
+from hessian_tools.distributed.products import ShardedProducts, weight_among
 from hessian_tools.distributed.sharding import refuse_wrapped, trainable
 from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.loss import Batch, Criterion
@@ -130,7 +131,9 @@ def sharded_hessian(
         does. Give a number on every process for outputs that are no tensor.
 
     Raises ValueError where parameters are no DTensors or divided in another way, for FSDP2's ``fully_shard``, which
-    gives no second derivative, for ``DistributedDataParallel``, and for a forward pass that changes state.
+    gives no second derivative, for ``DistributedDataParallel``, and where the processes hold different buffers or
+    frozen parameters. Raises HiddenStateError, a ValueError, for a loss that is no function of the parameters alone, or
+    whose hand-written derivatives are wrong.
     """
     refuse_wrapped(model)
     return_freed_blocks()
@@ -138,14 +141,16 @@ def sharded_hessian(
     ranks = Ranks(parameters[0].device_mesh.get_group(), parameters[0].to_local().device)
     batch = cast_like(batch, parameters[0].to_local())
     x, y = split_batch(batch, signature_of(model))
-    outputs = ranks.together(lambda: outputs_without_change(model, x, ranks.device))
+    refuse_different_constants(model, ranks)
+    outputs, name = ranks.together(lambda: look_at_shards(model, criterion, x, y, ranks.device))
     if weight is None:
         weight = weight_among(criterion, outputs, y, ranks)
     else:
         weight = weight / sum(row[0] for row in ranks.numbers([weight]))
-    return ShardedHessian(
-        ShardedProducts(model, criterion, x, y, weight, parameters, _shards_of(parameters, ranks), [])
-    )
+    H = ShardedProducts(model, criterion, x, y, weight, parameters, _shards_of(parameters, ranks), [])
+    if names := [each for each in ranks.gather(name) if each]:
+        refuse_wrong_derivative(H, names[0])
+    return ShardedHessian(H)
 
 
 def _checked_parameters(model: nn.Module) -> tuple[Any, ...]:

@@ -18,6 +18,9 @@ from torch.nn.utils import parametrize
 from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.processes import Ranks, checked_group
 
+# The attribute that marks a parameter whose place a DTensor has taken.
+REPLACED = "replaced_by_shards"
+
 
 class _Gathered(nn.Module):
     """The parametrisation of a sharded parameter: its whole tensor, whose gradient is summed into the shards."""
@@ -103,6 +106,9 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
         raise ValueError("the model has DTensors as parameters already; give it to sharded_hessian")
     if not parameters:
         raise ValueError("the model has no trainable parameters; set requires_grad")
+    for name, p in trainable(model):
+        if p.ndim == 0:
+            raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
     kind = parameters[0].device.type
     ranks = Ranks(group, parameters[0].device)
     sums = ranks.numbers([sum(float(p.detach().double().sum()) for p in parameters), len(parameters)])
@@ -111,11 +117,10 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
     mesh = DeviceMesh.from_group(group, kind)
     shared: dict[int, nn.Parameter] = {}
     for module in list(model.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter.requires_grad:
-                if parameter.ndim == 0:
-                    raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
                 if id(parameter) not in shared:
+                    setattr(parameter, REPLACED, True)
                     shared[id(parameter)] = nn.Parameter(_divided(parameter.detach(), mesh, ranks))
                 module.register_parameter(name, shared[id(parameter)])
                 parametrize.register_parametrization(module, name, _Gathered(), unsafe=True)
@@ -138,6 +143,11 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
             if parameter.requires_grad:
                 found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
     return list(found.values())
+
+
+def was_replaced(tensor: Any) -> bool:
+    """Whether a tensor is a parameter whose place a DTensor has taken, so that the model should not use it."""
+    return getattr(tensor, REPLACED, False)
 
 
 def _divided(whole: Tensor, mesh: DeviceMesh, ranks: Ranks) -> DTensor:

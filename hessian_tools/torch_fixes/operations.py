@@ -230,7 +230,9 @@ def padded_embedding(function: Callable[..., Tensor], args: Any, kwargs: Any) ->
     def padded() -> Tensor:
         embedded = function(**option)
         is_padding = option["input"] == row % option["weight"].shape[0]
-        return torch.where(is_padding.unsqueeze(-1), embedded.detach(), embedded)
+        with torch._C.DisableTorchFunction():  # a look at a loss notes what the user's code detaches, and not this
+            constant = embedded.detach()
+        return torch.where(is_padding.unsqueeze(-1), constant, embedded)
 
     return partial(padded)
 

@@ -79,7 +79,8 @@ def test_what_is_not_there_is_named_with_what_is(study: Path, tmp_path: Path) ->
 
 def test_the_example_of_the_document_runs(study: Path) -> None:
     text = DOCUMENT.with_name("your_own_quantity.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1].replace('"runs/demo"', "study")
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_checkpoint" in code)
+    code = code.replace('"runs/demo"', "study")
     names: dict = {"study": study}
     exec(code, names)
     assert names["top"].values.shape == (3,)

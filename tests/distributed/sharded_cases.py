@@ -107,7 +107,7 @@ def memory(group: Any) -> dict[str, float]:
 def other_models(group: Any) -> list[Pair]:
     """Products of models that use their parameters in other ways than by one matrix product each."""
     rank, size, pairs = dist.get_rank(group), dist.get_world_size(group), []
-    for build in (Views, Recurrent, Gathering):
+    for build in (Views, Recurrent, Gathering, Functions):
         draw = torch.Generator().manual_seed(3)
         x = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
         y = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
@@ -167,6 +167,110 @@ class Recurrent(nn.Module):
         return torch.stack(outputs, 1)
 
 
+class Functions(nn.Module):
+    """A layer whose outputs go through a function with a backward pass of its own, and a parameter with two names."""
+
+    def __init__(self, function: Any = Cube) -> None:
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.again = self.factor = nn.Parameter(torch.ones(8))
+        self.register_buffer("shift", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again * self.last(self.function.apply(self.factor * self.first(x))) + self.shift
+
+
+class Tangent(torch.autograd.Function):
+    """The hyperbolic tangent with the right gradient and a wrong second derivative: its result counts as a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.result = torch.tanh(x).detach()
+        return ctx.result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, derivative: Tensor) -> Tensor:
+        return derivative * (1 - ctx.result**2)
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator, whose gradient is no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, derivative: Tensor) -> Tensor:
+        return derivative
+
+
+class Stored(nn.Module):
+    """A model that reads its weights from a list which it has made beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.own = [self.layer.weight, self.layer.bias]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(F.linear(self.layer(x), *self.own))
+
+
+def silent(group: Any) -> list[str]:
+    """What is said of losses that would give wrong numbers without any error."""
+    rank = dist.get_rank(group)
+    draw = torch.Generator().manual_seed(4 + rank)
+    x = torch.randn(3, 8, generator=draw, dtype=torch.float64)
+
+    def noisy(out: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(out + torch.randn_like(out), y)
+
+    def made(build: Callable[[], nn.Module], shift: float = 0.0) -> nn.Module:
+        network = shard(ht.seeded(build, seed=0).double(), group)
+        for buffer in network.buffers():
+            buffer.fill_(shift)
+        return network
+
+    calls = [
+        lambda: sharded_hessian(made(Functions), noisy, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(Tangent)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(Rounded)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(Stored), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(Functions, shift=rank), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: nn.Embedding(9, 8, sparse=True)), F.mse_loss, (x[:, 0].long().abs(), x)),
+        lambda: shard(nn.ParameterList([torch.ones(()), torch.ones(2)]), group),
+        lambda: _parameters_stay(made(Functions), x),
+    ]
+    return [_said(call) for call in calls]
+
+
+def _parameters_stay(network: nn.Module, x: Tensor) -> None:
+    """Raises an error to say whether the look at a hand-written derivative puts the parameters back."""
+    before = [p.detach().to_local().clone() for p in network.parameters()]  # type: ignore[operator]
+    sharded_hessian(network, F.mse_loss, (x, x))
+    after = [p.detach().to_local() for p in network.parameters()]  # type: ignore[operator]
+    raise ValueError(f"equal: {all(torch.equal(a, b) for a, b in zip(before, after, strict=True))}")
+
+
+def _said(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def class_weights(group: Any) -> list[Pair]:
+    """Products for a criterion that holds a tensor in another dtype than the model, and divides by its entries."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
+    alone = ht.hessian_of(model(), criterion, data(size))
+    H = sharded_hessian(shard(model(), group), criterion, data(size)[rank])
+    V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return [(H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
+
+
 class Gathering(nn.Module):
     """A model whose parameter is a DTensor that it gathers by itself."""
 
@@ -215,14 +319,7 @@ def refusals(group: Any) -> list[str]:
         lambda: of(sharded)().mv(torch.ones(3)),
         lambda: _after_a_step(of(sharded)()),
     ]
-    said = []
-    for call in calls:
-        try:
-            call()
-            said.append("nothing")
-        except Exception as error:
-            said.append(f"{type(error).__name__}: {error}")
-    return said
+    return [_said(call) for call in calls]
 
 
 def _after_a_step(H: Any) -> Tensor:

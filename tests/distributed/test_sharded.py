@@ -24,13 +24,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], l
     folder = tmp_path_factory.mktemp("processes")
     work: dict[tuple[str, int], Any] = {("products", size): cases.products for size in (2, 4)}
     work |= {("other models", size): cases.other_models for size in (2, 4)}
+    work |= {("silent", 2): cases.silent, ("class weights", 2): cases.class_weights}
     work |= {("memory", 4): cases.memory, ("refusals", 2): cases.refusals}
     work |= {("resumed", 2): partial(cases.resumed, folder=folder / "run")}
     return results_of(work | {("killed", 4): cases.killed}, folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("products", 2), ("products", 4), ("other models", 2), ("other models", 4), ("resumed", 2)]
+    ("name", "size"),
+    [
+        ("products", 2),
+        ("products", 4),
+        ("other models", 2),
+        ("other models", 4),
+        ("class weights", 2),
+        ("resumed", 2),
+    ],
 )
 def test_processes_give_the_numbers_of_one(results: Any, name: str, size: int) -> None:
     for pairs in results[name, size]:
@@ -94,6 +103,23 @@ def test_what_cannot_be_sharded_is_refused(results: Any) -> None:
         )
         for words, text in zip(expected, said, strict=True):
             assert words in text
+
+
+def test_what_would_be_wrong_in_silence_is_refused(results: Any) -> None:
+    for said in results["silent", 2]:
+        assert not isinstance(said, str), said
+        expected = (
+            "HiddenStateError: the criterion draws random numbers",
+            "HiddenStateError: the loss runs hand-written derivatives (Tangent), and its Hessian is not",
+            "HiddenStateError: the loss runs hand-written derivatives (Rounded), and its gradient is not",
+            "HiddenStateError: the loss uses a parameter of shape [8, 8] that the model held before shard(model)",
+            "ValueError: the processes hold different buffers or frozen parameters ('shift')",
+            "ValueError: an embedding with sparse=True has no second derivative in torch: use sparse=False",
+            "ValueError: the parameter '0' is a single number; give it the shape [1]",
+            "ValueError: equal: True",
+        )
+        for words, text in zip(expected, said, strict=True):
+            assert text.startswith(words)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")

@@ -1,0 +1,171 @@
+"""A look at the loss of a sharded model before its first product: is it a function of the parameters alone?
+
+This is what :mod:`hessian_tools.first_look` is for the loss of one process. A sharded model is differentiated at the
+parameters that it holds, so that a module that is run again in a backward pass runs at the right ones. What can go
+wrong in silence is that a pass draws random numbers or moves buffers, that the model uses parameters which it held
+before it was sharded, that a derivative is hand-written and wrong, and that processes hold different buffers.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hessian_tools.distributed.gradient import ShardedGradient
+from hessian_tools.distributed.products import ShardedProducts, call, criterion_value
+from hessian_tools.distributed.sharding import Regathers, was_replaced
+from hessian_tools.first_look import agree
+from hessian_tools.hand_written import (
+    direction_of,
+    graph_nodes,
+    hand_written,
+    is_differentiable,
+    which_is_wrong,
+    wrong_words,
+)
+from hessian_tools.hidden_state import SCALED, SPARSE, HiddenStateError
+from hessian_tools.loss import Criterion
+from hessian_tools.outputs import tensors_of
+from hessian_tools.processes import Ranks
+from hessian_tools.random_states import drawn_between, global_states, restored_random_states
+from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.watches import ForwardWatch
+
+# Tensors are read in pieces of this many numbers, so that no whole copy of one is made.
+PIECE = 2**20
+
+
+@full_precision
+def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, device: torch.device) -> tuple[Any, str]:
+    """The outputs on the data of this process, and the name of a hand-written derivative ("" if there is none).
+
+    Raises HiddenStateError for a loss that is no function of the parameters alone, and ValueError for an embedding that
+    has no second derivative. Every process makes the same passes, whatever it finds, because a pass gathers parameters.
+    """
+    buffers = [b.detach().clone() for b in model.buffers()]
+    with restored_random_states(device):
+        before = global_states(device)
+        # Both passes record a graph, because a pass without one may take other operations, as attention does.
+        with torch.enable_grad(), TwiceDifferentiable(), Regathers():
+            with ForwardWatch(lambda _: False) as watch:
+                outputs = call(model, x)
+                drew_in_model = drawn_between(before, global_states(device))
+                value = criterion_value(criterion, outputs, y)
+            drew = drawn_between(before, global_states(device))
+            again = call(model, x)
+            value_again = criterion_value(criterion, again, y)
+    if drew_in_model == "surely":
+        raise HiddenStateError("the model draws random numbers in its forward pass; call model.eval()")
+    if drew == "surely":
+        raise HiddenStateError(
+            "the criterion draws random numbers, so the loss is no function of the parameters; draw them once, and put "
+            "them into the batch"
+        )
+    if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
+        raise HiddenStateError("the model changes its buffers in its forward pass; call model.eval()")
+    pairs = [*zip(tensors_of(outputs), tensors_of(again), strict=True), (value, value_again)]
+    if any(bool(a.isfinite().all()) and not agree(a.detach(), b.detach()) for a, b in pairs):
+        raise HiddenStateError(
+            "the model or the criterion gives another result the second time, so the loss is no function of the "
+            "parameters; call model.eval(), or make both functions of their inputs alone"
+        )
+    if watch.sparse or watch.scaled:
+        raise ValueError(SPARSE if watch.sparse else SCALED)
+    leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
+    if stale := [leaf for leaf in leaves if was_replaced(leaf)]:
+        raise HiddenStateError(
+            f"the loss uses a parameter of shape {list(stale[0].shape)} that the model held before shard(model), so a "
+            "part of its derivative would be missing; let the forward pass read self's parameters when it is called"
+        )
+    return outputs, hand_written(value)
+
+
+@full_precision
+def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
+    """Raises HiddenStateError if hand-written derivatives are not those of the loss's values; H makes the products.
+
+    The parameters are moved for differences of values and gradients, and put back to the bit.
+    """
+    parts = [p.to_local().detach() for p in H.parameters]  # they share the memory of the parameters
+    theta = torch.cat([part.flatten() for part in parts])
+
+    def put(at: Tensor) -> None:
+        with torch.no_grad():
+            for part, piece in zip(parts, at.split([part.numel() for part in parts]), strict=True):
+                part.copy_(piece.view(part.shape))
+
+    def inner(a: Tensor, b: Tensor) -> Tensor:
+        return H.shards.inner(torch.dot(a, b))
+
+    def flat(gradient: ShardedGradient) -> Tensor:
+        """The gradient's part of this process, without its graph."""
+        pieces: list[Any] = list(gradient.gradients)
+        return torch.cat([g.detach().to_local().flatten() for g in pieces])
+
+    def value_and_slope(at: Tensor) -> tuple[Tensor, Tensor]:
+        put(at)
+        with torch.no_grad():
+            value = H.ranks.sum(H.value().clone())
+        return value, flat(H.gradient())
+
+    with torch.no_grad():
+        value = H.ranks.sum(H.value().clone())
+    gradient = H.gradient()
+    slope = flat(gradient)
+    draw = partial(torch.rand, generator=stream(0, "hand written"), dtype=torch.float64, device="cpu")
+    random = H.shards.own_numbers(draw, torch.float64).to(slope)
+    direction = direction_of(slope, random, inner)
+    second = all(is_differentiable(g) for g in gradient.gradients if g is not None)
+    product = gradient.product(direction) if second else torch.zeros_like(slope)
+    try:
+        wrong = which_is_wrong(
+            value_and_slope,
+            theta,
+            direction,
+            value,
+            slope,
+            product,
+            second=second,
+            inner=inner,
+            num_params=H.shards.total,
+        )
+    finally:
+        put(theta)
+    if wrong:
+        raise HiddenStateError(wrong_words(name, wrong))
+
+
+def refuse_different_constants(model: nn.Module, ranks: Ranks) -> None:
+    """Raises ValueError where processes hold different buffers or frozen parameters, and so different models."""
+    named = [*model.named_buffers(), *model.named_parameters()]
+    constants = [(name, t.detach()) for name, t in named if not isinstance(t, DTensor)]
+    rows = ranks.gather(fingerprints([t for _, t in constants]))
+    for row in rows[1:]:
+        if row != rows[0]:
+            where = next((i for i, (a, b) in enumerate(zip(row, rows[0], strict=False)) if a != b), None)
+            what = "other ones" if where is None else repr(constants[where][0])
+            raise ValueError(
+                f"the processes hold different buffers or frozen parameters ({what}), and so different models; load "
+                "one checkpoint on each, or send them from process 0 by torch.distributed.broadcast"
+            )
+
+
+def fingerprints(tensors: Sequence[Tensor]) -> list[str]:
+    """For each tensor words that differ where its numbers, or their order, do."""
+    found = []
+    for tensor in tensors:
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            tensor = tensor.to(torch.float64)
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        total = torch.zeros(2, dtype=torch.float64, device=tensor.device)
+        for number, piece in enumerate(tensor.flatten().split(PIECE)):
+            place = torch.linspace(1 + number, 2 + number, len(piece), dtype=torch.float64, device=tensor.device)
+            total += torch.stack([piece.double().sum(), piece.double() @ place])
+        found.append(f"{list(tensor.shape)} {total.tolist()}")
+    return found
