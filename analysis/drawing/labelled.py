@@ -207,7 +207,8 @@ def to_xarray(
     if type(result) not in COLUMNS:
         kinds = ", ".join(kind.__name__ for kind in COLUMNS)
         raise TypeError(
-            f"to_xarray cannot label an object of the class {type(result).__name__}; give a result of one of the kinds {kinds}"
+            f"to_xarray cannot label an object of the class {type(result).__name__}; give a result of one of the kinds"
+            f" {kinds}"
         )
     columns = COLUMNS[type(result)]
     arrays = {name: _array(result, name, column.source) for name, column in columns.items()}
