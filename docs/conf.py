@@ -1,5 +1,6 @@
 """Settings of the documentation site: ``python -m sphinx -W docs OUT`` builds it, without network."""
 
+import inspect
 import os
 import re
 import shutil
@@ -59,11 +60,21 @@ def to_rest(text: str) -> str:
     return "".join(a + b for a, b in zip(plain, [*parts[1::2], ""], strict=True))
 
 
+def one_argument_a_line(lines: list[str], obj: Any) -> list[str]:
+    """Begin a new line at each argument of ``obj`` that begins within one, as in "rtol: x. seed: y"."""
+    try:
+        names = "|".join(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):  # a module, or a class without a signature
+        return lines
+    begins = re.compile(rf"(?<=[.;]) (?=(?:{names}): )")
+    return [part for line in lines for part in (begins.split(line) if names and ">>>" not in line else [line])]
+
+
 def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Write a docstring in reST: each argument as an item of a list; lists and examples stay what they are."""
     out: list[str] = []
     example = inside = False  # whether the line belongs to an example, and to an item of a list
-    for line in map(str.rstrip, lines):
+    for line in map(str.rstrip, one_argument_a_line(lines, obj)):
         argument = ARGUMENTS.fullmatch(line)
         begins = line.lstrip().startswith(">>>") and not example
         example = bool(line) and (example or begins)

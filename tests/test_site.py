@@ -53,6 +53,7 @@ def test_docstrings_are_pages_and_not_raw_text(site):
     text = (site / "reference" / "spectrum.html").read_text(encoding="utf-8")
     assert 'id="hessian_tools.top_eigenpairs"' in text
     assert re.search(r"<strong>rtol</strong>: the residual that a pair may have", text)
+    assert "<strong>seed</strong>: of the random start vectors" in text  # begins within a line of the docstring
     assert "jaxtyping" not in text and "collections.abc" not in text
     assert re.search(r"Raises ValueError for k outside 1\.\.param", text)
 
