@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hessian_tools.distributed.gradient import ShardedGradient
+from hessian_tools.distributed.gradient import PIECE, ShardedGradient
 from hessian_tools.distributed.products import ShardedProducts, call, criterion_value
 from hessian_tools.distributed.sharding import Regathers, was_replaced
 from hessian_tools.first_look import agree
@@ -35,9 +35,6 @@ from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.watches import ForwardWatch
-
-# Tensors are read in pieces of this many numbers, so that no whole copy of one is made.
-PIECE = 2**20
 
 
 @full_precision

@@ -100,6 +100,10 @@ def test_what_cannot_be_sharded_is_refused(results: Any) -> None:
             "H is a ShardedHessian",
             "give this process's part of the vector",
             "the parameters have changed since the first product",
+            "the parameters have changed since the first product",
+            "the batch is a list of batches; give each process one batch",
+            "the weights of the processes are [0.0, 0.0]; give numbers of 0 or more, one of them above 0",
+            "criterion is None; give criterion(outputs, targets)",
         )
         for words, text in zip(expected, said, strict=True):
             assert words in text
