@@ -23,8 +23,9 @@ from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
+from hessian_tools.curvature.objective.shares import refuse_different_constants
 from hessian_tools.curvature.operators.shards import Shards
-from hessian_tools.distributed.look import look_at_shards, refuse_different_constants, refuse_wrong_derivative
+from hessian_tools.distributed.look import look_at_shards, refuse_wrong_derivative
 from hessian_tools.distributed.products import ShardedProducts, weight_among
 from hessian_tools.distributed.sharding import refuse_wrapped, return_freed_blocks, trainable
 from hessian_tools.loss import Batch, Criterion
@@ -148,7 +149,8 @@ def sharded_hessian(
         raise ValueError("the batch is a list of batches; give each process one batch")
     batch = cast_like(batch, parameters[0].to_local())
     x, y = split_batch(batch, signature_of(model))
-    refuse_different_constants(model, ranks)
+    named = [*model.named_buffers(), *model.named_parameters()]
+    refuse_different_constants({name: t for name, t in named if not isinstance(t, DTensor)}, ranks)
     outputs, name = ranks.together(lambda: look_at_shards(model, criterion, x, y, ranks.device))
     if weight is None:
         weight = weight_among(criterion, outputs, y, ranks)

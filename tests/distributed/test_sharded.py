@@ -117,7 +117,7 @@ def test_what_would_be_wrong_in_silence_is_refused(results: Any) -> None:
             "HiddenStateError: the loss runs hand-written derivatives (Tangent), and its Hessian is not",
             "HiddenStateError: the loss runs hand-written derivatives (Rounded), and its gradient is not",
             "HiddenStateError: the loss uses a parameter of shape [8, 8] that the model held before shard(model)",
-            "ValueError: the processes hold different buffers or frozen parameters ('shift')",
+            "ValueError: process 1 holds other buffers or frozen parameters than process 0 ('shift')",
             "ValueError: an embedding with sparse=True has no second derivative in torch: use sparse=False",
             "ValueError: the parameter '0' is a single number; give it the shape [1]",
             "ValueError: equal: True",
