@@ -117,7 +117,7 @@ def arguments(x: Any, takes: Signature) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(x, Mapping):
         needed = required_names(takes)
         takes_one = len(parameters) == 1 and all(p.kind in POSITIONAL for p in parameters)
-        if (needed and not any(name in x for name in needed)) or (takes_one and list(x) != needed):
+        if (needed and not any(name in x for name in needed)) or (takes_one and list(x) != list(takes.parameters)):
             return (x,), {}
         by_name = {p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
         takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)

@@ -655,3 +655,20 @@ def test_a_frozen_weight_of_low_precision_that_was_changed_is_seen() -> None:
     model[0].weight.data += 1
     expected = ht.hessian(loss.fresh(), theta.double(), (X, Y)).to_dense()
     close(ht.hessian(loss, theta.double(), (X, Y)).to_dense(), expected)
+
+
+def test_a_mapping_reaches_a_network_whose_only_argument_has_a_default() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, input_ids: Tensor | None = None) -> dict[str, Tensor]:
+            return {"logits": self.layer(input_ids)}
+
+    model = ht.seeded(Named, seed=0).double()
+    x, y = torch.ones(5, 4, dtype=torch.float64), torch.arange(5) % 3
+    H = ht.hessian_of(model, lambda out, y: F.cross_entropy(out["logits"], y), {"input_ids": x, "labels": y})
+    plain = ht.hessian_of(model.layer, F.cross_entropy, (x, y))
+    v = torch.ones(H.num_params, dtype=H.dtype)
+    assert torch.equal(H.mv(v), plain.mv(v))

@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.distributed.tensor import DTensor
 
-from hessian_tools.distributed.sharding import Regathers
+from hessian_tools.distributed.sharding import CHANGED, Regathers
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 # The nodes of a graph by which an operation uses a view of a parameter, such as its transpose in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
+
+# Tensors are read in pieces of this many numbers.
+PIECE = 2**20
 
 
 class ShardedGradient:
@@ -32,8 +35,18 @@ class ShardedGradient:
         with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
             self.gradients = torch.autograd.grad(value(), parameters, create_graph=True, allow_unused=True)
         self.rows = _Rows(parameters)
+        self.numbers = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
         self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
+
+    def refuse_other_parameters(self) -> None:
+        """Raises ValueError where the parameters of this process are not those of the gradient.
+
+        A graph gathers parameters again, so that it would mix old numbers and new ones. torch's count of changes does
+        not tell: optimisers with ``foreach=True`` and changes of ``.data`` leave it as it was.
+        """
+        if _sums_of_bits(self.rows.parameters) != self.numbers:
+            raise ValueError(CHANGED)
 
     def product(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
         """This process's rows of the product, from its part of the vector."""
@@ -79,6 +92,15 @@ class _Rows:
         """Add a derivative with respect to a parameter, a DTensor."""
         index = next(i for i, p in enumerate(self.parameters) if p is parameter)
         self.pieces[index] += derivative.redistribute(placements=parameter.placements).to_local()
+
+
+def _sums_of_bits(parameters: tuple[Any, ...]) -> list[int]:
+    """For each parameter the sum of its shard's numbers, read as whole numbers, which changes with any bit."""
+    whole = {4: torch.int32, 8: torch.int64}
+    shards = [p.detach().to_local() for p in parameters]
+    bits = [s.contiguous().view(whole[s.element_size()]).flatten() for s in shards]
+    # In pieces, because torch copies 32-bit numbers into 64 bits for the sum.
+    return torch.stack([torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]).tolist()
 
 
 def _like(piece: Tensor, parameter: Any) -> DTensor:

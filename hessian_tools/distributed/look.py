@@ -6,13 +6,11 @@ wrong in silence is that a pass draws random numbers or moves buffers, that the 
 before it was sharded, that a derivative is hand-written and wrong, and that processes hold different buffers.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.products import ShardedProducts, call, criterion_value
@@ -29,15 +27,11 @@ from hessian_tools.hand_written import (
 from hessian_tools.hidden_state import SCALED, SPARSE, HiddenStateError
 from hessian_tools.loss import Criterion
 from hessian_tools.outputs import tensors_of
-from hessian_tools.processes import Ranks
 from hessian_tools.random_states import drawn_between, global_states, restored_random_states
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.watches import ForwardWatch
-
-# Tensors are read in pieces of this many numbers, so that no whole copy of one is made.
-PIECE = 2**20
 
 
 @full_precision
@@ -138,34 +132,3 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
         put(theta)
     if wrong:
         raise HiddenStateError(wrong_words(name, wrong))
-
-
-def refuse_different_constants(model: nn.Module, ranks: Ranks) -> None:
-    """Raises ValueError where processes hold different buffers or frozen parameters, and so different models."""
-    named = [*model.named_buffers(), *model.named_parameters()]
-    constants = [(name, t.detach()) for name, t in named if not isinstance(t, DTensor)]
-    rows = ranks.gather(fingerprints([t for _, t in constants]))
-    for row in rows[1:]:
-        if row != rows[0]:
-            where = next((i for i, (a, b) in enumerate(zip(row, rows[0], strict=False)) if a != b), None)
-            what = "other ones" if where is None else repr(constants[where][0])
-            raise ValueError(
-                f"the processes hold different buffers or frozen parameters ({what}), and so different models; load "
-                "one checkpoint on each, or send them from process 0 by torch.distributed.broadcast"
-            )
-
-
-def fingerprints(tensors: Sequence[Tensor]) -> list[str]:
-    """For each tensor words that differ where its numbers, or their order, do."""
-    found = []
-    for tensor in tensors:
-        if not tensor.is_floating_point() and not tensor.is_complex():
-            tensor = tensor.to(torch.float64)
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
-        total = torch.zeros(2, dtype=torch.float64, device=tensor.device)
-        for number, piece in enumerate(tensor.flatten().split(PIECE)):
-            place = torch.linspace(1 + number, 2 + number, len(piece), dtype=torch.float64, device=tensor.device)
-            total += torch.stack([piece.double().sum(), piece.double() @ place])
-        found.append(f"{list(tensor.shape)} {total.tolist()}")
-    return found

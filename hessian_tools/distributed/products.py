@@ -79,6 +79,7 @@ class ShardedProducts(Operator):
         with self.ranks.named_losses(among_others=True):
             if not self.kept:
                 self.kept.append(self.gradient())
+            self.ranks.together(self.kept[0].refuse_other_parameters)
             return self.kept[0].product(v)
 
     def value(self) -> Tensor:

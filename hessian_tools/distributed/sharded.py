@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from hessian_tools.batches import cast_like, signature_of, split_batch
+from hessian_tools.batches import batches_of, cast_like, signature_of, split_batch
 from hessian_tools.curvature.eigen.lanczos import lanczos, random_vector
 from hessian_tools.curvature.eigen.pairs import checked_selection, lanczos_limits
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
@@ -23,8 +23,9 @@ from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
+from hessian_tools.curvature.objective.shares import refuse_different_constants
 from hessian_tools.curvature.operators.shards import Shards
-from hessian_tools.distributed.look import look_at_shards, refuse_different_constants, refuse_wrong_derivative
+from hessian_tools.distributed.look import look_at_shards, refuse_wrong_derivative
 from hessian_tools.distributed.products import ShardedProducts, weight_among
 from hessian_tools.distributed.sharding import refuse_wrapped, trainable
 from hessian_tools.freed_blocks import return_freed_blocks
@@ -57,11 +58,15 @@ class ShardedHessian:
     @full_precision
     def mv(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
         """This process's part of the product with a vector, from its part of the vector."""
-        if v.shape != (self.shard_size,) or v.dtype != self.operator.dtype:
-            raise ValueError(
-                f"v has shape {tuple(v.shape)} and {v.dtype}; give this process's part of the vector, "
-                f"[{self.shard_size}] of {self.operator.dtype}"
-            )
+
+        def check() -> None:
+            if v.shape != (self.shard_size,) or v.dtype != self.operator.dtype:
+                raise ValueError(
+                    f"v has shape {tuple(v.shape)} and {v.dtype}; give this process's part of the vector, "
+                    f"[{self.shard_size}] of {self.operator.dtype}"
+                )
+
+        self.operator.ranks.together(check)
         return self.operator.products(v[None, :, None])[0, :, 0]
 
     @full_precision
@@ -139,14 +144,24 @@ def sharded_hessian(
     return_freed_blocks()
     parameters = _checked_parameters(model)
     ranks = Ranks(parameters[0].device_mesh.get_group(), parameters[0].to_local().device)
+    if criterion is None:
+        raise ValueError("criterion is None; give criterion(outputs, targets), also for a model that returns its loss")
+    if len(batches_of(batch, of_network=True)) > 1:
+        raise ValueError("the batch is a list of batches; give each process one batch")
     batch = cast_like(batch, parameters[0].to_local())
     x, y = split_batch(batch, signature_of(model))
-    refuse_different_constants(model, ranks)
+    named = [*model.named_buffers(), *model.named_parameters()]
+    refuse_different_constants({name: t for name, t in named if not isinstance(t, DTensor)}, ranks)
     outputs, name = ranks.together(lambda: look_at_shards(model, criterion, x, y, ranks.device))
     if weight is None:
         weight = weight_among(criterion, outputs, y, ranks)
     else:
-        weight = weight / sum(row[0] for row in ranks.numbers([weight]))
+        weights = [row[0] for row in ranks.numbers([float(weight)])]
+        if not (all(w >= 0 for w in weights) and 0 < sum(weights) < float("inf")):
+            raise ValueError(
+                f"the weights of the processes are {weights}; give numbers of 0 or more, one of them above 0"
+            )
+        weight = weight / sum(weights)
     H = ShardedProducts(model, criterion, x, y, weight, parameters, _shards_of(parameters, ranks), [])
     if names := [each for each in ranks.gather(name) if each]:
         refuse_wrong_derivative(H, names[0])

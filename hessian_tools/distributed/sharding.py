@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.processes import Ranks, checked_group
 
+CHANGED = "the parameters have changed since the first product; make the sharded_hessian again"
 # The attribute that marks a parameter whose place a DTensor has taken.
 REPLACED = "replaced_by_shards"
 
@@ -79,7 +80,7 @@ class Regathers:
             return packed
         shard, version, *form = packed
         if shard._version != version:
-            raise ValueError("the parameters have changed since the first product; make the sharded_hessian again")
+            raise ValueError(CHANGED)
         with torch.no_grad():
             whole = shard.redistribute(placements=[Replicate()] * shard.device_mesh.ndim).to_local()
         if self in _regathers:  # a first derivative saves it for the second one

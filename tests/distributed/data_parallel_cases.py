@@ -158,6 +158,11 @@ def refusals(team: Team) -> list[str]:
         return ((x @ t) ** 4).mean()
 
     mixed = F.mse_loss if rank else lambda out, y: F.mse_loss(out, y, reduction="sum")
+    normalised = torch.nn.BatchNorm1d(batches[0][0].shape[1]).double().eval()
+    normalised.running_mean.fill_(rank)  # type: ignore[operator, union-attr]
+    frozen = loss.layout.names[0]
+    with torch.no_grad():
+        dict(loss.model.named_parameters())[frozen].add_(rank)
     targets = [(x, torch.zeros(len(x), 3, dtype=torch.float64)) for x, _ in batches]
     calls = [
         lambda: H @ torch.full((len(theta),), float(rank), dtype=torch.float64),
@@ -169,6 +174,8 @@ def refusals(team: Team) -> list[str]:
         lambda: ht.gauss_newton_spectrum(loss, theta, team.share(batches)),
         lambda: ht.Recorder(loss.model, F.cross_entropy, team.share(batches)),
         lambda: ht.hessian(loss, theta, team.share(batches), weights=[0.0] * len(team.own(batches))),
+        lambda: ht.hessian_of(normalised, F.mse_loss, team.share(targets)),
+        lambda: ht.hessian_of(loss.model, F.cross_entropy, team.share(batches), where=lambda name: name != frozen),
     ]
     return [_said(call) for call in calls]
 

@@ -318,16 +318,20 @@ def refusals(group: Any) -> list[str]:
         lambda: ht.trace(of(sharded)()),
         lambda: of(sharded)().mv(torch.ones(3)),
         lambda: _after_a_step(of(sharded)()),
+        lambda: _after_a_step(of(sharded)(), of_data=True),
+        lambda: sharded_hessian(sharded, F.cross_entropy, [batch, batch]),
+        lambda: sharded_hessian(sharded, F.cross_entropy, batch, weight=0),
+        lambda: sharded_hessian(sharded, None, batch),  # type: ignore[arg-type]
     ]
     return [_said(call) for call in calls]
 
 
-def _after_a_step(H: Any) -> Tensor:
+def _after_a_step(H: Any, *, of_data: bool = False) -> Tensor:
     v = torch.ones(H.shard_size, dtype=torch.float64)
     H.mv(v)
     with torch.no_grad():
         for parameter in H.operator.parameters:
-            parameter.mul_(2)
+            (parameter.data if of_data else parameter).mul_(2)
     return H.mv(v)
 
 

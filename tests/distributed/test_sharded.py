@@ -100,6 +100,10 @@ def test_what_cannot_be_sharded_is_refused(results: Any) -> None:
             "H is a ShardedHessian",
             "give this process's part of the vector",
             "the parameters have changed since the first product",
+            "the parameters have changed since the first product",
+            "the batch is a list of batches; give each process one batch",
+            "the weights of the processes are [0.0, 0.0]; give numbers of 0 or more, one of them above 0",
+            "criterion is None; give criterion(outputs, targets)",
         )
         for words, text in zip(expected, said, strict=True):
             assert words in text
@@ -113,7 +117,7 @@ def test_what_would_be_wrong_in_silence_is_refused(results: Any) -> None:
             "HiddenStateError: the loss runs hand-written derivatives (Tangent), and its Hessian is not",
             "HiddenStateError: the loss runs hand-written derivatives (Rounded), and its gradient is not",
             "HiddenStateError: the loss uses a parameter of shape [8, 8] that the model held before shard(model)",
-            "ValueError: the processes hold different buffers or frozen parameters ('shift')",
+            "ValueError: process 1 holds other buffers or frozen parameters than process 0 ('shift')",
             "ValueError: an embedding with sparse=True has no second derivative in torch: use sparse=False",
             "ValueError: the parameter '0' is a single number; give it the shape [1]",
             "ValueError: equal: True",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_tools as ht
 from hessian_tools.curvature import Hessian
+from hessian_tools.curvature.eigen.rayleigh_ritz import checked_pairs
 from hessian_tools.curvature.engines.engine import Engine
+from hessian_tools.trajectory import live
 
 
 class Clock:
@@ -160,6 +163,38 @@ def test_what_did_not_converge_or_fails_is_not_published(monkeypatch: pytest.Mon
     with pytest.warns(UserWarning, match="the measurement of step 2 failed: out of memory"):
         recorder.step()
     assert "2 not converged" in repr(recorder)
+
+
+def test_a_finite_eigenvalue_that_did_not_converge_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unconverged(*args: Any) -> tuple[ht.EigenPairs, ...]:
+        return tuple(replace(pairs, converged=torch.zeros_like(pairs.converged)) for pairs in checked_pairs(*args))
+
+    monkeypatch.setattr(live, "checked_pairs", unconverged)
+    clock, logged = Clock(), []
+    recorder = ht.Recorder(
+        model_of(),
+        F.cross_entropy,
+        batch_of(),
+        every=1,
+        budget="50%",
+        clock=clock,
+        log=lambda *args: logged.append(args),
+    )
+    clock.now += 1
+    recorder.step()
+    assert recorder.finish() == [] and not logged
+    assert "1 not converged" in repr(recorder)
+
+
+def test_the_copies_count_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(cost=0.5)
+    take_copy = live.LiveMeasurement._take_copy
+    monkeypatch.setattr(live.LiveMeasurement, "_take_copy", lambda self: clock.costs(take_copy)(self))
+    recorder = ht.Recorder(model_of(), F.cross_entropy, batch_of(), every=1, budget="2%", clock=clock)
+    started, before = clock.now, clock.spent
+    train(model_of(), clock, 100, recorder.step)
+    assert 0 < clock.spent - before <= 0.02 * (clock.now - started)
+    assert recorder.skipped >= 90
 
 
 def test_a_logger_that_fails_does_not_end_the_training() -> None:

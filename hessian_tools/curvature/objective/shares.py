@@ -1,6 +1,6 @@
 """The objective of a process that holds a share of the data, with its batches weighted among those of all processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +30,8 @@ def objective_of_share(
     batch of the first process that has one, which all processes receive: a process finds by how much its own first
     batch outweighs it. A process without batches takes it with weight 0.
 
-    Raises ValueError on every process where they differ in theta or in parameters, where none has a batch, and for
-    ragged batches; and where :func:`objective_at` raises on any of them.
+    Raises ValueError on every process where they differ in theta, parameters or buffers, where none has a batch, and
+    for ragged batches; and where :func:`objective_at` raises on any of them.
     """
     ranks = Ranks(share.group, thetas.device)
     own, by_size = share.batch, isinstance(weights, str)
@@ -76,10 +76,25 @@ def _holders(ranks: Ranks, loss: LossFunction, thetas: Tensor, *, is_empty: bool
                 f"process {rank} has another theta, other parameters or another kind of weights than process 0; give "
                 "the same to all, such as a model that each makes after torch.manual_seed(0)"
             )
+    if isinstance(loss, Loss):
+        named = [*loss.model.named_buffers(), *loss.model.named_parameters()]
+        refuse_different_constants({name: t for name, t in named if name not in loss.layout.names}, ranks)
     holders = [rank for rank, (_, has_none) in enumerate(told) if not has_none]
     if not holders:
         raise ValueError("no process has a batch; give data to one of them at least")
     return holders
+
+
+def refuse_different_constants(named: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Raises ValueError where processes hold different buffers or frozen parameters, and so different models."""
+    rows = ranks.gather({name: checksum(tensor) for name, tensor in named.items()})
+    for rank, row in enumerate(rows):
+        if row != rows[0]:
+            name = next(name for name in {**rows[0], **row} if row.get(name) != rows[0].get(name))
+            raise ValueError(
+                f"process {rank} holds other buffers or frozen parameters than process 0 ({name!r}), and so another "
+                "model; load one checkpoint on each, or send them from process 0 by torch.distributed.broadcast"
+            )
 
 
 def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool]:
