@@ -191,7 +191,8 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys,
     capsys.readouterr()
     assert "the verdicts of study rest on other measurements" in refused(capsys, ["report", "study"])
     assert run(["info", "study"]) == 0
-    assert capsys.readouterr().out.count("(of older measurements)") == 2  # the verdicts and the figures
+    # The verdicts, the figures and the report.
+    assert capsys.readouterr().out.count("(of older measurements)") == 3
     assert run(["test", "study"]) == 0
     capsys.readouterr()
     assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])

@@ -102,7 +102,7 @@ def test_trace_samples_their_error_and_random_directions(point):
 @pytest.mark.heavy
 def test_every_quantity_fills_the_variables_that_it_declares(micro_study):
     unit = measuring.Unit(open_folder(micro_study), (LEARNER,), SEED, CHECKPOINT, (TASK,))
-    points = measuring._points(unit, unit.tasks)
+    points = measuring._points(unit, unit.tasks, *measuring.network(unit))
     declared = set()
     for quantity in unit.study.quantities:
         names = {variable.name for variable in quantity.variables}
