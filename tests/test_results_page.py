@@ -15,12 +15,14 @@ The primary verdicts of all studies are corrected together, as ``hessian-tools c
 to ``primary.md`` stands on the page.
 """
 
+import csv
 import json
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.claims import holm, judge, load_plan, verdicts_from_json
@@ -28,6 +30,7 @@ from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict
 from analysis.compare import Comparison, primary_table
 from analysis.folder import open_study
+from hessian_tools.intervals import student_t
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
@@ -111,6 +114,31 @@ def test_every_number_with_decimals_is_checked():
 
 def test_the_table_is_that_of_the_kept_verdicts():
     assert primary() in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
+    with (RESULTS / "transfer" / "accuracy.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = [line for line in (RESULTS / "transfer.md").read_text("utf-8").splitlines() if line.count("→") == 1]
+    header, *lines = table
+    assert "untrained | MAML | MAML + SHOT" in header and len(lines) == 6
+    for line in lines:
+        direction, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        pair = direction.lower().split(" → ")
+        untrained, plain, shot = (
+            np.array(
+                [
+                    float(row["accuracy"])
+                    for row in rows
+                    if [row["trained_on"], row["tested_on"], row["learner"]] == [*pair, name]
+                ]
+            )
+            for name in ("untrained", "maml", "maml-shot")
+        )
+        difference = shot - plain
+        half = student_t(len(difference), 0.95) * difference.std(ddof=1) / len(difference) ** 0.5
+        interval = f"{difference.mean():+.1f} [{difference.mean() - half:+.1f}, {difference.mean() + half:+.1f}]"
+        assert cells == [f"{untrained.mean():.1f}", f"{plain.mean():.1f}", f"{shot.mean():.1f}", interval]
 
 
 @pytest.mark.heavy
