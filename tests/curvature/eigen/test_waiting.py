@@ -21,7 +21,7 @@ from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import gauss_quadrature, lanczos, lanczos_run
 from hessian_tools.curvature.eigen.selection import Selection
-from hessian_tools.curvature.engines.compiled.compiled_products import Stacked
+from hessian_tools.curvature.engines.compiled.compiled_products import Stacked, Traced
 
 TOP = (Selection("LM", k=3, rtol=1e-6),)
 N = 90
@@ -254,7 +254,8 @@ def test_the_counter_of_waits_sees_the_schedule_of_the_cpu(waits, monkeypatch) -
 
 def test_points_leave_compiled_products_without_a_wait() -> None:
     tensors = (torch.arange(12.0).view(6, 2).as_subclass(OnCard),)
-    stacked = Stacked(None, tensors, 6, torch.arange(6).as_subclass(OnCard))
+    never_called = Traced(point_part=tuple, vector_part=torch.neg)
+    stacked = Stacked(never_called, tensors, 6, torch.arange(6).as_subclass(OnCard))
     with Waits() as waits:
         for points in ([0, 2, 3, 5], [1, 4], [3, 2, 1, 0], [-1, 0, 1, 2], [0, 1, -1, -2], [2, 2, 3, 4]):
             chosen = stacked.select(torch.tensor(points))
