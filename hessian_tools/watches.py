@@ -26,6 +26,8 @@ class ForwardWatch(TorchFunctionMode):
     sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
     whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
     without a graph. cut: by what a tensor with a graph has been used without it, "" if none has.
+    no_grad: whether Python code has switched graphs off, as torch.no_grad() does. Those that torch itself switches off
+    inside a torch.autograd.Function are not meant.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:
@@ -33,7 +35,7 @@ class ForwardWatch(TorchFunctionMode):
         self.is_stored = is_stored
         self.used: list[Tensor] = []
         self.spread = self.cut = ""
-        self.sparse = self.scaled = self.hooked = self.constant = False
+        self.sparse = self.scaled = self.hooked = self.constant = self.no_grad = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, and notes a stored parameter among its arguments."""
@@ -50,9 +52,12 @@ class ForwardWatch(TorchFunctionMode):
         if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
             call = signature(func).bind(*args, **(kwargs or {})).arguments
             self.constant |= not call.get("create_graph")
+        if func is torch._C._set_grad_enabled:
+            self.no_grad = not args[0]
+        without_graph = (self.no_grad and not torch.is_grad_enabled()) or torch.is_inference_mode_enabled()
         if func in CUTS and args[0].requires_grad:
             self.cut = CUTS[func]
-        elif not torch.is_grad_enabled() and isinstance(result, Tensor) and result.is_floating_point():
+        elif without_graph and isinstance(result, Tensor) and result.is_floating_point():
             has_graph = any(
                 isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))
             )

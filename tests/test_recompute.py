@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hessian_tools as ht
-from hessian_tools import HiddenStateError, stream
+from hessian_tools import HiddenStateError, first_look, stream
 from hessian_tools.curvature.engines.product_memory import PeakBytes
 
 
@@ -163,3 +163,12 @@ def test_wrong_names_and_routes_are_refused() -> None:
     for route in ("direct", "traced"):
         with pytest.raises(ValueError, match=f"route='{route}' keeps the activations"):
             ht.hessian(loss, theta, batch, route=route).mv(theta)
+
+
+def test_a_recomputed_block_is_not_taken_for_a_part_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivatives of such a part are compared with differences, which takes the memory that is saved here."""
+    monkeypatch.setattr(first_look, "wrong_derivative", lambda *_: pytest.fail("compared with differences"))
+    network = ht.seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), seed=0)
+    theta, layout = ht.flatten(network)
+    loss = ht.make_loss(network, nn.functional.cross_entropy, layout, recompute=["0"])
+    assert ht.hessian(loss, theta, (torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))).mv(theta).isfinite().all()
