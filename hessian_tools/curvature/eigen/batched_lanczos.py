@@ -152,7 +152,7 @@ class BatchedLanczos:
 
     def _block(self) -> int:
         """The number of steps until the host looks at their numbers; 1 after a breakdown, as another one may follow."""
-        if self.had_breakdown[self.running].any():
+        if self.basis.steps_per_wait == 1 or self.had_breakdown[self.running].any():
             return 1
         return min(self.basis.block, int(self.max_steps[self.running].min()) - self.steps)
 

@@ -20,6 +20,8 @@ def slices(total: int, max_length: int) -> list[slice]:
 
     Their lengths are nearly equal, because a short last slice would cost nearly as much as a full one.
     """
+    if 0 < total <= max_length:
+        return [slice(0, total)]
     size = ceil(total / ceil(total / max_length))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
