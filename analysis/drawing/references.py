@@ -202,7 +202,15 @@ def decade_axis(ax: Axes, linear_width: float) -> None:
     low, high = transform.transform(np.array(ax.get_ylim()))
     pad = 0.03 * (high - low)  # matplotlib's default margin cuts the outermost markers in half
     ax.set_ylim(*transform.inverted().transform(np.array([low - pad, high + pad])))
-    # Only 0 has a tick within the linear part, because labels would overlap there.
+    decade_ticks(ax, linear_width)
+
+
+def decade_ticks(ax: Axes, linear_width: float) -> None:
+    """Put ticks on y at 0 and at powers of ten of both signs, on an axis that is linear within ``linear_width`` of 0.
+
+    Only 0 has a tick within the linear part, because labels would overlap there; labels near 0 without room are left
+    out, too.
+    """
     powers = _powers_of_ten(ax, int(np.floor(np.log10(linear_width))))
     powers = _both_signs([power for power in powers if power >= linear_width])
     labels = [f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$" for value in powers]

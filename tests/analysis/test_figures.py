@@ -321,3 +321,15 @@ def test_an_evaluation_whose_loss_exploded_has_no_accuracy():
     assert np.isnan(scores.sel(place).values[0])
     assert scores.sel(place).values[1] == scores_before.sel(place).values[1]
     assert (int(lost.sum()), num_tried_after) == (int(lost_before.sum()) + 1, num_tried)
+
+
+def test_labels_of_an_axis_that_is_linear_near_zero_do_not_overlap(ds):
+    # Random directions of 1e-4 and a curvature that turns negative make the linear part narrow, as on Omniglot.
+    turned = ds["rho"].where(ds["inner_step"] < 2, -ds["rho"])
+    small = ds.assign(rho_random=ds["rho_random"] * 3e-4, rho=turned, alpha_rho=ds["alpha_rho"] * turned / ds["rho"])
+    figure = FIGURES["directions"](small)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for ax in visible_axes(figure):
+        boxes = [label.get_window_extent(renderer) for label in ax.get_yticklabels() if label.get_text()]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

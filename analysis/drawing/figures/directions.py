@@ -59,6 +59,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         linear, low, high = _axis_limits(ds)
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.5)
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * linear, max(1.6 * high, 1.5 * DESCENT_THRESHOLD))
+        references.decade_ticks(axes[0], linear)
         lines = [references.threshold(ax, label="threshold 2") for ax in axes]
         panels.left_labels(axes, r"$\alpha\,\times$ curvature" + f"\n(linear within ±{linear:g})")
         notes = [lines[0], *legend.notes(values, *diverged_units(ds), crossed=False)]
