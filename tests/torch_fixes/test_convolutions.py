@@ -25,7 +25,7 @@ from hessian_tools.torch_fixes.convolutions import MAX_PATCH_BYTES, Form, Matrix
 
 
 @pytest.fixture
-def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def by_matrix_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Convolutions are matrix products on the CPU too, at several points and of any size."""
     monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
     yield
@@ -99,7 +99,7 @@ def _over_a_pullback(f: Callable[..., Any], t: Tensor) -> Tensor:
     return forward(lambda c: forward(lambda e: pull(e.sin())[0], c, c.cos()), value, value)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 @pytest.mark.parametrize("name", NESTED)
 def test_nested_modes_are_right(name: str) -> None:
     """torch's forward mode around another one is silently wrong by an autograd.Function."""
@@ -116,7 +116,7 @@ def test_nested_modes_are_right(name: str) -> None:
         close(together(w), expected)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("derivative", [forward_over_reverse, reverse_over_reverse, third_order])
 def test_derivatives_at_many_points_are_those_of_torch(
@@ -258,7 +258,7 @@ def test_every_engine_has_the_products_of_ordinary_convolutions(name: str, monke
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_rounding_in_float32_is_that_of_ordinary_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, thetas, batch = problem("strided")
     V = randn(len(thetas), thetas.shape[1], 2, stream_name="V")
@@ -273,7 +273,7 @@ def test_rounding_in_float32_is_that_of_ordinary_convolutions(monkeypatch: pytes
     assert max(errors) < 1e-6 and errors[0] < 2 * errors[1] + 1e-7, errors
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_a_traced_batch_normalisation_gets_images_without_gaps() -> None:
     """The kernel that is traced on a GPU, cuDNN's, refuses others."""
     loss, (theta, *_), (x, y) = problem("conv4")
@@ -290,7 +290,7 @@ def test_a_traced_batch_normalisation_gets_images_without_gaps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_a_trace_is_compared_with_a_product_by_the_same_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the rounding of others may fall on the other side of a kink, and the trace would be refused."""
     loss, thetas, batch = problem("strided")
