@@ -136,7 +136,8 @@ def test_derivatives_at_many_points_are_those_of_torch(
         close(a, b)
 
 
-def test_other_convolutions_remain_as_they_are() -> None:
+@pytest.mark.usefixtures("by_matrix_products")
+def test_other_convolutions_remain_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = randn(2, 4, 6, 6, stream_name="x"), randn(4, 2, 3, 3, stream_name="w")
     v = randn(4, 4, 3, 3, stream_name="v")
     calls: list[tuple[Tensor, Tensor, dict[str, Any]]] = [
@@ -144,10 +145,17 @@ def test_other_convolutions_remain_as_they_are() -> None:
         (x, v, {"padding": "same"}),
         (x[0], v, {}),  # a single image
     ]
+    monkeypatch.setattr(convolutions, "_patches", counted := Counted(convolutions._patches))
     for images, weight, options in calls:
         expected = F.conv2d(images, weight, **options)
         with MatrixConvolutions(4):
             assert torch.equal(F.conv2d(images, weight, **options), expected)
+    with MatrixConvolutions(4), pytest.raises(RuntimeError, match="type"):
+        F.conv2d(x, v.float())
+    assert counted.calls == 0
+    with MatrixConvolutions(4):
+        F.conv2d(x, v)
+    assert counted.calls == 1
 
 
 # The convolutions of a network at so many points, and whether the rule makes matrix products of all, some or none.
@@ -197,6 +205,15 @@ def test_the_rule_says_no_to_large_batches_of_a_resnet18(points: int) -> None:
         assert not pays(device="cuda", points=points, patch_bytes=form.patch_bytes(4))
 
 
+def test_the_larger_of_the_two_matrices_of_patches_counts() -> None:
+    """Those of the result, with 5 channels on 8x8 pixels; and those of the images, with 5 channels at 12x12 places."""
+    more_channels = Form((2, 3, 8, 8), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1))
+    more_places = Form((2, 5, 8, 8), (3, 5, 3, 3), (1, 1), (3, 3), (1, 1))
+    assert more_channels.result == (2, 5, 4, 4) and more_places.result == (2, 3, 12, 12)
+    assert more_channels.patch_bytes(4) == 4 * 2 * 9 * 5 * 8 * 8
+    assert more_places.patch_bytes(4) == 4 * 2 * 9 * 5 * 12 * 12
+
+
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "conv4": partial(ht.Conv4, 3, width=4, input_shape=(1, 16, 16)),
     "resnet12": partial(ht.ResNet12, 3, widths=(2, 3, 4, 5), input_shape=(1, 16, 16)),
@@ -220,6 +237,29 @@ def problem(name: str, points: int = 4) -> tuple[ht.Loss, Tensor, tuple[Tensor, 
         torch.arange(3).repeat(2).expand(points, 6).contiguous(),
     )
     return ht.make_loss(model, F.cross_entropy, layout), thetas, batch
+
+
+@pytest.mark.usefixtures("by_matrix_products")
+def test_products_of_several_points_use_matrices_and_those_of_one_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, thetas, batch = problem("strided")
+    monkeypatch.setattr(convolutions, "_patches", counted := Counted(convolutions._patches))
+    # With chunk no memory is measured, so that every call comes from the products.
+    ht.hessian(loss, thetas[0], tuple(leaf[0] for leaf in batch), route="direct", chunk=8) @ thetas[0]
+    assert counted.calls == 0
+    ht.hessian(loss, thetas, batch, route="direct", chunk=8) @ thetas[0]
+    assert counted.calls > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("by_matrix_products")
+def test_a_trace_for_several_points_is_known_to_a_later_operator_at_several_points() -> None:
+    loss, thetas, batch = problem("strided")
+    ht.hessian(loss, thetas, batch, route="traced") @ thetas[0]
+    for some, route in ((slice(0, 3), "traced"), (slice(0, 1), "kept")):
+        H = ht.hessian(loss, thetas[some], tuple(leaf[some] for leaf in batch))
+        H.announce(300)  # enough for a trace that exists, and too few to make one
+        H @ thetas[0]
+        assert H.route == route
 
 
 @pytest.mark.heavy
