@@ -101,7 +101,10 @@ def products(device: Device) -> Iterator[dict[str, Any]]:
 
 
 def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> dict[str, Any]:
-    """The figures of one way to compute products; the error's first line in their place where there is one."""
+    """The figures of one way to compute products.
+
+    If they cannot be computed, all are NaN but the last, whose place takes the first line of the error.
+    """
     v = vectors(problem)
     try:
         with computed(way):
@@ -201,7 +204,10 @@ def meta_gradient(job: Job) -> Tensor:
 
 
 def precision(device: Device) -> Iterator[dict[str, Any]]:
-    """The error of products that leave full precision; torch's own derivative is used, as the library refuses to."""
+    """The error of products in less than full precision.
+
+    They are computed outside of the library's operators, which would switch to full precision.
+    """
     for name in PRECISION[device]:
         problem = at_points(name, CHECKED_POINTS, device)
         exact = in_float64(problem)

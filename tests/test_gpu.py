@@ -145,11 +145,8 @@ def test_points_that_do_not_fit_together_are_computed_in_several_batches(name, r
     theta, layout = flatten(model)
     loss = make_loss(model, F.cross_entropy, layout)
     thetas = (theta + 0.01 * randn(64, len(theta), stream_name="many")).cuda()
-    batch = (
-        torch.rand(64, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64).cuda(),
-        torch.arange(6).cuda() % 3,
-    )
-    batch = (batch[0], batch[1].expand(64, 6).contiguous())
+    x = torch.rand(64, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64)
+    batch = (x.cuda(), torch.arange(3).repeat(2).expand(64, 6).contiguous().cuda())
     V = randn(64, len(theta), 2, stream_name="V").cuda()
     whole = hessian(loss, thetas, batch, route=route)
     expected = whole @ V
@@ -172,10 +169,8 @@ def test_products_replayed_as_cuda_graphs_are_those_of_ordinary_calls(name, monk
     batch = (x.cuda(), torch.arange(3).repeat(2).expand(3, 6).contiguous().cuda())
     model = seeded(NETWORKS[name], seed=1).double()
     theta, layout = flatten(model)
-    loss, thetas = (
-        make_loss(model, F.cross_entropy, layout),
-        (theta + 0.01 * randn(3, len(theta), stream_name="gpu")).cuda(),
-    )
+    loss = make_loss(model, F.cross_entropy, layout)
+    thetas = (theta + 0.01 * randn(3, len(theta), stream_name="gpu")).cuda()
     V = randn(3, len(theta), 2, stream_name="gpu V").cuda()
     ordinary = hessian(loss, thetas, batch, route="traced")
     expected, values = ordinary @ V, top_eigenpairs(ordinary, k=2, rtol=1e-8).values

@@ -92,6 +92,7 @@ def test_rows_are_chosen_by_work_load_and_quantity():
     assert all(row.workload != "W1" for row in chosen_rows((), quick=True))
     assert chosen_rows((), quick=False) == tuple(row for row in ROWS if not row.gpu)
     assert chosen_rows((), quick=False, device="cuda") == ROWS
+    assert [row.workload for row in ROWS if row.gpu] == ["M8", "M9", "M10"]
     assert [row.points for row in chosen_rows(("M8",), quick=False)] == [64]  # by name, on a CPU too
     with pytest.raises(ValueError, match="W9"):
         chosen_rows(("W9",), quick=False)

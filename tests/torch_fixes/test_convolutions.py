@@ -25,7 +25,7 @@ from hessian_tools.torch_fixes.convolutions import MAX_PATCH_BYTES, Form, Matrix
 
 
 @pytest.fixture
-def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def by_matrix_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Convolutions are matrix products on the CPU too, at several points and of any size."""
     monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
     yield
@@ -99,7 +99,7 @@ def _over_a_pullback(f: Callable[..., Any], t: Tensor) -> Tensor:
     return forward(lambda c: forward(lambda e: pull(e.sin())[0], c, c.cos()), value, value)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 @pytest.mark.parametrize("name", NESTED)
 def test_nested_modes_are_right(name: str) -> None:
     """torch's forward mode around another one is silently wrong by an autograd.Function."""
@@ -116,7 +116,7 @@ def test_nested_modes_are_right(name: str) -> None:
         close(together(w), expected)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("derivative", [forward_over_reverse, reverse_over_reverse, third_order])
 def test_derivatives_at_many_points_are_those_of_torch(
@@ -136,7 +136,8 @@ def test_derivatives_at_many_points_are_those_of_torch(
         close(a, b)
 
 
-def test_other_convolutions_remain_as_they_are() -> None:
+@pytest.mark.usefixtures("by_matrix_products")
+def test_other_convolutions_remain_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = randn(2, 4, 6, 6, stream_name="x"), randn(4, 2, 3, 3, stream_name="w")
     v = randn(4, 4, 3, 3, stream_name="v")
     calls: list[tuple[Tensor, Tensor, dict[str, Any]]] = [
@@ -144,10 +145,17 @@ def test_other_convolutions_remain_as_they_are() -> None:
         (x, v, {"padding": "same"}),
         (x[0], v, {}),  # a single image
     ]
+    monkeypatch.setattr(convolutions, "_patches", counted := Counted(convolutions._patches))
     for images, weight, options in calls:
         expected = F.conv2d(images, weight, **options)
         with MatrixConvolutions(4):
             assert torch.equal(F.conv2d(images, weight, **options), expected)
+    with MatrixConvolutions(4), pytest.raises(RuntimeError, match="type"):
+        F.conv2d(x, v.float())
+    assert counted.calls == 0
+    with MatrixConvolutions(4):
+        F.conv2d(x, v)
+    assert counted.calls == 1
 
 
 # The convolutions of a network at so many points, and whether the rule makes matrix products of all, some or none.
@@ -197,6 +205,15 @@ def test_the_rule_says_no_to_large_batches_of_a_resnet18(points: int) -> None:
         assert not pays(device="cuda", points=points, patch_bytes=form.patch_bytes(4))
 
 
+def test_the_larger_of_the_two_matrices_of_patches_counts() -> None:
+    """Those of the result, with 5 channels on 8x8 pixels; and those of the images, with 5 channels at 12x12 places."""
+    more_channels = Form((2, 3, 8, 8), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1))
+    more_places = Form((2, 5, 8, 8), (3, 5, 3, 3), (1, 1), (3, 3), (1, 1))
+    assert more_channels.result == (2, 5, 4, 4) and more_places.result == (2, 3, 12, 12)
+    assert more_channels.patch_bytes(4) == 4 * 2 * 9 * 5 * 8 * 8
+    assert more_places.patch_bytes(4) == 4 * 2 * 9 * 5 * 12 * 12
+
+
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "conv4": partial(ht.Conv4, 3, width=4, input_shape=(1, 16, 16)),
     "resnet12": partial(ht.ResNet12, 3, widths=(2, 3, 4, 5), input_shape=(1, 16, 16)),
@@ -220,6 +237,29 @@ def problem(name: str, points: int = 4) -> tuple[ht.Loss, Tensor, tuple[Tensor, 
         torch.arange(3).repeat(2).expand(points, 6).contiguous(),
     )
     return ht.make_loss(model, F.cross_entropy, layout), thetas, batch
+
+
+@pytest.mark.usefixtures("by_matrix_products")
+def test_products_of_several_points_use_matrices_and_those_of_one_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, thetas, batch = problem("strided")
+    monkeypatch.setattr(convolutions, "_patches", counted := Counted(convolutions._patches))
+    # With chunk no memory is measured, so that every call comes from the products.
+    ht.hessian(loss, thetas[0], tuple(leaf[0] for leaf in batch), route="direct", chunk=8) @ thetas[0]
+    assert counted.calls == 0
+    ht.hessian(loss, thetas, batch, route="direct", chunk=8) @ thetas[0]
+    assert counted.calls > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("by_matrix_products")
+def test_a_trace_for_several_points_is_known_to_a_later_operator_at_several_points() -> None:
+    loss, thetas, batch = problem("strided")
+    ht.hessian(loss, thetas, batch, route="traced") @ thetas[0]
+    for some, route in ((slice(0, 3), "traced"), (slice(0, 1), "kept")):
+        H = ht.hessian(loss, thetas[some], tuple(leaf[some] for leaf in batch))
+        H.announce(300)  # enough for a trace that exists, and too few to make one
+        H @ thetas[0]
+        assert H.route == route
 
 
 @pytest.mark.heavy
@@ -258,7 +298,7 @@ def test_every_engine_has_the_products_of_ordinary_convolutions(name: str, monke
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_rounding_in_float32_is_that_of_ordinary_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, thetas, batch = problem("strided")
     V = randn(len(thetas), thetas.shape[1], 2, stream_name="V")
@@ -273,7 +313,7 @@ def test_rounding_in_float32_is_that_of_ordinary_convolutions(monkeypatch: pytes
     assert max(errors) < 1e-6 and errors[0] < 2 * errors[1] + 1e-7, errors
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_a_traced_batch_normalisation_gets_images_without_gaps() -> None:
     """The kernel that is traced on a GPU, cuDNN's, refuses others."""
     loss, (theta, *_), (x, y) = problem("conv4")
@@ -290,7 +330,7 @@ def test_a_traced_batch_normalisation_gets_images_without_gaps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("by_matrix_products")
 def test_a_trace_is_compared_with_a_product_by_the_same_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the rounding of others may fall on the other side of a kink, and the trace would be refused."""
     loss, thetas, batch = problem("strided")

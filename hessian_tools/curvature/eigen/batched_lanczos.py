@@ -46,7 +46,7 @@ class RitzState:
     the last step (beta = 0). had_breakdown: True where that has happened at any step. exhausted: True where the basis
     spans the whole space.
     degree: the basis contains p(H) times the start vector for all polynomials p up to this degree. It is the number of
-    products, but no more than the number before the first restart.
+    products whose vectors were kept, but no more than the number before the first restart.
     """
 
     points: Int[Tensor, " chosen"]
@@ -151,7 +151,11 @@ class BatchedLanczos:
             self._restart()
 
     def _block(self) -> int:
-        """The number of steps until the host looks at their numbers; 1 after a breakdown, as another one may follow."""
+        """The number of steps until the host looks at their numbers.
+
+        It is 1 once a point has had a breakdown, because another one may follow at each step and would discard the
+        later steps of a block.
+        """
         if self.basis.steps_per_wait == 1 or self.had_breakdown[self.running].any():
             return 1
         return min(self.basis.block, int(self.max_steps[self.running].min()) - self.steps)

@@ -28,8 +28,8 @@ PIECE_BYTES = 2**23
 # rounding of the removed part is then no longer small compared with the remainder ("twice is enough", Kahan and
 # Parlett).
 CANCELLATION = 0.5
-# On a GPU the host waits for the device only once in so many steps, because the device is idle meanwhile. Decisions are
-# taken then, for all points together.
+# On a GPU the host waits for the device only once in so many steps, because the device is idle during the wait. The
+# host then decides for all of these steps and all points together.
 STEPS_PER_WAIT = {"cuda": 4}
 
 
@@ -113,12 +113,8 @@ class KrylovBasis:
             points = torch.from_numpy(again).to(w.device)
             w[points] = self._orthogonal(w[points], rows if len(again) == len(w) else rows[points])
             betas = self._lengths(w).cpu().numpy()
-        self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
         finite = np.isfinite(alphas + betas)
-        complete_basis = m + 1 >= self.dimension
-        self.breakdown = finite & (complete_basis | (betas <= self._rounding * self.scale))
-        self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
-        go_on = self.breakdown & ~complete_basis
+        go_on = self._set_entries(m, alphas, betas, finite)
         if go_on.any():
             # In an exhausted Krylov space w is only rounding, so a random vector takes its place.
             points = torch.from_numpy(go_on).to(w.device)
@@ -139,7 +135,8 @@ class KrylovBasis:
     def block(self) -> int:
         """The number of steps, at least 1, until the host must look at their numbers.
 
-        It is ``steps_per_wait``, or less if a basis will be complete before, or all will be full and must be restarted.
+        It is ``steps_per_wait``, or fewer if before that a basis becomes complete, or all become full and must be
+        restarted.
         """
         unfinished = self.dimension[self.dimension > 0]
         full = self.max_size if self.restart_size is None else self.restart_size
@@ -166,8 +163,8 @@ class KrylovBasis:
         """
         rows = self.rows[:, : self.num_locked + self.size + 1]
         alpha = self._inner((w * self.next).sum(-1))
-        # Always twice, because the host does not know yet whether much has cancelled. Twice is enough without the
-        # recurrence, too.
+        # Always twice, because the host does not know yet whether much has cancelled. Two orthogonalisations are enough
+        # without removing the two terms of the recurrence first.
         w = self._orthogonal(self._orthogonal(w, rows), rows)
         beta = self._lengths(w)
         self._pending.append(torch.stack([alpha.double(), beta]))
@@ -179,31 +176,41 @@ class KrylovBasis:
     def settle(self, step: int) -> tuple[Bool[np.ndarray, " point"], int]:
         """Reads the entries of T of all steps since the last call, which waits for the device once.
 
-        Returns False where a number was not finite, and how many steps were discarded: after a step in which some
-        Krylov space was exhausted, the later ones are, because their vectors at that point come from rounding.
-        step: the number of the first of these steps, as for ``advance``.
+        step: the number of the first of these steps, as for ``advance``. Returns False where a number was not finite,
+        and how many steps were discarded: those after a step in which the Krylov space of some point was exhausted,
+        because their vectors at that point come from rounding.
         """
         numbers = torch.stack(self._pending).cpu().numpy()
         self._pending = []
-        first, used, finite = self.size - len(numbers), 0, np.ones(len(self.scale), dtype=bool)
-        go_on, broken = ~finite, False
+        end, first, finite = self.size, self.size - len(numbers), np.ones(len(self.scale), dtype=bool)
         for m, (alphas, betas) in enumerate(numbers, first):
-            self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
             finite &= np.isfinite(alphas + betas)
-            complete_basis = m + 1 >= self.dimension
-            self.breakdown = finite & (complete_basis | (betas <= self._rounding * self.scale))
-            self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
-            go_on = self.breakdown & ~complete_basis
-            used += 1
-            broken = bool((self.breakdown & (self.dimension > 0)).any())
-            if broken:
+            go_on = self._set_entries(m, alphas, betas, finite)
+            # Finished points, whose dimension is 0 (see ``retire``), discard no step of the others.
+            if (self.breakdown & (self.dimension > 0)).any():
+                self.size = m + 1
+                if self.size < self.max_size:
+                    self.next = self.rows[:, self.num_locked + self.size]
+                    self._draw_next(np.flatnonzero(go_on), step + m - first)
                 break
-        if broken:
-            self.size = first + used
-            if self.size < self.max_size:
-                self.next = self.rows[:, self.num_locked + self.size]
-                self._draw_next(np.flatnonzero(go_on), step + used - 1)
-        return finite, len(numbers) - used
+        return finite, end - self.size
+
+    def _set_entries(
+        self,
+        m: int,
+        alphas: Float[np.ndarray, " point"],
+        betas: Float[np.ndarray, " point"],
+        finite: Bool[np.ndarray, " point"],
+    ) -> Bool[np.ndarray, " point"]:
+        """Enters alpha_m and beta_m in T and recognises breakdowns.
+
+        Returns True where a breakdown leaves a part of the space to explore, from a random vector.
+        """
+        self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
+        complete_basis = m + 1 >= self.dimension
+        self.breakdown = finite & (complete_basis | (betas <= self._rounding * self.scale))
+        self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
+        return self.breakdown & ~complete_basis
 
     def _draw_next(self, points: Int[np.ndarray, " chosen"], step: int) -> None:
         """Puts the random vector of a step, made orthogonal to the basis, in the place of ``next`` at some points."""

@@ -264,7 +264,8 @@ def _leaf(row: Tensor) -> Tensor:
     """theta at one point as a leaf of a graph.
 
     It is a copy, so that the graph does not change with the tensor that the user gave. A large theta is not copied; if
-    it is changed in place, torch refuses the next product. Freed memory then goes back to the system as well.
+    it is changed in place, torch refuses the next product. On a CPU a large theta also makes freed memory go back to
+    the system at once.
     """
     row = _ordinary(row.detach())
     if not is_large(row):

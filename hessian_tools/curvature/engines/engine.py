@@ -348,7 +348,7 @@ class PreparedProducts:
         return self.engine.chunk or self.engine.fitting_products(self._forward(), self.objective)
 
     def _forward(self) -> int:
-        """The bytes that one forward pass allocates; patches of images count where many points make them."""
+        """The bytes that one forward pass allocates, with the image patches that convolutions of many points make."""
         if self.findings.forward is None:
             thetas = self.objective.thetas
             with at_many_points(len(thetas), thetas.device):
@@ -374,7 +374,7 @@ class PreparedProducts:
     def _refused(self, error: RuntimeError, first_refusal: BaseException | None) -> BaseException:
         """The refusal that is to be reported should the next attempt, in reverse mode, fail too.
 
-        first_refusal: that of the attempt before, or None. Raises an error where no other attempt is left.
+        first_refusal: the refusal of the attempt before, or None. Raises an error where no other attempt is left.
         """
         refusal = explained(error)
         if first_refusal is not None:  # the second attempt failed too, so the first error is reported

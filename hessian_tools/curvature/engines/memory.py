@@ -100,7 +100,7 @@ def memory_budget(device: torch.device) -> int:
 
 
 def card_memory(device: torch.device) -> int:
-    """The bytes of a GPU that this process may use: all, or the share to which torch was told to keep it."""
+    """The bytes of a GPU that this process may use: all of them, or the share that torch was told to keep within."""
     total = torch.cuda.get_device_properties(device).total_memory
     fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 cannot tell
     if fraction is None or not torch.cuda.is_initialized():

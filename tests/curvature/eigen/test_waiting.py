@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from hessian_tools.curvature import top_eigenpairs
 from hessian_tools.curvature.eigen import krylov
-from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.lanczos import gauss_quadrature, lanczos, lanczos_run
+from hessian_tools.curvature.eigen.lanczos import gauss_quadrature, lanczos, lanczos_run, random_vector
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.engines.compiled.compiled_products import Stacked, Traced
 
@@ -149,7 +149,24 @@ def test_multiple_eigenvalues_and_low_ranks_are_found(schedule_of_a_gpu) -> None
     torch.testing.assert_close(wanted, torch.tensor([[5.0, 5.0, 2.0], [3.0, 3.0, 3.0]]).double(), atol=1e-5, rtol=0)
 
 
-def test_no_point_takes_more_products_than_it_may(schedule_of_a_gpu) -> None:
+def test_products_whose_vectors_were_discarded_do_not_raise_the_degree(schedule_of_a_gpu, monkeypatch) -> None:
+    """The bound on eigenvalues that were missed would otherwise rest on a larger Krylov space than there is."""
+    low_rank = torch.tensor([5.0, 4.0, 2.0, 1.0] + [0.0] * (N - 4)).double()
+    run = lanczos_run(Matrices(symmetric(low_rank, points=2)), TOP, Limits(seed=0, max_steps=60, max_basis=N))
+    excess, degrees = run.rule.excess, []
+
+    def watched(state: RitzState) -> Tensor:
+        degrees.append((state.degree, run.basis.size))
+        return excess(state)
+
+    monkeypatch.setattr(run.rule, "excess", watched)
+    run.run()
+    assert run.discarded > 0
+    assert degrees and all(degree == size for degree, size in degrees)
+
+
+@pytest.mark.parametrize("max_basis", [12, 30], ids=["the basis is full by then", "the basis has room"])
+def test_no_point_takes_more_products_than_it_may(schedule_of_a_gpu, max_basis) -> None:
     taken: list[int] = []
 
     class Counting(Matrices):
@@ -160,11 +177,18 @@ def test_no_point_takes_more_products_than_it_may(schedule_of_a_gpu) -> None:
         def select(self, points: Tensor) -> "Counting":
             return Counting(self.A[points])
 
-    pairs = lanczos(Counting(decaying(points=3)), TOP, Limits(seed=0, max_steps=11, max_basis=12))
+    pairs = lanczos(Counting(decaying(points=3)), TOP, Limits(seed=0, max_steps=11, max_basis=max_basis))
     assert (pairs.num_matvecs <= 11).all() and sum(taken) == int(pairs.num_matvecs.sum())
 
 
-def test_a_gauss_rule_in_blocks_has_the_moments_of_its_start(schedule_of_a_gpu) -> None:
+def test_a_gauss_rule_in_blocks_has_the_moments_of_its_start(schedule_of_a_gpu, monkeypatch) -> None:
+    drawn: list[int] = []
+
+    def watched(H: Matrices, seed: int, step: int) -> Tensor:
+        drawn.append(step)
+        return random_vector(H, seed, step)
+
+    monkeypatch.setattr("hessian_tools.curvature.eigen.lanczos.random_vector", watched)
     spectra = [torch.linspace(-1.0, 2.0, 20), torch.tensor([2.0, 1.0, -1.0] + [0.0] * 17)]  # one with a breakdown
     A = torch.stack([symmetric(values.double(), points=1)[0] for values in spectra])
     z = randn(2, 20, stream_name="z")
@@ -172,6 +196,7 @@ def test_a_gauss_rule_in_blocks_has_the_moments_of_its_start(schedule_of_a_gpu) 
     for degree in range(14):
         moment = torch.einsum("pi,pij,pj->p", z, torch.linalg.matrix_power(A, degree), z) / (z**2).sum(-1)
         torch.testing.assert_close((weights * nodes**degree).sum(-1), moment, atol=1e-10, rtol=1e-9)
+    assert len(drawn) > 1 and len(set(drawn)) == len(drawn)  # each breakdown is followed by a vector of its own
 
 
 class OnCard(Tensor):
@@ -232,15 +257,16 @@ def run_on_card(A: Tensor) -> BatchedLanczos:
 
 def test_the_host_waits_at_most_once_in_four_steps(waits) -> None:
     """Points finish at different steps, the basis is restarted, and finished points are dropped meanwhile."""
-    run = run_on_card(decaying(points=6))
+    run, room = run_on_card(decaying(points=6)), []
+    run.restarted = lambda run: room.append(run.basis.restart_size - run.basis.size)
     waits.count = 0
     pairs = run.run()
     count = waits.count
     assert isinstance(pairs.vectors, OnCard)  # nothing was moved off the card to avoid a wait
     assert pairs.converged.all() and len(pairs.num_matvecs.unique()) > 1
-    assert run.steps > run.basis.max_size  # there was a restart
+    assert room and all(steps % 4 == 0 for steps in room)  # whole blocks of steps fill the basis after each restart
     assert run.discarded == 0  # points that have finished do not hold up the others
-    # The first 17 steps fill the basis in 5 blocks, of which one is short. Each restart makes room for whole blocks.
+    # The first 17 steps fill the basis in 5 blocks, of which one is short.
     assert 0 < count <= run.steps / 4 + 1
 
 

@@ -158,8 +158,8 @@ def test_every_place_that_meets_such_an_error_takes_it_for_a_lack_of_memory(
         (engine, "weighted_sum", "gradient"),
     ]:
         loss = fresh_loss()
-        with monkeypatch.context() as planted, pytest.raises(RuntimeError) as raised:
-            planted.setattr(where, name, no_memory)
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError) as raised:
+            patched.setattr(where, name, no_memory)
             if route == "gradient":
                 gradient(loss, RELU.thetas, RELU.batch)
             else:
@@ -209,7 +209,13 @@ def test_the_budget_on_a_small_card_is_a_share_of_its_memory(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     sizes = {0: 80 * 2**30, 1: 8 * 2**30}
     card = namedtuple("card", "total_memory")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card(sizes[device.index]))
+    current = 1
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: card(sizes[current if device.index is None else device.index]),
+    )
     assert memory_budget(torch.device("cuda:0")) == MEMORY_BUDGET["cuda"]
     assert memory_budget(torch.device("cuda:1")) == int(0.2 * 8 * 2**30)
     assert memory_budget(torch.device("mps")) == memory_budget(torch.device("cpu")) == MEMORY_BUDGET["cpu"]
@@ -218,3 +224,6 @@ def test_the_budget_on_a_small_card_is_a_share_of_its_memory(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: {0: 0.1, 1: 1.0}[index])
     assert memory_budget(torch.device("cuda:0")) == int(0.2 * 8 * 2**30)
     assert memory_budget(torch.device("cuda:1")) == int(0.2 * 8 * 2**30)
+    # A device without an index is the current card, with that card's share.
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: {0: 0.1, 1: 0.5}[index])
+    assert memory_budget(torch.device("cuda")) == int(0.2 * 4 * 2**30)

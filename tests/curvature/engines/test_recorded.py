@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,3 +127,5 @@ def test_copies_of_kept_tensors_are_counted_where_products_are_recorded(monkeypa
     assert trace.working_bytes(gpu, None) == 2**20
     monkeypatch.setattr(compiled_products.recorded, "RECORD", True)
     assert trace.working_bytes(gpu, None) == 2**21
+    # Two points with their copies fit in half of this budget; four would without the copies.
+    assert replace(trace, largest=1).working_bytes(gpu, 2**23) == 2 * 2**21

@@ -163,7 +163,7 @@ class Traced:
         return max(1, together)
 
     def _bytes_of_work(self, device: torch.device) -> int:
-        """The peak memory for one point besides its kept tensors, of which a recording on a GPU may hold a copy."""
+        """The peak memory for one point besides its kept tensors. A copy of those, for a recording, is part of it."""
         return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.records(device) else 0)
 
 

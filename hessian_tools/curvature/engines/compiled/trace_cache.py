@@ -47,15 +47,15 @@ def traced_product(
         traces = OrderedDict()
     key = _key(name, loss, theta, batch, points)
     known = traces.get(key)
-    # A known trace is compared with the present product, because the key does not show every change since: for example
-    # an activation function that was exchanged, or a temperature that is a plain number.
     # The product that a trace is compared with computes its convolutions in the same way. In float32 the rounding of
     # another way may fall on the other side of a kink, which changes the product by more than rounding.
     with at_many_points(points, theta.device):
+        # A known trace is compared with the present product, because the key does not show every change since: for
+        # example an activation function that was exchanged, or a temperature that is a plain number.
         if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
             traces[key] = _checked_trace(product, theta, batch)
-        while len(traces) > MAX_TRACES:
-            traces.popitem(last=False)
+    while len(traces) > MAX_TRACES:
+        traces.popitem(last=False)
     traces.move_to_end(key)
     return traces[key]
 
