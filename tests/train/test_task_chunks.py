@@ -210,8 +210,16 @@ def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():
     sizes.clear()
     chunks.run(7, results_of)
     assert max(sizes) <= 2  # the run remembers
+
+    def fails(tasks: range) -> None:
+        sizes.append(len(tasks))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sizes.clear()
+    chunks = TaskChunks()
     with pytest.raises(torch.OutOfMemoryError):
-        TaskChunks(largest=1).run(2, lambda tasks: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
+        chunks.run(2, fails)
+    assert (sizes, chunks.in_turn) == ([2, 1], False)  # this is not taken for a network that vmap refuses
 
 
 class WithItem(nn.Module):
