@@ -60,8 +60,8 @@ class TrainConfig:
         bit. Tasks whose tensors differ in shape are computed in turn.
     tasks_at_once: the most tasks that are computed at once, in outer steps and in validation; 1 computes them in turn.
         None follows ``batched`` in outer steps, and ``evaluate``'s default in validation. "At once" then means all
-        tasks on a CPU. On a GPU it means as many as fit in half of the free memory, which is measured on the first task
-        of a run; where the memory runs out all the same, half as many are tried.
+        tasks on a CPU. On a GPU it means as many as fit in half of the free memory, judged by what the first task of a
+        run needs; where the memory runs out all the same, half as many are tried.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
         (see ``meta_loss``); the tasks are then computed in turn.
     penalty: the penalty on the curvature along the inner gradient; None trains without it.

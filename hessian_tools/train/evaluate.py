@@ -95,8 +95,8 @@ def evaluate(
         batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
         False give the same answers.
     tasks_at_once: the most tasks that are computed at once, which gives the same numbers up to rounding. None computes
-        tasks in turn on a CPU, and on a GPU as many at once as fit in half of its free memory, which is measured on the
-        first task.
+        tasks in turn on a CPU, and on a GPU as many at once as fit in half of its free memory, judged by what the first
+        task needs.
     """
     check_whole(at_least=1, tasks_at_once=tasks_at_once)
     losses, accuracies = query_scores(

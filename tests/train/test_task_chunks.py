@@ -108,7 +108,7 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
 
 
 class RaggedTasks:
-    """Tasks of which the second one has one query image less than the others."""
+    """Tasks of which every third one, from the second, has one query image fewer than the others."""
 
     kind, input_shape, outputs, digest = "classification", (1, 28, 28), 3, "ragged"
 
