@@ -94,7 +94,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def stacked(episodes: Sequence[Episode]) -> Episode | None:
-    """The tasks as one episode, whose tensors have an axis of tasks in front; None where their shapes differ."""
+    """The tasks as one episode, whose tensors have an axis of tasks in front; None where shapes or dtypes differ."""
     leaves, trees = zip(*map(pytree.tree_flatten, episodes), strict=True)
     shapes = [[(leaf.shape, leaf.dtype) for leaf in row] for row in leaves]
     if any(tree != trees[0] for tree in trees) or any(row != shapes[0] for row in shapes):

@@ -120,7 +120,11 @@ class RaggedTasks:
 
 def test_tasks_that_differ_in_shape_are_computed_in_turn():
     config = replace(IMAGES, tasks=RaggedTasks())
-    assert stacked([config.tasks.episode(seed=0, split="train", index=index) for index in range(3)]) is None
+    first, ragged, third = (config.tasks.episode(seed=0, split="train", index=index) for index in range(3))
+    assert stacked([first, third]) is not None
+    assert stacked([first, ragged, third]) is None
+    x, y = third.query
+    assert stacked([first, third._replace(query=(x.double(), y))]) is None
     expected = mean_gradient(config)
     assert_equal(mean_gradient(replace(config, tasks_at_once=3)), expected)
     assert_equal(mean_gradient(replace(config, tasks_at_once=2)), expected)
@@ -279,3 +283,5 @@ def test_settings_that_do_not_go_together_are_refused():
         replace(IMAGES, checkpointing=True, tasks_at_once=2)
     with pytest.raises(ValueError, match="workers=2 take tasks in turn on the CPU, which does not go with tasks_at"):
         replace(IMAGES, workers=2, tasks_at_once=2)
+    with pytest.raises(ValueError, match="which does not go with device='cuda'; use workers=1"):
+        replace(IMAGES, workers=2, device="cuda")
