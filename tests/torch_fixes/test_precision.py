@@ -137,8 +137,10 @@ class RecordingNetwork(nn.Module):
         return out
 
 
-def recorded_run(seen: list[list[str]], **options: Any) -> ht.TrainConfig:
+def recorded_run(seen: list[list[str]], *, reduced: bool, **options: Any) -> ht.TrainConfig:
     """A short run that adds the precisions of its forward passes and reverse passes to ``seen``."""
+    if reduced:  # otherwise the default is tested
+        options["reduced_precision"] = True
     return ht.TrainConfig(
         learner=ht.learners.maml(2, 0.01),
         tasks=SineLineTasks(),
@@ -159,7 +161,7 @@ def test_training_and_evaluation_are_in_float32_unless_training_is_to_be_in_less
     """TF32 is torch's default for convolutions on CUDA, and here a script has asked for less than float32 as well."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     seen: list[list[str]] = []
-    config = recorded_run(seen, batched=batched, reduced_precision=reduced)
+    config = recorded_run(seen, reduced=reduced, batched=batched)
     full = [["ieee"] * 5]
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
@@ -186,7 +188,7 @@ def test_a_task_that_another_process_computes_is_in_the_precision_of_the_run(
     """Worker processes, and those of a group, call ``add_task_gradient`` and not the function of a whole step."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     seen: list[list[str]] = []
-    config = recorded_run(seen, reduced_precision=reduced)
+    config = recorded_run(seen, reduced=reduced)
     loss, theta = task_loss(config)
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
