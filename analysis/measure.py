@@ -194,16 +194,16 @@ def chunk_tasks(study: Study) -> int:
 
 
 def try_own_quantities(study: Study) -> None:
-    """Measure the quantities of the user's own on one task of an untrained network, for the errors that they raise.
+    """Measure the user's own quantities on one task of an untrained network, so that mistakes show before the training.
 
-    A mistake in them would otherwise show after the training. Raises UserError.
+    Raises UserError where a quantity fails or returns something else than it declares.
     """
     own = [quantity for quantity in study.quantities if not is_bundled(quantity)]
     if not own:
         return
-    study = replace(study, device="cpu")
+    study = replace(study, device="cpu")  # this process may have no card, as on the login node of a cluster
     trained = [name for name, learner in study.learners.items() if learner.settings.trained]
-    name = [*trained, *study.learners][0]
+    name = [*trained, *study.learners][0]  # a learner that is trained, if there is one
     seed = study.config.seeds_of(name)[0]
     unit = Unit(study, (name,), seed, study.learners[name].checkpoints[0], (0,))
     untrained_run = next(meta_train(replace(study.training(name, seed), checkpoints=(0,), validation_tasks=0)))

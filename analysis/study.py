@@ -154,7 +154,7 @@ class Study:
 
     path: the folder of the study.
     device: where the tensors live.
-    device_share: the share of the memory of that device, a card, that this process may take beside other workers.
+    device_share: the share of a card's memory that this process may take; it is below 1 where workers share the card.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
     kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
@@ -183,7 +183,7 @@ class Study:
     def limit_memory(self) -> None:
         """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
 
-        More than its share is then out of memory for it alone, and it computes less at once.
+        If it asks for more than its share, it alone runs out of memory, and it then computes less at once.
         """
         if self.device_share < 1:
             index = torch.device(self.device).index

@@ -142,9 +142,9 @@ def record_run_ownership(study: Study) -> None:
 
 
 def _take_changed_quantities(study: Study, learner: str, seed: int, present: dict[str, str]) -> None:
-    """Record the present files of the user's own quantities if nothing has been measured with the earlier ones.
+    """If the files of the user's own quantities have changed, record the present ones for a run not yet measured.
 
-    Raises UserError where something has been measured: the numbers of a variable must come from one definition.
+    Raises UserError where something has been measured, because all values of a variable must come from one definition.
     """
     run = study.run(learner, seed)
     recorded = entries(run)
@@ -157,7 +157,7 @@ def _take_changed_quantities(study: Study, learner: str, seed: int, present: dic
             f"{changed.rpartition(':')[0]} has changed since {learner} seed {seed} was measured with it, and all values"
             " of a variable must come from one definition;\nput the old file back, or begin another study with --out"
         )
-    shutil.rmtree(run / store.NAME, ignore_errors=True)  # its descriptions of variables may be old
+    shutil.rmtree(run / store.NAME, ignore_errors=True)  # it holds descriptions of variables from the old files
     write_json(run / MANIFEST, recorded | {"config": recorded["config"] | {"quantity_sources": present}})
 
 

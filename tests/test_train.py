@@ -235,7 +235,7 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
 
 def test_a_setting_of_later_versions_is_no_part_of_a_run_that_does_not_use_it():
     layout = task_loss(IMAGES)[0].layout
-    used = {"shuffle_labels": True, "penalty": CurvaturePenalty(0.0)}
+    used = {"shuffle_labels": True, "penalty": CurvaturePenalty(0.0), "reduced_precision": True}
     plain = IMAGES.identity(layout)
     assert not set(used) & set(plain)
     assert set(replace(IMAGES, **used).identity(layout)) == set(plain) | set(used)

@@ -59,9 +59,9 @@ class TrainConfig:
         without convolutions. In long runs of such networks the step is traced and replayed, with equal numbers to the
         bit. Tasks whose tensors differ in shape are computed in turn.
     tasks_at_once: the most tasks that are computed at once, in outer steps and in validation; 1 computes them in turn.
-        None follows ``batched``, and validates as ``evaluate`` does by default. On a GPU as many tasks are then
-        computed at once as fit in half of its free memory, which is measured on the first task of a run, and half as
-        many where the memory runs out all the same.
+        None follows ``batched`` in outer steps, and ``evaluate``'s default in validation. "At once" then means all
+        tasks on a CPU. On a GPU it means as many as fit in half of the free memory, judged by what the first task of a
+        run needs; where the memory runs out all the same, half as many are tried.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
         (see ``meta_loss``); the tasks are then computed in turn.
     penalty: the penalty on the curvature along the inner gradient; None trains without it.
@@ -70,9 +70,9 @@ class TrainConfig:
         number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
         those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
-    reduced_precision: False trains in float32 throughout: TF32 and autocast are off during an outer step and set back
-        after it. True trains with what the process has set; on CUDA torch's own default is TF32 for convolutions.
-        Evaluation and curvature are in float32 either way.
+    reduced_precision: False computes products of float32 in float32: TF32 and autocast are off during an outer step and
+        set back after it. True trains with what the process has set; on CUDA torch's own default is TF32 for
+        convolutions. Evaluation and curvature are computed in float32 either way.
     """
 
     learner: Learner
@@ -133,7 +133,7 @@ class TrainConfig:
         if self.workers > 1 and (at_once or self.device != "cpu"):
             raise ValueError(
                 f"workers={self.workers} take tasks in turn on the CPU, which does not go with"
-                f" {at_once or 'batched=None'} and device={self.device!r}; use workers=1"
+                f" {at_once or f'device={self.device!r}'}; use workers=1"
             )
         if self.shuffle_labels and self.tasks.kind != "classification":
             raise ValueError("shuffle_labels=True permutes the labels of classes, which regression does not have")

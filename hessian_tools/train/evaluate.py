@@ -1,7 +1,8 @@
 """Evaluation as is usual in the field: on many held-out tasks, with the mean and its 95 % interval."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, sqrt
 
 import torch
@@ -94,14 +95,20 @@ def evaluate(
         batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
         False give the same answers.
     tasks_at_once: the most tasks that are computed at once, which gives the same numbers up to rounding. None computes
-        them in turn on a CPU; on a GPU as many at once as fit in half of its free memory, measured on the first task.
+        tasks in turn on a CPU, and on a GPU as many at once as fit in half of its free memory, judged by what the first
+        task needs.
     """
     check_whole(at_least=1, tasks_at_once=tasks_at_once)
-    chunks = evaluation_chunks(tasks_at_once, theta.device)
-    return evaluate_in_chunks(
-        learner, loss, theta, tasks, split=split, num_tasks=num_tasks, seed=seed, transductive=transductive,
-        chunks=chunks,
-    )  # fmt: skip
+    losses, accuracies = query_scores(
+        learner,
+        loss,
+        theta,
+        partial(tasks.episode, seed=seed, split=split),
+        num_tasks,
+        transductive=transductive,
+        chunks=evaluation_chunks(tasks_at_once, theta.device),
+    )
+    return Evaluation(losses, accuracies, split, seed, learner.evaluating().steps, transductive)
 
 
 def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskChunks:
@@ -112,45 +119,48 @@ def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskCh
 
 
 @full_precision
-def evaluate_in_chunks(
+def query_scores(
     learner: Learner,
     loss: Loss,
     theta: Float[Tensor, " meta"],
-    tasks: TaskSource,
-    *,
-    split: str,
+    episode: Callable[..., Episode],
     num_tasks: int,
-    seed: int,
+    *,
     transductive: bool,
     chunks: TaskChunks,
-) -> Evaluation:
-    """What ``evaluate`` does, for a run that evaluates many times and finds out only once how many tasks fit at once.
+) -> tuple[Float[Tensor, " task"], Float[Tensor, " task"]]:
+    """The losses and accuracies on the query sets of the tasks after adaptation, as ``evaluate`` reports them.
 
-    chunks: how many tasks are computed at once.
+    Products of float32 are computed in float32, with TF32 and autocast off.
+
+    episode: called as ``episode(index=index)`` for the tasks 0 to ``num_tasks`` - 1.
+    chunks: how many tasks are computed at once. A run passes the same object at each checkpoint, so that the memory of
+        a task is measured only once.
     """
     adapting, theta = learner.evaluating(), theta.detach()
 
-    def scores(episode: Episode) -> tuple[Tensor, Tensor]:
+    def scores_of_one(task: Episode) -> tuple[Tensor, Tensor]:
         """The query loss and accuracy of one task."""
-        support, (x, y) = episode
+        support, (x, y) = task
         adapted = adapt(adapting, loss, theta, support)
         with torch.no_grad():
             outputs = loss.outputs(adapted, x) if transductive else outputs_one_by_one(loss, adapted, support, x)
             return loss.criterion(outputs, y), accuracy(outputs, y)
 
-    def scores_of(indices: range) -> list[Tensor]:
+    def scores_of_chunk(indices: range) -> list[Tensor]:
         """The query losses and accuracies of some tasks, each [task]."""
-        episodes = [tasks.episode(seed=seed, split=split, index=index) for index in indices]
+        episodes = [episode(index=index) for index in indices]
         together = None if chunks.in_turn else stacked(episodes)
         if together is not None:
+            # The number of all tasks is given, so that the one whose memory is measured is computed as the others are.
             with at_many_points(num_tasks, theta.device):
-                return list(torch.vmap(scores)(cast_like(together, theta)))
-        rows = [scores(cast_like(episode, theta)) for episode in episodes]
+                return list(torch.vmap(scores_of_one)(cast_like(together, theta)))
+        rows = [scores_of_one(cast_like(task, theta)) for task in episodes]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
-    parts = chunks.run(num_tasks, scores_of)
+    parts = chunks.run(num_tasks, scores_of_chunk)
     losses, accuracies = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Evaluation(losses, accuracies, split, seed, adapting.steps, transductive)
+    return losses, accuracies
 
 
 def outputs_one_by_one(

@@ -8,6 +8,7 @@ as diverged.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -29,7 +30,7 @@ from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
-from hessian_tools.train.evaluate import evaluate_in_chunks, evaluation_chunks
+from hessian_tools.train.evaluate import evaluation_chunks, query_scores
 from hessian_tools.train.group_step import GroupStep
 from hessian_tools.train.outer import SharedStep, accumulate_gradient, training_chunks
 from hessian_tools.train.replay import Replay
@@ -47,7 +48,7 @@ class _State:
     """The part of a run that changes while it trains.
 
     saved_at: the time of the last save, by the clock ``monotonic``.
-    replay: the trace of the batched outer step, used where all tasks of a step are computed at once.
+    replay: the trace of the batched outer step, used where tasks are computed at once.
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
     shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
     run: the digest of the training; None without a folder.
@@ -260,7 +261,7 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
         state.shared = state.shared or SharedStep(config, state.loss, state.theta)
         aux = state.shared.accumulate_gradient(state.theta, state.meta_step)
     gradient, losses = state.theta.grad, torch.stack([task_aux.query_loss for task_aux in aux])
-    # One answer for both, because a GPU would be waited for at each.
+    # Both are reduced to one truth value, because reading a value makes the CPU wait for the GPU.
     if gradient is None or not (torch.isfinite(gradient).all() & torch.isfinite(losses).all()):
         return aux, False
     state.optimiser.step()
@@ -269,6 +270,7 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
 
 def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
     """A line of the metrics: means over the tasks, and None for NaN, which JSON does not have."""
+    # All means are read from the device together, because each reading makes the CPU wait for the GPU.
     means = torch.stack([torch.stack(numbers).mean() for numbers in zip(*aux, strict=True)]).tolist()
     mean = dict(zip(Aux._fields, means, strict=True))
     collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
@@ -280,14 +282,12 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     theta = state.theta.detach().clone()
     if not config.validation_tasks:
         return Checkpoint(meta_step, theta, float("nan"), float("nan"))
-    losses, accuracies = evaluate_in_chunks(
+    losses, accuracies = query_scores(
         config.learner,
         state.loss,
         without_projector(config.learner, state.loss, theta),
-        config.tasks,
-        split="val",
-        num_tasks=config.validation_tasks,
-        seed=config.validation_seed,
+        partial(config.tasks.episode, seed=config.validation_seed, split="val"),
+        config.validation_tasks,
         transductive=config.transductive,
         chunks=state.validation_chunks,
     )

@@ -30,7 +30,7 @@ R = TypeVar("R")
 def _in_precision_of_run(
     function: Callable[Concatenate[TrainConfig, P], R],
 ) -> Callable[Concatenate[TrainConfig, P], R]:
-    """Makes a function of a run compute in float32 where the run does not ask for less."""
+    """Makes a function of a run compute products of float32 in float32, unless the run has ``reduced_precision``."""
     in_float32 = full_precision(function)
 
     @wraps(function)
@@ -53,7 +53,8 @@ def accumulate_gradient(
     """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
     replay: the trace of the run's batched steps; None computes every step directly.
-    chunks: how many tasks are computed at once, which a run finds out at its first step; None finds it out again.
+    chunks: how many tasks are computed at once. A run passes the same object at each step, so that the memory of a task
+        is measured only once; None makes a new one.
     """
     if not is_batched(config, loss.model):
         return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
@@ -67,7 +68,7 @@ def accumulate_gradient(
     step = vmap(grad(partial(_task_loss, config, loss, meta_step), has_aux=True), in_dims=(None, 0))
 
     def chunk_gradient(tasks: range) -> tuple[Tensor, list[Aux]]:
-        """The sum of some tasks' shares in the mean gradient, and the parts of each task's loss."""
+        """What some tasks contribute to the mean gradient, and the parts of each task's loss."""
         together = None
         if not chunks.in_turn:
             together = stacked([training_episode(config, meta_step * config.meta_batch + j) for j in tasks])
@@ -88,7 +89,7 @@ def accumulate_gradient(
 
 
 def training_chunks(config: TrainConfig, device: torch.device) -> TaskChunks:
-    """How many tasks of an outer step are computed at once, where ``is_batched`` says that more than one is."""
+    """How many tasks of an outer step are computed at once; it is used where ``is_batched`` is True."""
     return task_chunks(config.tasks_at_once, device, demanded=bool(config.batched))
 
 

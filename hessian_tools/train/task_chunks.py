@@ -14,8 +14,9 @@ from hessian_tools.curvature.engines.memory import MemoryBudget, card_memory
 from hessian_tools.data import Episode
 from hessian_tools.failures import is_out_of_memory
 
-# The share of a GPU's free memory that the tasks of a chunk may take. The rest is for what the counter below does not
-# see: the work space of convolutions, memory that the allocator cannot use, and other processes on the same card.
+# The share of a GPU's free memory that the tasks of a chunk may take. The rest is for what the count of one task's
+# bytes does not see: the work space of convolutions, memory that the allocator cannot use, and other processes on the
+# same card. How much that is has not been measured on a card yet, so a full half is left.
 FREE_SHARE = 0.5
 
 T = TypeVar("T")
@@ -25,11 +26,13 @@ T = TypeVar("T")
 class TaskChunks:
     """Computes tasks in chunks, whose size is chosen once and then kept, except that running out of memory halves it.
 
-    largest: the most tasks of a chunk; None where nothing is known yet.
-    budget: the bytes that a chunk may take. Where ``largest`` is None, the first task is computed alone, its peak of
-        memory is measured, and ``largest`` follows from it. None: all tasks are one chunk.
-    demanded: whether the caller has asked for several tasks at once, so that a network that cannot do it is an error.
-    in_turn: whether the tasks of a chunk are computed one after the other, because vmap refuses the network.
+    largest: the most tasks of a chunk; None until it is known, or where all tasks are one chunk.
+    budget: the bytes that a chunk may take; None sets no limit. Where there is a budget and ``largest`` is None, the
+        first task is computed alone, its peak of memory is measured, and ``largest`` follows from it.
+    demanded: whether the caller has asked for several tasks at once. If vmap refuses the network, this is then an
+        error.
+    in_turn: whether the tasks of a chunk are computed one after the other, on request or because vmap has refused the
+        network.
     memory: counts how often the device has run out of memory all the same.
     """
 
@@ -42,7 +45,8 @@ class TaskChunks:
     def run(self, count: int, function: Callable[[range], T]) -> list[T]:
         """The results of ``function`` on consecutive ranges of the tasks 0 to ``count`` - 1.
 
-        The function reads ``in_turn``. If it raises an error of vmap that was not demanded, all is computed in turn.
+        The function computes the tasks of a range as ``in_turn`` says. Where several tasks at once were not demanded, a
+        RuntimeError other than running out of memory is taken for vmap's refusal, and all tasks are computed in turn.
         """
         try:
             return self._run(count, function)
@@ -53,6 +57,7 @@ class TaskChunks:
         return self._run(count, function)
 
     def _run(self, count: int, function: Callable[[range], T]) -> list[T]:
+        """The results of ``function`` on consecutive ranges, whatever it raises; see ``run``."""
         results: list[T] = []
         if self.largest is None and self.budget is not None:
             with _PeakOfLiveBytes() as live:
@@ -79,9 +84,9 @@ def task_chunks(largest: int | None, device: torch.device | str, *, demanded: bo
 
 
 def _free_bytes(device: torch.device) -> int:
-    """FREE_SHARE of the memory of a GPU that is free, or that this process has reserved and does not use.
+    """The bytes of a GPU that a chunk may take: FREE_SHARE of what is free, or reserved by this process and unused.
 
-    It is no more than what this process may still use, where it has only a share of the card.
+    Where this process has only a share of the card, no more is free than what is left of that share.
     """
     allocated = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
@@ -89,7 +94,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def stacked(episodes: Sequence[Episode]) -> Episode | None:
-    """The tasks as one episode, whose tensors have an axis of tasks in front; None where their shapes differ."""
+    """The tasks as one episode, whose tensors have an axis of tasks in front; None where shapes or dtypes differ."""
     leaves, trees = zip(*map(pytree.tree_flatten, episodes), strict=True)
     shapes = [[(leaf.shape, leaf.dtype) for leaf in row] for row in leaves]
     if any(tree != trees[0] for tree in trees) or any(row != shapes[0] for row in shapes):
@@ -121,5 +126,6 @@ class _PeakOfLiveBytes(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    """The storages of all dense tensors in a tree of arguments; sparse tensors have none."""
     leaves = pytree.tree_leaves(tree)
     return [t.untyped_storage() for t in leaves if isinstance(t, Tensor) and t.layout is torch.strided]

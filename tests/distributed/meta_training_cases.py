@@ -56,6 +56,7 @@ def meta_refusals(group: Any) -> list[str]:
         partial(with_failing, "validation"),
         lambda: list(meta_train(replace(CONFIG, seed=rank), process_group=group)),
         lambda: list(meta_train(replace(CONFIG, workers=2), process_group=group)),
+        lambda: list(meta_train(replace(CONFIG, tasks_at_once=2), process_group=group)),
     ]
     return [_said(call) for call in calls]
 

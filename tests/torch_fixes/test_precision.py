@@ -18,6 +18,7 @@ from hessian_tools.data import SineLineTasks
 from hessian_tools.torch_fixes import precision as precision_module
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import task_loss
+from hessian_tools.train.outer import add_task_gradient
 
 BACKENDS: Any = torch.backends
 # The first two are switches of the CPU.
@@ -136,6 +137,21 @@ class RecordingNetwork(nn.Module):
         return out
 
 
+def recorded_run(seen: list[list[str]], *, reduced: bool, **options: Any) -> ht.TrainConfig:
+    """A short run that adds the precisions of its forward passes and reverse passes to ``seen``."""
+    if reduced:  # otherwise the default is tested
+        options["reduced_precision"] = True
+    return ht.TrainConfig(
+        learner=ht.learners.maml(2, 0.01),
+        tasks=SineLineTasks(),
+        network=partial(RecordingNetwork, seen),
+        checkpoints=(0, 2),
+        meta_batch=2,
+        validation_tasks=1,
+        **options,
+    )
+
+
 @switches
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("batched", [False, True])
@@ -145,16 +161,7 @@ def test_training_and_evaluation_are_in_float32_unless_training_is_to_be_in_less
     """TF32 is torch's default for convolutions on CUDA, and here a script has asked for less than float32 as well."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     seen: list[list[str]] = []
-    config = ht.TrainConfig(
-        learner=ht.learners.maml(2, 0.01),
-        tasks=SineLineTasks(),
-        network=partial(RecordingNetwork, seen),
-        checkpoints=(0, 2),
-        meta_batch=2,
-        validation_tasks=1,
-        batched=batched,
-        reduced_precision=reduced,
-    )
+    config = recorded_run(seen, reduced=reduced, batched=batched)
     full = [["ieee"] * 5]
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
@@ -170,6 +177,24 @@ def test_training_and_evaluation_are_in_float32_unless_training_is_to_be_in_less
     seen.clear()
     ht.evaluate(config.learner, loss, theta, config.tasks, split="test", num_tasks=1, seed=0)
     assert seen and seen == full * len(seen)
+    assert precisions() == before
+
+
+@switches
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_task_that_another_process_computes_is_in_the_precision_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, reduced: bool
+) -> None:
+    """Worker processes, and those of a group, call ``add_task_gradient`` and not the function of a whole step."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seen: list[list[str]] = []
+    config = recorded_run(seen, reduced=reduced)
+    loss, theta = task_loss(config)
+    torch.set_float32_matmul_precision("medium")
+    BACKENDS.mkldnn.conv.fp32_precision = "bf16"
+    before = precisions()
+    add_task_gradient(config, loss, theta.requires_grad_(), 0, 1)
+    assert len(seen) > 4 and seen == [before if reduced else ["ieee"] * 5] * len(seen)
     assert precisions() == before
 
 

@@ -9,10 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from outer_steps import IMAGES, SINE, mean_gradient
+from torch import Tensor
 
-from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
-from hessian_tools.data import open_tasks
+from hessian_tools import MLP, Shot, TrainConfig, learners, meta_train
 from hessian_tools.inner.learners import Latent
 from hessian_tools.inner.meta_loss import meta_loss
 from hessian_tools.inner.penalty import CurvaturePenalty
@@ -22,33 +22,7 @@ from hessian_tools.train import task_loss
 from hessian_tools.train.outer import accumulate_gradient, is_batched, training_episode
 from hessian_tools.train.warm_start import first_parameters
 
-SINE = TrainConfig(
-    learner=learners.maml(3, 0.01),
-    tasks=open_tasks("sine-line"),
-    network=partial(MLP, (1, 6, 1), activation=nn.Tanh),
-    meta_batch=3,
-)
-IMAGES = TrainConfig(
-    learner=learners.maml(2, 0.05),
-    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
-    network=partial(Conv4, 3, width=4),
-    meta_batch=2,
-)
 SQUARED = Shot(distance="squared_error", weight=0.5)
-
-
-def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
-    """The mean meta-gradient, followed by one number for each task: the sum of several parts of its loss."""
-    config = replace(config, batched=batched)
-    loss, theta = task_loss(config)
-    meta = first_parameters(config, loss, theta.double()).requires_grad_()
-    aux = accumulate_gradient(config, loss, meta, 5)
-    assert len(aux) == config.meta_batch
-    assert not aux[0].query_loss.requires_grad
-    numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in aux])
-    if config.penalty is not None:
-        numbers = numbers + torch.stack([a.relative_change for a in aux])
-    return torch.cat([meta.grad, numbers])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +47,7 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
     ids=lambda c: f"{c.learner.name}-{c.tasks.kind}",
 )
 def test_all_tasks_at_once_give_the_gradient_of_tasks_in_turn(config):
-    in_turn, at_once = mean_gradient(config, batched=False), mean_gradient(config, batched=True)
+    in_turn, at_once = (mean_gradient(replace(config, batched=batched)) for batched in (False, True))
     assert (at_once - in_turn).norm() < 1e-12 * in_turn.norm()
 
 
@@ -149,11 +123,9 @@ def test_pretraining_uses_no_query_label_and_trains_only_a_trained_projector():
 
 def test_pretraining_without_a_projector_descends_the_penalty_of_shot_alone():
     shot = Shot(weight=1.0)
-    penalty = mean_gradient(
-        replace(IMAGES, shot=shot, pretraining=ShotPretraining("absent", augmentation=None)), batched=False
-    )
-    total, query = (mean_gradient(replace(IMAGES, shot=s), batched=False) for s in (shot, None))
-    size = len(penalty) - 2  # the last two entries are the sums of losses that follow the gradient, one for each task
+    penalty = mean_gradient(replace(IMAGES, shot=shot, pretraining=ShotPretraining("absent", augmentation=None)))
+    total, query = (mean_gradient(replace(IMAGES, shot=s)) for s in (shot, None))
+    size = len(penalty) - IMAGES.meta_batch  # one number for each task follows the gradient
     assert torch.allclose(penalty[:size], (total - query)[:size], rtol=1e-9, atol=1e-12)
 
 

@@ -5,39 +5,19 @@ from functools import partial
 
 import pytest
 import torch
+from outer_steps import IMAGES, SINE, mean_gradient
 from torch import Tensor, nn
 
-from hessian_tools import MLP, Conv4, Shot, TrainConfig, evaluate, learners, meta_train
-from hessian_tools.data import Episode, open_tasks
+from hessian_tools import MLP, Shot, evaluate, learners, meta_train
+from hessian_tools.data import Episode
 from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.torch_fixes import convolutions
+from hessian_tools.train import loop, task_loss
 from hessian_tools.train import task_chunks as module
-from hessian_tools.train import task_loss
-from hessian_tools.train.evaluate import evaluate_in_chunks, evaluation_chunks
-from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.evaluate import evaluation_chunks, query_scores
+from hessian_tools.train.outer import is_batched
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 from hessian_tools.train.warm_start import first_parameters
-
-SINE = TrainConfig(
-    learner=learners.maml(3, 0.01),
-    tasks=open_tasks("sine-line"),
-    network=partial(MLP, (1, 6, 1), activation=nn.Tanh),
-    meta_batch=3,
-)
-IMAGES = TrainConfig(
-    learner=learners.maml(2, 0.05),
-    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
-    network=partial(Conv4, 3, width=4),
-    meta_batch=3,
-)
-
-
-def gradient_of(config: TrainConfig, chunks: TaskChunks | None = None) -> Tensor:
-    """The mean meta-gradient, followed by the query losses of the tasks, in float64."""
-    loss, theta = task_loss(config)
-    meta = first_parameters(config, loss, theta.double()).requires_grad_()
-    aux = accumulate_gradient(config, loss, meta, 2, chunks=chunks)
-    return torch.cat([meta.grad, torch.stack([a.query_loss for a in aux])])
 
 
 def assert_equal(a: Tensor, b: Tensor) -> None:
@@ -61,7 +41,7 @@ def assert_equal(a: Tensor, b: Tensor) -> None:
 def test_chunks_of_two_of_three_tasks_give_the_gradient_of_tasks_in_turn(learner, shot):
     # The network normalises by the statistics of the batch, for which vmap of the gradient is exact.
     config = replace(IMAGES, learner=learner, shot=shot)
-    assert_equal(gradient_of(replace(config, tasks_at_once=2)), gradient_of(replace(config, tasks_at_once=1)))
+    assert_equal(mean_gradient(replace(config, tasks_at_once=2)), mean_gradient(replace(config, tasks_at_once=1)))
 
 
 def test_tasks_are_in_turn_on_a_cpu_for_convolutions_and_at_once_on_a_gpu():
@@ -108,9 +88,9 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
     evaluated = partial(
         evaluate, config.learner, loss, theta.double(), config.tasks, split="test", num_tasks=3, seed=1, tasks_at_once=2
     )
-    expected, losses = gradient_of(replace(config, batched=False)), evaluated().losses
+    expected, losses = mean_gradient(replace(config, batched=False)), evaluated().losses
     plain, by_matrices = TaskChunks(budget=10**8), TaskChunks(budget=10**8)
-    gradient_of(config, plain)
+    mean_gradient(config, plain)
     shapes = []
 
     def count(form: convolutions.Form, element_size: int) -> int:
@@ -119,7 +99,7 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
 
     monkeypatch.setattr(convolutions, "pays", lambda *, points, **sizes: points > 1)
     monkeypatch.setattr(convolutions.Form, "patch_bytes", count)
-    assert_equal(gradient_of(config, by_matrices), expected)
+    assert_equal(mean_gradient(config, by_matrices), expected)
     assert len(shapes) >= 4 * 2  # four convolutions, on the support and on the query set
     shapes.clear()
     assert_equal(evaluated().losses, losses)
@@ -128,7 +108,7 @@ def test_convolutions_of_many_tasks_as_matrix_products_give_the_same_numbers(mon
 
 
 class RaggedTasks:
-    """Tasks of which the second one has one query image less than the others."""
+    """Tasks of which every third one, from the second, has one query image fewer than the others."""
 
     kind, input_shape, outputs, digest = "classification", (1, 28, 28), 3, "ragged"
 
@@ -140,10 +120,14 @@ class RaggedTasks:
 
 def test_tasks_that_differ_in_shape_are_computed_in_turn():
     config = replace(IMAGES, tasks=RaggedTasks())
-    assert stacked([config.tasks.episode(seed=0, split="train", index=index) for index in range(3)]) is None
-    expected = gradient_of(config)
-    assert_equal(gradient_of(replace(config, tasks_at_once=3)), expected)
-    assert_equal(gradient_of(replace(config, tasks_at_once=2)), expected)
+    first, ragged, third = (config.tasks.episode(seed=0, split="train", index=index) for index in range(3))
+    assert stacked([first, third]) is not None
+    assert stacked([first, ragged, third]) is None
+    x, y = third.query
+    assert stacked([first, third._replace(query=(x.double(), y))]) is None
+    expected = mean_gradient(config)
+    assert_equal(mean_gradient(replace(config, tasks_at_once=3)), expected)
+    assert_equal(mean_gradient(replace(config, tasks_at_once=2)), expected)
     loss, theta = task_loss(config)
     losses = [
         evaluate(
@@ -159,7 +143,7 @@ def bytes_of_one_task() -> int:
     largest = []
     for budget in (10**8, 2 * 10**8):
         chunks = TaskChunks(budget=budget)
-        gradient_of(replace(IMAGES, batched=True), chunks)
+        mean_gradient(replace(IMAGES, batched=True), chunks)
         largest.append(chunks.largest)
     assert largest[0] == pytest.approx(largest[1] / 2, abs=1)
     return 10**8 // largest[0]
@@ -171,7 +155,7 @@ def test_a_chunk_has_as_many_tasks_as_fit_in_the_budget_measured_once():
     assert activations < one < 100 * activations
     config, seen = replace(IMAGES, batched=True, meta_batch=7), []
     chunks = TaskChunks(budget=int(3.1 * one))
-    assert_equal(gradient_of(config, chunks), gradient_of(replace(config, batched=False)))
+    assert_equal(mean_gradient(config, chunks), mean_gradient(replace(config, batched=False)))
     assert chunks.largest == 3
     chunks.run(7, lambda tasks: seen.append(list(tasks)))
     assert seen == [[0, 1, 2], [3, 4], [5, 6]]  # no task is measured again, and the chunks are nearly equal
@@ -230,8 +214,16 @@ def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():
     sizes.clear()
     chunks.run(7, results_of)
     assert max(sizes) <= 2  # the run remembers
+
+    def fails(tasks: range) -> None:
+        sizes.append(len(tasks))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sizes.clear()
+    chunks = TaskChunks()
     with pytest.raises(torch.OutOfMemoryError):
-        TaskChunks(largest=1).run(2, lambda tasks: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
+        chunks.run(2, fails)
+    assert (sizes, chunks.in_turn) == ([2, 1], False)  # this is not taken for a network that vmap refuses
 
 
 class WithItem(nn.Module):
@@ -248,27 +240,34 @@ class WithItem(nn.Module):
 
 def test_a_network_that_vmap_refuses_is_trained_in_turn_unless_tasks_at_once_were_asked_for():
     config = replace(SINE, network=WithItem)
-    assert torch.equal(gradient_of(config), gradient_of(replace(config, batched=False)))
+    assert torch.equal(mean_gradient(config), mean_gradient(replace(config, batched=False)))
     chunks = TaskChunks()
-    gradient_of(config, chunks)
+    mean_gradient(config, chunks)
     assert chunks.in_turn  # later steps do not try again
     with pytest.raises(RuntimeError, match="vmap"):
-        gradient_of(replace(config, tasks_at_once=2))
+        mean_gradient(replace(config, tasks_at_once=2))
     loss, theta = task_loss(config)
-    evaluation = partial(
-        evaluate_in_chunks, config.learner, loss, theta, config.tasks, split="val", num_tasks=3, seed=0,
-        transductive=True,
-    )  # fmt: skip
-    assert torch.equal(evaluation(chunks=TaskChunks()).losses, evaluation(chunks=TaskChunks(1)).losses)
+    episode = partial(config.tasks.episode, seed=0, split="val")
+    scores = partial(query_scores, config.learner, loss, theta, episode, 3, transductive=True)
+    losses = [scores(chunks=each)[0] for each in (TaskChunks(), TaskChunks(1))]
+    assert torch.equal(*losses)
 
 
-def test_a_run_with_tasks_at_once_validates_at_once_and_resumes_another_one(tmp_path):
+def test_a_run_with_tasks_at_once_validates_at_once_and_resumes_another_one(tmp_path, monkeypatch):
+    validation_chunks = []
+
+    def recorded_scores(*args, chunks: TaskChunks, **options) -> tuple[Tensor, Tensor]:
+        validation_chunks.append(chunks)
+        return query_scores(*args, chunks=chunks, **options)
+
+    monkeypatch.setattr(loop, "query_scores", recorded_scores)
     config = replace(IMAGES, checkpoints=(0, 2), validation_tasks=3, folder=tmp_path, optimiser="sgd")
     in_turn = list(meta_train(replace(config, folder=None)))
     at_once = list(meta_train(replace(config, tasks_at_once=2)))
     for a, b in zip(in_turn, at_once, strict=True):
         assert torch.allclose(a.theta, b.theta, atol=1e-5)
         assert a.validation_loss == pytest.approx(b.validation_loss, rel=1e-3)
+    assert [(chunks.largest, chunks.in_turn) for chunks in validation_chunks] == [(1, True)] * 2 + [(2, False)] * 2
     again = list(meta_train(config))  # how steps are computed is not part of a run's identity
     assert torch.equal(again[-1].theta, at_once[-1].theta)
 
@@ -284,3 +283,5 @@ def test_settings_that_do_not_go_together_are_refused():
         replace(IMAGES, checkpointing=True, tasks_at_once=2)
     with pytest.raises(ValueError, match="workers=2 take tasks in turn on the CPU, which does not go with tasks_at"):
         replace(IMAGES, workers=2, tasks_at_once=2)
+    with pytest.raises(ValueError, match="which does not go with device='cuda'; use workers=1"):
+        replace(IMAGES, workers=2, device="cuda")
