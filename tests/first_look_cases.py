@@ -1,4 +1,4 @@
-"""What the tests of the first look at a loss share: a network, a batch, and a check of every door."""
+"""What the tests of the first look at a loss share: data, a network, hand-written derivatives, a check of every door."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,45 @@ X, Y = randn(12, 4), torch.arange(12) % 3
 
 def network() -> nn.Module:
     return ht.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), seed=0).double()
+
+
+class Exponential(torch.autograd.Function):
+    """Saves its result as a constant: the gradient is right, and the Hessian lacks a term."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.result = x.exp()
+        return ctx.result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return slope * ctx.result
+
+
+class Cube(torch.autograd.Function):
+    """The third power, with both derivatives right."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return slope * 3 * x**2
+
+
+class StraightThrough(torch.autograd.Function):
+    """The sign with the gradient of the identity, which is not the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return slope
 
 
 def refused(model: nn.Module, criterion: Callable[..., Tensor], words: str, batch: Any = (X, Y)) -> None:

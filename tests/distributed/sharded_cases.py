@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from data_parallel_cases import Team, problem
+from first_look_cases import Cube, Exponential, StraightThrough
+from teams import message_of
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -146,20 +148,6 @@ class Views(nn.Module):
         return Cube.apply(x[..., :4] @ top + x[..., 4:] @ bottom.contiguous() * W.view(-1)[3])
 
 
-class Cube(torch.autograd.Function):
-    """The third power, as a function with a backward pass of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * derivative
-
-
 class Recurrent(nn.Module):
     """A recurrent network, which uses its weights at each of three steps, and parameters that enter linearly."""
 
@@ -186,31 +174,6 @@ class Functions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.again * self.last(self.function.apply(self.factor * self.first(x))) + self.shift
-
-
-class Tangent(torch.autograd.Function):
-    """The hyperbolic tangent with the right gradient and a wrong second derivative: its result counts as a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.result = torch.tanh(x).detach()
-        return ctx.result.clone()
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        return derivative * (1 - ctx.result**2)
-
-
-class Rounded(torch.autograd.Function):
-    """A straight-through estimator, whose gradient is no derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        return derivative
 
 
 class Stored(nn.Module):
@@ -242,15 +205,15 @@ def silent(group: Any) -> list[str]:
 
     calls = [
         lambda: sharded_hessian(made(Functions), noisy, (x, x)),
-        lambda: sharded_hessian(made(lambda: Functions(Tangent)), F.mse_loss, (x, x)),
-        lambda: sharded_hessian(made(lambda: Functions(Rounded)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(Exponential)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(StraightThrough)), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(Stored), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(Functions, shift=rank), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(lambda: nn.Embedding(9, 8, sparse=True)), F.mse_loss, (x[:, 0].long().abs(), x)),
         lambda: shard(nn.ParameterList([torch.ones(()), torch.ones(2)]), group),
         lambda: _parameters_stay(made(Functions), x),
     ]
-    return [_said(call) for call in calls]
+    return [message_of(call) for call in calls]
 
 
 def _parameters_stay(network: nn.Module, x: Tensor) -> None:
@@ -259,14 +222,6 @@ def _parameters_stay(network: nn.Module, x: Tensor) -> None:
     sharded_hessian(network, F.mse_loss, (x, x))
     after = [p.detach().to_local() for p in network.parameters()]  # type: ignore[operator]
     raise ValueError(f"equal: {all(torch.equal(a, b) for a, b in zip(before, after, strict=True))}")
-
-
-def _said(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def class_weights(group: Any) -> list[Pair]:
@@ -331,7 +286,7 @@ def refusals(group: Any) -> list[str]:
         lambda: sharded_hessian(sharded, F.cross_entropy, batch, weight=0),
         lambda: sharded_hessian(sharded, None, batch),  # type: ignore[arg-type]
     ]
-    return [_said(call) for call in calls]
+    return [message_of(call) for call in calls]
 
 
 def _after_a_step(H: Any, *, of_data: bool = False) -> Tensor:
