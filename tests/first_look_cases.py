@@ -1,4 +1,4 @@
-"""What the tests of the first look at a loss share: data, a network, hand-written derivatives, a check of every door."""
+"""Shared by the tests of the first look at a loss: data, a network, hand-written derivatives, a check of every door."""
 
 from collections.abc import Callable
 from typing import Any

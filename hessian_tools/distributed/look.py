@@ -101,15 +101,16 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
         pieces: list[Any] = list(gradient.gradients)
         return torch.cat([g.detach().to_local().flatten() for g in pieces])
 
+    def whole_value() -> Tensor:
+        """The loss of the data of all processes."""
+        with torch.no_grad():
+            return H.ranks.sum(H.value().clone())
+
     def value_and_slope(at: Tensor) -> tuple[Tensor, Tensor]:
         put(at)
-        with torch.no_grad():
-            value = H.ranks.sum(H.value().clone())
-        return value, flat(H.gradient())
+        return whole_value(), flat(H.gradient())
 
-    with torch.no_grad():
-        value = H.ranks.sum(H.value().clone())
-    gradient = H.gradient()
+    value, gradient = whole_value(), H.gradient()
     slope = flat(gradient)
     draw = partial(torch.rand, generator=stream(0, "hand written"), dtype=torch.float64, device="cpu")
     random = H.shards.own_numbers(draw, torch.float64).to(slope)
