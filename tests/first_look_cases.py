@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import hessian_tools as ht
 from hessian_tools import HiddenStateError, stream
@@ -47,6 +48,12 @@ class Cube(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return slope * 3 * x**2
+
+
+class CubeOnce(Cube):
+    """The third power, marked as differentiable once, so that torch refuses a second derivative."""
+
+    backward = staticmethod(once_differentiable(Cube.backward))
 
 
 class StraightThrough(torch.autograd.Function):

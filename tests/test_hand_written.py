@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 from contract import close
-from first_look_cases import Cube, Exponential, StraightThrough
+from first_look_cases import Cube, CubeOnce, Exponential, StraightThrough
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -30,12 +29,6 @@ class CubeOfConstant(Cube):
     def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return slope * 3 * x.detach() ** 2
-
-
-class CubeOnce(Cube):
-    """The third power, marked as differentiable once, so that torch refuses a second derivative."""
-
-    backward = staticmethod(once_differentiable(Cube.backward))
 
 
 class Reversed(torch.autograd.Function):

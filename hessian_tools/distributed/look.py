@@ -20,7 +20,6 @@ from hessian_tools.hand_written import (
     direction_of,
     graph_nodes,
     hand_written,
-    is_differentiable,
     which_is_wrong,
     wrong_words,
 )
@@ -115,8 +114,6 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
     draw = partial(torch.rand, generator=stream(0, "hand written"), dtype=torch.float64, device="cpu")
     random = H.shards.own_numbers(draw, torch.float64).to(slope)
     direction = direction_of(slope, random, inner)
-    second = all(is_differentiable(g) for g in gradient.gradients if g is not None)
-    product = gradient.product(direction) if second else torch.zeros_like(slope)
     try:
         wrong = which_is_wrong(
             value_and_slope,
@@ -124,8 +121,8 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
             direction,
             value,
             slope,
-            product,
-            second=second,
+            gradient.product(direction),
+            second=True,
             inner=inner,
             num_params=H.shards.total,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from data_parallel_cases import Team, problem
-from first_look_cases import Cube, Exponential, StraightThrough
+from first_look_cases import Cube, CubeOnce, Exponential, StraightThrough
 from teams import message_of
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -197,6 +197,20 @@ def silent(group: Any) -> list[str]:
     def noisy(out: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(out + torch.randn_like(out), y)
 
+    calls_so_far = iter(range(1, 100))
+
+    def counting(out: Tensor, y: Tensor) -> Tensor:
+        return next(calls_so_far) * F.mse_loss(out, y)
+
+    def hooked(out: Tensor, y: Tensor) -> Tensor:
+        if out.requires_grad:
+            out.register_hook(lambda slope: 2 * slope)
+        return F.mse_loss(out, y)
+
+    def product(function: Any, criterion: Any) -> Tensor:
+        H = sharded_hessian(made(lambda: Functions(function)), criterion, (x, x))
+        return H.mv(torch.ones(H.shard_size, dtype=torch.float64))
+
     def made(build: Callable[[], nn.Module], shift: float = 0.0) -> nn.Module:
         network = shard(ht.seeded(build, seed=0).double(), group)
         for buffer in network.buffers():
@@ -212,6 +226,11 @@ def silent(group: Any) -> list[str]:
         lambda: sharded_hessian(made(lambda: nn.Embedding(9, 8, sparse=True)), F.mse_loss, (x[:, 0].long().abs(), x)),
         lambda: shard(nn.ParameterList([torch.ones(()), torch.ones(2)]), group),
         lambda: _parameters_stay(made(Functions), x),
+        lambda: sharded_hessian(made(Functions), counting, (x, x)),
+        lambda: product(Cube, hooked),
+        lambda: product(CubeOnce, F.mse_loss),
+        lambda: sharded_hessian(made(Functions), F.mse_loss, (x, x), weight=1 - 2 * rank),
+        lambda: sharded_hessian(made(Functions), lambda out, y: (out - y) ** 2, (x, x)),
     ]
     return [message_of(call) for call in calls]
 
@@ -225,13 +244,17 @@ def _parameters_stay(network: nn.Module, x: Tensor) -> None:
 
 
 def class_weights(group: Any) -> list[Pair]:
-    """Products for a criterion that holds a tensor in another dtype than the model, and divides by its entries."""
+    """Products for a criterion that divides by entries of a tensor in float32, for weights found and weights given."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
     alone = ht.hessian_of(model(), criterion, data(size))
     H = sharded_hessian(shard(model(), group), criterion, data(size)[rank])
     V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return [(H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
+    pairs = [(H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
+    weights = [3.0, *(1.0 for _ in range(size - 1))]
+    alone = ht.hessian_of(model(), criterion, data(size), weights=[weight / sum(weights) for weight in weights])
+    H = sharded_hessian(shard(model(), group), criterion, data(size)[rank], weight=weights[rank])
+    return [*pairs, (H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
 
 
 class Gathering(nn.Module):

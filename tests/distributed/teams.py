@@ -48,7 +48,7 @@ def check_messages(
     for messages in of_processes:
         assert not isinstance(messages, str), messages
         for words, message in zip(expected, messages, strict=True):
-            assert holds(message, words), message
+            assert holds(message, words), (words, message)
 
 
 def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
