@@ -122,7 +122,7 @@ def which_is_wrong(
     slope: Tensor,
     product: Tensor,
     *,
-    second: bool,
+    second: bool = True,
     inner: Inner = torch.dot,
     num_params: int | None = None,
 ) -> str:

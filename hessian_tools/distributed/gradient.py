@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 from torch.distributed.tensor import DTensor
 
 from hessian_tools.curvature.engines.double_backward import refuse_broken_graph
+from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.distributed.sharding import CHANGED, Regathers
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
@@ -29,15 +30,18 @@ class ShardedGradient:
     parameter at the same time. Here, hooks divide each contribution into the shards as soon as it is known, so that a
     process holds one of them at a time.
 
-    parameters: DTensors. value: computes the loss of this process. Raises RuntimeError for a loss without a second
-    derivative.
+    parameters: DTensors. value: computes the loss of this process. Raises NoOtherWay, a RuntimeError, for a loss
+    without a second derivative.
     """
 
     def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
         with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
             loss = value()
             self.gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
+        try:
+            refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
+        except RuntimeError as error:
+            raise explained(error) from error
         self.rows = _Rows(parameters)
         self.numbers = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]

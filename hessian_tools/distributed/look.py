@@ -122,7 +122,6 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
             value,
             slope,
             gradient.product(direction),
-            second=True,
             inner=inner,
             num_params=H.shards.total,
         )
