@@ -119,6 +119,7 @@ def test_what_would_be_wrong_in_silence_is_refused(results: Any) -> None:
         "HiddenStateError: the model or the criterion gives another result the second time",
         "HiddenStateError: a hook on a tensor changes its gradient in the backward pass",
         "NoOtherWay: torch has no second derivative of an operation in this loss: write it out by other operations",
+        "HiddenStateError: the loss runs hand-written derivatives (StraightThrough), and its gradient is not",
         "ValueError: the weights of the processes are [1.0, -1.0]; give numbers of 0 or more, one of them above 0",
         "ValueError: the criterion gives a tensor [3, 8]; a loss is a tensor with one number",
     )
