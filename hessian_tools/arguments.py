@@ -272,6 +272,7 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _callable_rule(*inside)
     if hasattr(hint, "dim_str"):
         return _tensor_rule(hint)
+    # The protocol is known by its name only, because ``loss`` stands above this module.
     if getattr(hint, "__name__", "") == "LossFunction":
         return LOSS_FUNCTION
     if isinstance(hint, type) and hint is not object:

@@ -91,7 +91,7 @@ def check_entries(library: ModuleType) -> None:
 
 
 def _refuse_second_batch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise TypeError for a call with too many arguments by position, as of a batch that was given as x, y."""
+    """Raise TypeError for a call with too many arguments by position, such as a batch given as x, y."""
     by_position = [name for name, _ in rules_of(function).positional]
     has_more = any(p.kind is Parameter.VAR_POSITIONAL for p in signature(function).parameters.values())
     if has_more or len(args) <= len(by_position):

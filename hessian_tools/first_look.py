@@ -356,8 +356,8 @@ def _out_of_inference(tensor: Tensor) -> Tensor:
 def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor, cut: str = "") -> None:
     """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values.
 
-    cut: by what the loss uses numbers without their graph; of a wrong derivative for this reason a warning is given,
-    because some objectives mean it.
+    cut: the call by which the loss uses numbers without their graph, such as "detach()"; "" if there is none. If a
+    derivative is wrong for this reason alone, a warning is given, because some objectives intend it.
     """
     name = hand_written(value)
     wrong = wrong_derivative(function, theta) if name or cut else ""

@@ -5,9 +5,10 @@ import os
 import sys
 from contextlib import suppress
 
-# What malloc.h calls the size from which the C library takes a block from the system; and the size that is set here.
+# The number of the setting in malloc.h: from which size on the C library takes a block from the system, and gives it
+# back when it is freed; and the size in bytes that is set here.
 M_MMAP_THRESHOLD, RETURNED = -3, 2**19
-# What a user sets in the environment to choose for himself.
+# The variables in the environment by which users make a choice of their own.
 CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 

@@ -27,9 +27,9 @@ CONSISTENT = 0.2
 Inner = Callable[[Tensor, Tensor], Tensor]
 
 
-def graph_nodes(value: Tensor) -> Iterator[Node]:
-    """The nodes of the graph that made a value, each of them once."""
-    waiting, seen = [value.grad_fn], set()
+def graph_nodes(*values: Tensor) -> Iterator[Node]:
+    """The nodes of the graph that made some values, each of them once."""
+    waiting, seen = [value.grad_fn for value in values], set()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
@@ -122,7 +122,7 @@ def which_is_wrong(
     slope: Tensor,
     product: Tensor,
     *,
-    second: bool,
+    second: bool = True,
     inner: Inner = torch.dot,
     num_params: int | None = None,
 ) -> str:

@@ -143,12 +143,7 @@ class Loss:
             except Exception as error:
                 _explain(outputs, y, error)
                 raise
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ValueError(
-                f"the criterion gives {kind}; a loss is a tensor with one number: take the mean over examples"
-            )
-        return value
+        return one_number(value)
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
         """Looks at the loss once, and raises HiddenStateError unless it is a function of theta alone.
@@ -344,6 +339,14 @@ def criterion_like(criterion: Criterion, like: Tensor) -> Criterion:
     if not held:
         return criterion
     return lambda outputs, y: functional_call(criterion, cast_like(held, like), (outputs, y))
+
+
+def one_number(value: Any) -> Float[Tensor, ""]:
+    """The value of a criterion; raises ValueError if it is no tensor with one number."""
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"the criterion gives {kind}; a loss is a tensor with one number: take the mean over examples")
+    return value
 
 
 def _explain(outputs: Any, targets: Any, error: Exception) -> None:

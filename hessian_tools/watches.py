@@ -22,12 +22,12 @@ class ForwardWatch(TorchFunctionMode):
     """Sees which stored parameters a forward pass uses where theta should have taken their place.
 
     is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
-    spread: what to say of a loss that has compared every output with every target; "" if none has.
+    spread: the error message for a loss that would compare every output with every target; "" if there is none.
     sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
     whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
-    without a graph. cut: by what a tensor with a graph has been used without it, "" if none has.
-    no_grad: whether Python code has switched graphs off, as torch.no_grad() does. Those that torch itself switches off
-    inside a torch.autograd.Function are not meant.
+    without a graph. cut: the call, such as "detach()", by which a tensor with a graph has been used without it; "" if
+    there was none. no_grad: whether Python code has switched graphs off, as torch.no_grad() does. That torch itself
+    switches them off inside a torch.autograd.Function does not count.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:

@@ -203,12 +203,12 @@ def mini_csv(root: Path, *, heading: tuple[str, str]) -> Path:
     return root
 
 
-def mini_split_csv(root: Path) -> Path:
-    """Write miniImageNet as a folder of images, with the CSV files in a folder of their own."""
+def mini_split_csv(root: Path, *, folder: str) -> Path:
+    """Write miniImageNet as a folder of images, with the CSV files in a folder of their own that has this name."""
     mini_csv(root, heading=("filename", "label"))
-    (root / "split").mkdir()
+    (root / folder).mkdir()
     for part in SYNSETS:
-        (root / f"{part}.csv").rename(root / "split" / f"{part}.csv")
+        (root / f"{part}.csv").rename(root / folder / f"{part}.csv")
     return root
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from contract import close
-from first_look_cases import X, Y, network, refused
+from first_look_cases import Cube, X, Y, network, refused
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import hessian_tools as ht
 from hessian_tools import HiddenStateError, stream
+from hessian_tools.watches import ForwardWatch
 
 # Criteria that draw, from every global generator, and one that counts its calls.
 COUNT = iter(range(1, 10_000))
@@ -66,6 +67,15 @@ def test_a_detached_part_that_changes_nothing_is_not_warned_of() -> None:
     H, plain = ht.hessian_of(network(), criterion, (X, Y)), ht.hessian_of(network(), F.cross_entropy, (X, Y))
     v = torch.ones(H.num_params, dtype=H.dtype)
     close(H.mv(v), plain.mv(v))
+
+
+def test_a_function_that_runs_after_a_part_without_a_graph_is_not_taken_for_one() -> None:
+    """Torch records no graph inside a Function; Python code had switched graphs off before, and on again."""
+    with ForwardWatch(lambda _: False) as watch:
+        with torch.no_grad():
+            constant = torch.ones(2).exp()
+        Cube.apply(constant.requires_grad_())
+    assert watch.cut == ""
 
 
 @pytest.mark.parametrize("name", DRAWING)

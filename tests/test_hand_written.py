@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from contract import close
+from first_look_cases import Cube, CubeOnce, Exponential, StraightThrough
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -22,54 +22,13 @@ def randn(*shape: int, name: str = "x") -> Tensor:
 X, Y = randn(12, 4), torch.arange(12) % 3
 
 
-class Exponential(torch.autograd.Function):
-    """Saves its result as a constant: the gradient is right, and the Hessian lacks a term."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.result = x.exp()
-        return ctx.result.clone()
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
-        return slope * ctx.result
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return slope * 3 * x**2
-
-
 class CubeOfConstant(Cube):
-    """The same, but detached."""
+    """The third power, with its input detached in the backward pass."""
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return slope * 3 * x.detach() ** 2
-
-
-class CubeOnce(Cube):
-    """The same, and marked: torch knows that it has no second derivative."""
-
-    backward = staticmethod(once_differentiable(Cube.backward))
-
-
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
-        return slope
 
 
 class Reversed(torch.autograd.Function):

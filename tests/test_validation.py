@@ -12,7 +12,8 @@ import torch
 from cases import without_type_checks
 
 import hessian_tools as ht
-from hessian_tools.failures import says_enough
+from hessian_tools.entries import checked
+from hessian_tools.failures import says_enough, why_criterion_fails
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.inner.steps import Plain
 from hessian_tools.validation import check_choice, check_whole
@@ -267,6 +268,9 @@ def test_class_numbers_for_a_squared_error_are_refused_with_the_remedy():
     with without_type_checks(), pytest.raises(ValueError, match=r"or give this one one_hot\(targets, 3\).float\(\)"):
         ht.hessian_of(MODEL, F.mse_loss, (X[:2], Y[:2]))
 
+    sizes = RuntimeError("The size of tensor a (3) must match the size of tensor b (2)")
+    assert why_criterion_fails(torch.ones(4, 3), torch.zeros(4, 2, dtype=torch.int64), sizes) is None
+
 
 def test_a_batch_in_two_arguments_is_refused_with_the_remedy():
     for call in (
@@ -277,6 +281,17 @@ def test_a_batch_in_two_arguments_is_refused_with_the_remedy():
             call()
 
 
+def test_an_error_of_a_call_with_all_its_arguments_by_position_is_not_taken_for_one_of_too_many():
+    def fails(*parts):
+        raise ArithmeticError("of the user's")
+
+    with pytest.raises(ArithmeticError, match="of the user's"):
+        checked(fails, module="hessian_tools.entries")(1, 2)  # it takes any number
+    with pytest.raises(Exception, match="of the user's"):
+        ht.gradient(fails, THETA, (X, Y))
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
 def test_losses_that_are_callable_objects_are_accepted():
     """A loss may be a module of theta and the batch, an object, or a function with further arguments."""
 
@@ -291,7 +306,7 @@ def test_losses_that_are_callable_objects_are_accepted():
     for loss in (Module(), Object(), lambda *both: (both[0] ** 2).sum(), lambda t, b, scale=1.0: (scale * t**2).sum()):
         assert torch.equal(ht.gradient(loss, THETA, (X, Y)), 2 * THETA)
     # A target that is expanded along the outputs makes no more comparisons than there are outputs.
-    assert ht.hessian_of(MODEL, lambda out, y: F.mse_loss(out, y.expand(4, 3)), (X, Y[:3].float())).shape == (9, 9)
+    assert ht.hessian_of(MODEL, F.mse_loss, (X, Y[:3].float())).shape == (9, 9)
 
 
 def test_bounds_and_none_are_accepted_where_they_are_allowed():

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.distributed.tensor import DTensor
 
+from hessian_tools.curvature.engines.double_backward import refuse_broken_graph
+from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.distributed.sharding import CHANGED, Regathers
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
@@ -28,12 +30,18 @@ class ShardedGradient:
     parameter at the same time. Here, hooks divide each contribution into the shards as soon as it is known, so that a
     process holds one of them at a time.
 
-    parameters: DTensors. value: computes the loss of this process.
+    parameters: DTensors. value: computes the loss of this process. Raises NoOtherWay, a RuntimeError, for a loss
+    without a second derivative.
     """
 
     def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
         with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
-            self.gradients = torch.autograd.grad(value(), parameters, create_graph=True, allow_unused=True)
+            loss = value()
+            self.gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        try:
+            refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
+        except RuntimeError as error:
+            raise explained(error) from error
         self.rows = _Rows(parameters)
         self.numbers = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
@@ -52,14 +60,16 @@ class ShardedGradient:
         """This process's rows of the product, from its part of the vector."""
         out = torch.zeros_like(v)
         self.rows.start(out)
-        along = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
-        chosen = [(g, piece) for g, piece in zip(self.gradients, along, strict=True) if g.requires_grad]
+        parts = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
+        # A gradient without a graph is constant, so that its derivative is zero.
+        chosen = [(g, part) for g, part in zip(self.gradients, parts, strict=True) if g.requires_grad]
         if self.inputs:
             gradients, directions = zip(*chosen, strict=True)
-            found = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
-            for reached, tensor in zip(self.inputs, found, strict=True):
-                if tensor is not None and isinstance(reached, DTensor):  # what has a hook has been added by it
-                    self.rows.add(reached, tensor)
+            derivatives = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
+            for reached, derivative in zip(self.inputs, derivatives, strict=True):
+                # The hooks have added those of whole parameters, whose entries in ``inputs`` are edges of the graph.
+                if derivative is not None and isinstance(reached, DTensor):
+                    self.rows.add(reached, derivative)
         self.rows.stop()
         return out
 
@@ -134,7 +144,7 @@ def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Ro
             # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
             node.register_hook(_divide(position, edge, whole[after], rows))
     # Parameters that the model gathers in a way of its own have no such nodes.
-    inside = {node for start in gathered for node in _line(start)}
+    inside = {node for start in gathered for node in _chain(start)}
     own = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
     return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in own))]
 
@@ -171,8 +181,8 @@ def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
                 todo.append(after)
 
 
-def _line(node: Any) -> Iterable[Any]:
-    """A node and those after it, where each has one node after it."""
+def _chain(node: Any) -> Iterable[Any]:
+    """A node and those after it, each the first input of the one before."""
     while node is not None:
         yield node
         node = next((after for after, _ in node.next_functions if after is not None), None)

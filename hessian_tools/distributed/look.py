@@ -20,7 +20,6 @@ from hessian_tools.hand_written import (
     direction_of,
     graph_nodes,
     hand_written,
-    is_differentiable,
     which_is_wrong,
     wrong_words,
 )
@@ -101,21 +100,20 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
         pieces: list[Any] = list(gradient.gradients)
         return torch.cat([g.detach().to_local().flatten() for g in pieces])
 
+    def whole_value() -> Tensor:
+        """The loss of the data of all processes."""
+        with torch.no_grad():
+            return H.ranks.sum(H.value().clone())
+
     def value_and_slope(at: Tensor) -> tuple[Tensor, Tensor]:
         put(at)
-        with torch.no_grad():
-            value = H.ranks.sum(H.value().clone())
-        return value, flat(H.gradient())
+        return whole_value(), flat(H.gradient())
 
-    with torch.no_grad():
-        value = H.ranks.sum(H.value().clone())
-    gradient = H.gradient()
+    value, gradient = whole_value(), H.gradient()
     slope = flat(gradient)
     draw = partial(torch.rand, generator=stream(0, "hand written"), dtype=torch.float64, device="cpu")
     random = H.shards.own_numbers(draw, torch.float64).to(slope)
     direction = direction_of(slope, random, inner)
-    second = all(is_differentiable(g) for g in gradient.gradients if g is not None)
-    product = gradient.product(direction) if second else torch.zeros_like(slope)
     try:
         wrong = which_is_wrong(
             value_and_slope,
@@ -123,8 +121,7 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
             direction,
             value,
             slope,
-            product,
-            second=second,
+            gradient.product(direction),
             inner=inner,
             num_params=H.shards.total,
         )

@@ -14,7 +14,7 @@ from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.sharding import trainable
 from hessian_tools.hidden_state import HOOKED, HiddenStateError
-from hessian_tools.loss import Criterion, criterion_like
+from hessian_tools.loss import Criterion, criterion_like, one_number
 from hessian_tools.outputs import tensors_of
 from hessian_tools.processes import Ranks
 from hessian_tools.watches import ForwardWatch
@@ -108,11 +108,7 @@ def call(model: nn.Module, x: Any) -> Any:
 def criterion_value(criterion: Criterion, outputs: Any, y: Any) -> Tensor:
     """The loss of outputs and targets; tensors that the criterion holds follow the dtype and device of the outputs."""
     like = next((t for t in tensors_of(outputs) if t.is_floating_point()), None)
-    value = (criterion if like is None else criterion_like(criterion, like))(outputs, y)
-    if not isinstance(value, Tensor) or value.ndim:
-        kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"the criterion gives {kind}; a loss is a tensor with one number: take the mean over examples")
-    return value
+    return one_number((criterion if like is None else criterion_like(criterion, like))(outputs, y))
 
 
 def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> float:
@@ -133,11 +129,12 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
         try:
             return batch_weights(loss, one, pair, shared=True)
         except ValueError as error:
-            words = str(error).split("; give weights=")
-            if len(words) < 2:
+            cause, weights, _ = str(error).partition("; give weights=")
+            if not weights:
                 raise
+            # The argument has another name here, and takes one number.
             raise ValueError(
-                f"{words[0]}; give weight=, on each process the number by which its loss counts, such as its number of "
+                f"{cause}; give weight=, on each process the number by which its loss counts, such as its number of "
                 "examples, or of labels that count"
             ) from error
 

@@ -31,7 +31,8 @@ LAYOUTS = {
         SYNSETS,
         84,
     ),
-    "images listed by CSV, in split": (disk.mini_split_csv, SYNSETS, 84),
+    "images listed by CSV, in split": (lambda root: disk.mini_split_csv(root, folder="split"), SYNSETS, 84),
+    "images listed by CSV, in splits": (lambda root: disk.mini_split_csv(root, folder="splits"), SYNSETS, 84),
     "images in folders, by split and class": (disk.split_folders, SYNSETS, 8),
     "images in folders, by Split and class": (disk.capital_folders, SYNSETS, 8),
 }

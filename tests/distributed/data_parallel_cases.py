@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from teams import message_of
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -177,12 +178,4 @@ def refusals(team: Team) -> list[str]:
         lambda: ht.hessian_of(normalised, F.mse_loss, team.share(targets)),
         lambda: ht.hessian_of(loss.model, F.cross_entropy, team.share(batches), where=lambda name: name != frozen),
     ]
-    return [_said(call) for call in calls]
-
-
-def _said(call: Any) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    return [message_of(call) for call in calls]

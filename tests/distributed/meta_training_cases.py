@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from teams import message_of
 
 from hessian_tools import MLP, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import SineLineTasks
@@ -58,7 +59,7 @@ def meta_refusals(group: Any) -> list[str]:
         lambda: list(meta_train(replace(CONFIG, workers=2), process_group=group)),
         lambda: list(meta_train(replace(CONFIG, tasks_at_once=2), process_group=group)),
     ]
-    return [_said(call) for call in calls]
+    return [message_of(call) for call in calls]
 
 
 class FailingTasks(SineLineTasks):
@@ -71,11 +72,3 @@ class FailingTasks(SineLineTasks):
         if split == "val":
             raise RuntimeError("no validation today")
         return super().episode(seed=seed, split=split, index=index)
-
-
-def _said(call: Any) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"

@@ -7,11 +7,14 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from data_parallel_cases import Team, problem
+from first_look_cases import Cube, CubeOnce, Exponential, StraightThrough
+from teams import message_of
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -146,20 +149,6 @@ class Views(nn.Module):
         return Cube.apply(x[..., :4] @ top + x[..., 4:] @ bottom.contiguous() * W.view(-1)[3])
 
 
-class Cube(torch.autograd.Function):
-    """The third power, as a function with a backward pass of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * derivative
-
-
 class Recurrent(nn.Module):
     """A recurrent network, which uses its weights at each of three steps, and parameters that enter linearly."""
 
@@ -188,31 +177,6 @@ class Functions(nn.Module):
         return self.again * self.last(self.function.apply(self.factor * self.first(x))) + self.shift
 
 
-class Tangent(torch.autograd.Function):
-    """The hyperbolic tangent with the right gradient and a wrong second derivative: its result counts as a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.result = torch.tanh(x).detach()
-        return ctx.result.clone()
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        return derivative * (1 - ctx.result**2)
-
-
-class Rounded(torch.autograd.Function):
-    """A straight-through estimator, whose gradient is no derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, derivative: Tensor) -> Tensor:
-        return derivative
-
-
 class Stored(nn.Module):
     """A model that reads its weights from a list which it has made beforehand."""
 
@@ -234,6 +198,20 @@ def silent(group: Any) -> list[str]:
     def noisy(out: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(out + torch.randn_like(out), y)
 
+    calls_so_far = iter(range(1, 100))
+
+    def counting(out: Tensor, y: Tensor) -> Tensor:
+        return next(calls_so_far) * F.mse_loss(out, y)
+
+    def hooked(out: Tensor, y: Tensor) -> Tensor:
+        if out.requires_grad:
+            out.register_hook(lambda slope: 2 * slope)
+        return F.mse_loss(out, y)
+
+    def product(function: Any, criterion: Any) -> Tensor:
+        H = sharded_hessian(made(lambda: Functions(function)), criterion, (x, x))
+        return H.mv(torch.ones(H.shard_size, dtype=torch.float64))
+
     def made(build: Callable[[], nn.Module], shift: float = 0.0) -> nn.Module:
         network = shard(ht.seeded(build, seed=0).double(), group)
         for buffer in network.buffers():
@@ -242,15 +220,21 @@ def silent(group: Any) -> list[str]:
 
     calls = [
         lambda: sharded_hessian(made(Functions), noisy, (x, x)),
-        lambda: sharded_hessian(made(lambda: Functions(Tangent)), F.mse_loss, (x, x)),
-        lambda: sharded_hessian(made(lambda: Functions(Rounded)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(Exponential)), F.mse_loss, (x, x)),
+        lambda: sharded_hessian(made(lambda: Functions(StraightThrough)), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(Stored), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(Functions, shift=rank), F.mse_loss, (x, x)),
         lambda: sharded_hessian(made(lambda: nn.Embedding(9, 8, sparse=True)), F.mse_loss, (x[:, 0].long().abs(), x)),
         lambda: shard(nn.ParameterList([torch.ones(()), torch.ones(2)]), group),
         lambda: _parameters_stay(made(Functions), x),
+        lambda: sharded_hessian(made(Functions), counting, (x, x)),
+        lambda: product(Cube, hooked),
+        lambda: product(CubeOnce, F.mse_loss),
+        lambda: product(StraightThrough if rank else SimpleNamespace(apply=torch.tanh), F.mse_loss),
+        lambda: sharded_hessian(made(Functions), F.mse_loss, (x, x), weight=1 - 2 * rank),
+        lambda: sharded_hessian(made(Functions), lambda out, y: (out - y) ** 2, (x, x)),
     ]
-    return [_said(call) for call in calls]
+    return [message_of(call) for call in calls]
 
 
 def _parameters_stay(network: nn.Module, x: Tensor) -> None:
@@ -261,22 +245,18 @@ def _parameters_stay(network: nn.Module, x: Tensor) -> None:
     raise ValueError(f"equal: {all(torch.equal(a, b) for a, b in zip(before, after, strict=True))}")
 
 
-def _said(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
-
-
 def class_weights(group: Any) -> list[Pair]:
-    """Products for a criterion that holds a tensor in another dtype than the model, and divides by its entries."""
+    """Products for a criterion that divides by entries of a tensor in float32, for weights found and weights given."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
     alone = ht.hessian_of(model(), criterion, data(size))
     H = sharded_hessian(shard(model(), group), criterion, data(size)[rank])
     V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return [(H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
+    pairs = [(H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
+    weights = [3.0, *(1.0 for _ in range(size - 1))]
+    alone = ht.hessian_of(model(), criterion, data(size), weights=[weight / sum(weights) for weight in weights])
+    H = sharded_hessian(shard(model(), group), criterion, data(size)[rank], weight=weights[rank])
+    return [*pairs, (H.mv(own_part(H, V)), own_part(H, alone.mv(V)))]
 
 
 class Gathering(nn.Module):
@@ -331,7 +311,7 @@ def refusals(group: Any) -> list[str]:
         lambda: sharded_hessian(sharded, F.cross_entropy, batch, weight=0),
         lambda: sharded_hessian(sharded, None, batch),  # type: ignore[arg-type]
     ]
-    return [_said(call) for call in calls]
+    return [message_of(call) for call in calls]
 
 
 def _after_a_step(H: Any, *, of_data: bool = False) -> Tensor:

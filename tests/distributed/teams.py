@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,29 @@ def results_of(cases: dict[tuple[str, int], Any], folder: Path) -> dict[tuple[st
     files = [folder / f"{rank}.pt" for rank in range(SIZE)]
     found = [torch.load(file, weights_only=False) for file in files if file.exists()]  # a killed process may have none
     return {key: [own[key] for own in found if key in own] for key in cases}
+
+
+def message_of(call: Callable[[], Any]) -> str:
+    """The type and the words of the error that a call raises; "nothing" if it raises none."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def check_messages(
+    of_processes: Iterable[Any], expected: tuple[str, ...], holds: Callable[[str, str], bool] = str.__contains__
+) -> None:
+    """Asserts that every process gave the expected messages.
+
+    of_processes: the list of messages of each process; the text of an error in place of a list fails. holds: whether a
+    message is the expected one: it contains the words, or, with ``str.startswith``, begins with them.
+    """
+    for messages in of_processes:
+        assert not isinstance(messages, str), messages
+        for words, message in zip(expected, messages, strict=True):
+            assert holds(message, words), (words, message)
 
 
 def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:

@@ -12,6 +12,7 @@ from hessian_tools.nets import Conv4, refuse_unfit
 
 SOURCE = """
 import torch
+from textwrap import dedent
 from torch import nn
 
 made = nn.Linear(2, 2)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.freed_blocks import return_freed_blocks
+from hessian_tools.hand_written import graph_nodes
 from hessian_tools.hidden_state import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, own_logits
@@ -86,7 +87,7 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
             else:
                 gradient = torch.zeros_like(row)
             if point == 0:
-                _refuse_broken_graph(value, gradient)
+                refuse_broken_graph(value, gradient)
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
@@ -245,19 +246,12 @@ def is_scripted(loss: LossFunction) -> bool:
     return isinstance(loss, Loss) and any(isinstance(m, torch.jit.ScriptModule) for m in loss.model.modules())
 
 
-def _refuse_broken_graph(value: Tensor, gradient: Tensor) -> None:
+def refuse_broken_graph(*results: Tensor) -> None:
     """Raises RuntimeError if a graph holds one of GRAPH_ENDS, through which torch silently takes no derivative."""
-    reached: set[Any] = set()
-    ahead: list[Any] = [value.grad_fn, gradient.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in reached:
-            continue
+    for node in graph_nodes(*results):
         operation = next((words for name, words in GRAPH_ENDS.items() if name in node.name()), None)
         if operation is not None:
             raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: {operation}")
-        reached.add(node)
-        ahead += [following for following, _ in node.next_functions]
 
 
 def _leaf(row: Tensor) -> Tensor:
