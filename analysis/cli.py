@@ -136,7 +136,9 @@ class BeginOptions:
 
     dry_run: Annotated[
         bool,
-        Parameter(negative="", help="Only check everything and say what would be run, with its time and its size."),
+        Parameter(
+            negative="", help="Only check everything, and say what would be run, in what time and on how much disk."
+        ),
     ] = False
 
     def prepare(self, source: Path, compute: ComputeOptions) -> "tuple[Study, str | None]":

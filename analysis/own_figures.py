@@ -81,7 +81,7 @@ def own_figures(
     The other arguments are those of ``analysis.figures``.
     """
     refuse_incomplete(study)
-    choice = {"learners": learners, "steps": steps, "width": width, "labels": labels}
+    choice: dict[str, Any] = {"learners": learners, "steps": steps, "width": width, "labels": labels}
     saved: list[Path] = []
     try:
         forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]

@@ -110,7 +110,7 @@ def test_the_seeds_that_are_suggested_are_new_and_the_command_trusts_what_it_mus
     undecided = [SimpleNamespace(outcome="inconclusive", seeds_to_decide=number) for number in (4, 9)]
     line = seeds_line(build(config, "runs/mine"), undecided)
     assert line == (
-        "4 seeds would decide about 1 of the 2 inconclusive verdicts, if means and spreads stay:\n"
+        "4 seeds would decide about 1 of the 2 inconclusive verdicts, if means and spreads stay as they are:\n"
         "  hessian-tools study runs/mine --seeds 1 5 0 2"
     )
     own = config.model_copy(update={"claims": {"mine": "mine.py:judge"}})
