@@ -29,7 +29,8 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(working_folder, cap
     said = capsys.readouterr().out
     assert "to train: 6 of 9 runs, 30 of 30 meta-iterations\n" in said
     assert "measuring" not in said
-    assert "on 2 workers" in said
+    times = re.search(r"\ntime: ([\d.]+) s of processor time \(.*\), ([\d.]+) s on 2 workers", said)
+    assert times and float(times[1]) == pytest.approx(2 * float(times[2]), rel=0.1)  # each is rounded to two digits
     assert list(working_folder.iterdir()) == []
 
 
