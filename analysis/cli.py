@@ -136,7 +136,9 @@ class BeginOptions:
 
     dry_run: Annotated[
         bool,
-        Parameter(negative="", help="Only check everything and say what would be run, with its time and its size."),
+        Parameter(
+            negative="", help="Only check everything, and say what would be run, in what time and on how much disk."
+        ),
     ] = False
 
     def prepare(self, source: Path, compute: ComputeOptions) -> "tuple[Study, str | None]":
@@ -284,13 +286,14 @@ def figures(
     """Only draw the figures: those of the report, or, with any option, figures of your own beside them."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
+    from analysis.own_figures import own_figures
 
     opened = open_folder(folder)
     with pipeline.session(opened, progress=True) as (_, reporter):
         if (only, learners, steps, width, labels, format, out) == (None,) * 7:
             paths = pipeline.figures(opened, measurements(opened), reporter)
         else:
-            paths = pipeline.own_figures(
+            paths = own_figures(
                 opened,
                 reporter,
                 only=only,

@@ -67,10 +67,10 @@ def _training_to_do(study: Study) -> dict[Run, float]:
     shares = {}
     for learner, seed in study.runs_to_train:
         goal = study.learners[learner].checkpoints[-1]
-        reached = meta_iteration(study, learner, seed)
-        unit = TrainUnit(study, learner, seed)
-        begun = 0.0 if reached is None else reached / goal if goal else 1.0
-        shares[learner, seed] = 0.0 if unit.complete or not goal else 1.0 - begun
+        if goal == 0 or TrainUnit(study, learner, seed).complete:  # a learner that is not trained has the goal 0
+            shares[learner, seed] = 0.0
+        else:
+            shares[learner, seed] = 1.0 - (meta_iteration(study, learner, seed) or 0) / goal
     return shares
 
 

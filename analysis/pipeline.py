@@ -16,11 +16,8 @@ from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
-from analysis.drawing.figures import FIGURES, StudyFigure, figures_of, save, variable
-from analysis.drawing.figures.variable import drawable_variables
+from analysis.drawing.figures import figures_of, save
 from analysis.drawing.forest import forest
-from analysis.drawing.panels import FORMATS
-from analysis.drawing.style import inches_of, labelled
 from analysis.engines.engine import Engine, open_engine
 from analysis.engines.place import THIS_PROCESS, Place, parse_devices
 from analysis.engines.remote import end_earlier_jobs
@@ -28,6 +25,7 @@ from analysis.errors import UserError
 from analysis.explorer.explorer import study_page
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure, try_own_quantities
+from analysis.own_figures import FOREST
 from analysis.progress import ProgressOption, Reporter, reporter
 from analysis.record import with_record
 from analysis.report import render
@@ -35,12 +33,16 @@ from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
 from analysis.study_file import load_study, overridden, study_of, with_data, with_own_files
 from analysis.training import refuse_changed_data, step_size_table, train
-from analysis.verify import mend, refuse_changed_figures, refuse_changed_plan, refuse_damaged_training
+from analysis.verify import (
+    mend,
+    refuse_changed_figures,
+    refuse_changed_plan,
+    refuse_damaged_training,
+    refuse_incomplete,
+)
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
-from hessian_tools.validation import check_choice, did_you_mean
 
-FOREST = "forest"  # the figure of all verdicts, which is a function of these and not of the measurements
 MAX_VERDICTS = 12
 """The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
 
@@ -211,7 +213,7 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
     """Judge the claims from the measurements by the plan that was fixed before, and write the verdicts to a file."""
     plan = plan_of(study)
     refuse_changed_plan(study)
-    _refuse_incomplete(study)
+    refuse_incomplete(study)
     verdicts = judge(ds, plan, study.own_claims)
     made_from = {"measurements": folder.content_digest(ds), "plan": plan.digest}
     write_text(study.path / folder.VERDICTS, verdicts_to_json(verdicts, **made_from))
@@ -223,7 +225,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 
     Beside each is a CSV file with its numbers.
     """
-    _refuse_incomplete(study)
+    refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     saved: list[Path] = []
     drawable = figures_of(ds)
@@ -237,96 +239,12 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     return saved
 
 
-def own_figures(
-    study: Study,
-    reporter: Reporter,
-    *,
-    only: Sequence[str] | None,
-    formats: Sequence[str],
-    out: Path,
-    learners: Sequence[str] | None,
-    steps: Sequence[int] | None,
-    width: str | None,
-    labels: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
-
-    only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
-        drawn so. The reporter says which cannot.
-    formats: pdf, png, svg, and csv for the numbers.
-    The other arguments are those of ``analysis.figures``.
-    """
-    _refuse_incomplete(study)
-    saved: list[Path] = []
-    refused: dict[str, ValueError] = {}
-    try:
-        forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
-        if width is not None:
-            inches_of(width)
-        ds = measurements(study)
-        verdicts = open_verdicts(study.path) if _shows_verdicts(study, only) else []
-        chosen = figures_of(ds) if only is None else {name: _figure(ds, name) for name in only if name != FOREST}
-        drawn = {}
-        for name, figure in chosen.items():
-            try:
-                figure.check(ds, learners=learners, steps=steps, width=width, labels=labels)
-                drawn[name] = figure
-            except ValueError as e:
-                refused[name] = e
-        if verdicts:
-            try:
-                if steps is not None:
-                    raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no single steps; leave them out")
-                forest.data(verdicts, learners=learners)  # called for its error
-            except ValueError as e:
-                refused[FOREST], verdicts = e, []
-        if refused and (only is not None or not drawn):
-            raise next(iter(refused.values()))
-        for name, reason in refused.items():
-            reporter.say(f"not drawn: {name}; {reason}")
-        pictures = [form for form in forms if form != "csv"]
-        with reporter.stage("draw", len(drawn) + bool(verdicts), "figures") as advance:
-            if verdicts:
-                if pictures:
-                    with labelled(labels):
-                        picture = forest(verdicts, learners=learners, width=width)
-                    saved += save(picture, out / FOREST, formats=pictures)
-                if "csv" in forms:
-                    saved.append(forest.save_data(verdicts, out / FOREST, learners=learners))
-                advance(1, FOREST)
-            for name, figure in drawn.items():
-                if pictures:
-                    picture = figure(ds, learners=learners, steps=steps, width=width, labels=labels)
-                    saved += save(picture, out / name, formats=pictures)
-                if "csv" in forms:
-                    saved.append(figure.save_data(ds, out / name, learners=learners, steps=steps))
-                advance(1, name)
-    except ValueError as e:
-        raise UserError(str(e)) from None
-    return saved
-
-
-def _figure(ds: xr.Dataset, name: str) -> StudyFigure:
-    """The figure of a name: one of the package, or that of a variable of the study."""
-    if name in FIGURES:
-        return FIGURES[name]
-    if name in ds.data_vars:
-        return variable(ds, name)
-    near = did_you_mean(name, [*FIGURES, FOREST, *drawable_variables(ds)])
-    raise ValueError(f"--only={name!r} is none of {', '.join([*FIGURES, FOREST])}, nor a variable of the study{near}")
-
-
-def _shows_verdicts(study: Study, only: Sequence[str] | None) -> bool:
-    """True if figures of the user's own include that of the verdicts, which needs verdicts."""
-    return FOREST in only if only is not None else (study.path / folder.VERDICTS).exists()
-
-
 def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first.
 
     The figure of all verdicts is drawn here too, because it needs them and not the measurements.
     """
-    _refuse_incomplete(study)
+    refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
     images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
     for image in images.values():
@@ -371,16 +289,3 @@ def _write_explorer(study: Study, ds: xr.Dataset) -> str | None:
     except ValueError:
         return None
     return folder.EXPLORER
-
-
-def _refuse_incomplete(study: Study) -> None:
-    """Raise UserError if a run is not measured, or only in part."""
-    for learner, seed in study.runs_to_measure:
-        path = study.run(learner, seed) / store.NAME
-        if not path.exists() or not store.is_complete(path):
-            part = "only in part" if path.exists() else "not yet"
-            raise UserError(
-                f"{learner} seed {seed} is {part} measured, and results from a part of the runs would be taken for"
-                " those of the whole study;"
-                f" run 'hessian-tools measure {study.path}' first"
-            )

@@ -90,7 +90,7 @@ def describe(study: Study) -> Iterator[str]:
     # The parts that were made from other measurements than the present ones.
     outdated = stale_parts(study, measurements(study)) if measured else []
     verdicts = open_verdicts(study.path) if (study.path / VERDICTS).exists() else None
-    drawn = sorted(path.stem for path in study.figures.glob("*.p[dn][fg]"))
+    drawn = sorted({path.stem for suffix in ("pdf", "png") for path in study.figures.glob(f"*.{suffix}")})
     report = study.path / REPORT
     missing = [
         part
@@ -108,7 +108,7 @@ def describe(study: Study) -> Iterator[str]:
     yield from _rows_of_learners(study, states)
     old = {part: " (of older measurements)" if part in outdated else "" for part in ("verdicts", "figures", "report")}
     yield f"verdicts: {_counted(verdicts)}{old['verdicts']}"
-    yield f"figures: {_listed(dict.fromkeys(drawn)) or 'none yet'}{old['figures']}"
+    yield f"figures: {_listed(drawn) or 'none yet'}{old['figures']}"
     yield f"report: {report if report.exists() else 'none yet'}{old['report']}"
     yield f"on disk: {_sizes(study.path)}"
     yield from _what_next(study, complete=complete, missing=missing, verdicts=verdicts or [])
@@ -170,17 +170,17 @@ def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] |
 
 def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
     """Two lines: what more seeds would probably decide, and the command that adds them; None if they would not help."""
-    found = more_seeds(verdicts, len(study.config.seeds))
-    if found is None:
+    suggestion = more_seeds(verdicts, len(study.config.seeds))
+    if suggestion is None:
         return None
-    number, decided = found
+    number, decided = suggestion
     seeds = list(study.config.seeds)
     seeds += [seed for seed in range(number + len(seeds)) if seed not in seeds][: number - len(seeds)]
     undecided = sum(verdict.outcome == "inconclusive" for verdict in verdicts)
     listed = " ".join(map(str, seeds)) if len(seeds) <= 20 else f"... ({number} seeds)"
     return (
         f"{number} seeds would decide about {decided} of the {undecided} inconclusive verdicts, if means and spreads"
-        f" stay:\n  {_command(study, 'study')} --seeds {listed}"
+        f" stay as they are:\n  {_command(study, 'study')} --seeds {listed}"
     )
 
 
@@ -221,11 +221,9 @@ def _row(study: Study, states: Mapping[tuple[str, int], RunState]) -> tuple[str,
         facts = seed_facts(study.path, seed)["runs"][learner] if kept else {}
         for part, time in (facts.get("cpu_seconds", {}) if kept else cpu_seconds(study.run(learner, seed))).items():
             seconds[part] += time
-    trained, measured = (
-        {run: getattr(state, part) for run, state in states.items()} for part in vars(RunState("", ""))
-    )
-    times = (duration(time) if time else "-" for time in seconds.values())
-    return _by_seed(trained), _by_seed(measured), *times
+    trained = _by_seed({run: state.trained for run, state in states.items()})
+    measured = _by_seed({run: state.measured for run, state in states.items()})
+    return trained, measured, *(duration(time) if time else "-" for time in seconds.values())
 
 
 def _by_seed(states: Mapping[tuple[str, int], str]) -> str:

@@ -66,6 +66,19 @@ def refuse_changed_figures(study: Study) -> None:
         _refuse_changed_figure(drawn.parent / name, digest)
 
 
+def refuse_incomplete(study: Study) -> None:
+    """Raise UserError if a run is not measured, or only in part."""
+    for learner, seed in study.runs_to_measure:
+        path = study.run(learner, seed) / store.NAME
+        if not path.exists() or not store.is_complete(path):
+            part = "only in part" if path.exists() else "not yet"
+            raise UserError(
+                f"{learner} seed {seed} is {part} measured, and results from a part of the runs would be taken for"
+                " those of the whole study;"
+                f" run 'hessian-tools measure {study.path}' first"
+            )
+
+
 def mend(study: Study, reporter: Reporter) -> None:
     """Set aside what is damaged and can be made again by training and measuring, and say so."""
     for check in list(_training_checks(study)):

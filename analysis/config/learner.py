@@ -17,7 +17,7 @@ from hessian_tools.train.config import OPTIMISERS, TrainConfig
 class RuleConfig(Strict):
     """The rule that makes an inner step from the gradients; see ``hessian_tools.inner.steps``.
 
-    name: plain for gradient descent, momentum for the heavy ball, preconditioned for RMSProp.
+    name: the kind of rule: plain for gradient descent, momentum for the heavy ball, preconditioned for RMSProp.
     decay: the weight of the past, in momentum and preconditioned steps.
 
     Settings that are left out take the rule's defaults.
@@ -93,8 +93,8 @@ class LearnerConfig(Strict):
         ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
-    optimiser: that of the outer loop; by default that of the algorithm (sgd for reptile) or of the study.
-    learning_rate: that of the outer loop; by default that of the study.
+    optimiser: the optimiser of the outer loop; by default that of the algorithm (sgd for reptile) or of the study.
+    learning_rate: the learning rate of the outer loop; by default that of the study.
     seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
         seeds that the study does not have yet, because seeds can be added to a study.
     shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing

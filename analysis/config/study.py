@@ -77,8 +77,8 @@ class NetworkConfig(Strict):
     """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name" or
     "file.py:name".
 
-    name: conv4, resnet12, vit or mlp, or one of the user's own by its import path or file, which needs ``--trust``. The
-        data sine-line need mlp.
+    name: one of conv4, resnet12, vit and mlp, or one of the user's own by its import path or file, which needs
+        ``--trust``. The data sine-line need mlp.
     width: the number of filters in a layer of conv4.
     normalisation: the kind of normalisation in conv4 and in resnet12.
     hidden: the sizes of the hidden layers, a setting of mlp.
@@ -177,7 +177,7 @@ class MeasureConfig(Strict):
     tasks: the number of tasks on which curvature is measured.
     full_tasks: the first ``full_tasks`` of these tasks get the measurement ``full`` at the first and the last
         checkpoint. All other measurements are ``light``.
-    light: how much is measured everywhere else.
+    light: how much is measured wherever ``full`` does not apply.
     full: how much is measured of the first ``full_tasks`` tasks at the first and the last checkpoint.
     block: the number of tasks that are measured and stored together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
@@ -217,8 +217,8 @@ class StepSizeSearch(Strict):
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
-    learner: the name of the learner that is trained with each candidate; one without SHOT lets no learner with SHOT
-        have the step size that suits it best.
+    learner: the name of the learner that is trained with each candidate. Give one without SHOT, because a step size
+        that is best for a learner with SHOT would favour SHOT in every comparison.
     meta_steps: the number of meta-iterations of each such training.
     validation_tasks: the number of tasks on which a candidate is validated.
     seed: the seed of the trainings, which must not be one of the study's seeds.
@@ -245,11 +245,11 @@ class InnerConfig(Strict):
 class TrainSettings(Strict):
     """The outer loop. The settings of a learner may give another optimiser and another learning rate.
 
-    checkpoints: the meta-iterations at which checkpoints are kept and measured, which rise from 0 and of which the last
-        one ends the training; or one number N for the logarithmic schedule 0, 1, 3, 10, 30, ... up to N.
+    checkpoints: the meta-iterations at which checkpoints are kept and measured. They rise from 0, and training ends
+        with the last one. One number N stands for the logarithmic schedule 0, 1, 3, 10, 30, ... up to N.
     meta_batch: the number of tasks in a meta-iteration.
-    optimiser: that of the outer loop, for learners that give none and whose algorithm has none of its own.
-    learning_rate: that of the outer loop, for learners that give none.
+    optimiser: the optimiser of the outer loop, for learners that give none and whose algorithm has none of its own.
+    learning_rate: the learning rate of the outer loop, for learners that give none.
     validation_tasks: the number of validation tasks at each checkpoint; 0 validates nothing.
 
     The other settings are those of ``hessian_tools.TrainConfig``.

@@ -40,6 +40,7 @@ LOOKS = {
 }
 ROW, LINE, GAP = 0.14, 0.115, 0.1  # inches: of a row, of a line of a heading, and between two claims
 ABOVE, BELOW = 0.08, 0.78  # inches above the first heading, and for the axis and the legend
+RIGHT = 0.08  # inches, so that the last tick label is not cut
 LABELS = 0.49  # the share of the width that the labels of the rows take
 INCHES_A_CHARACTER = 0.047  # of the labels, on average; headings are in bold, and take a quarter more
 TICKS = (-100, -10, -1, 0, 1, 10, 100)
@@ -210,7 +211,7 @@ def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
     with style.context(width=width, height=height):
         figure = ShownFigure(figsize=(width, height))
         figure.set_layout_engine("none")  # the one axes has its place
-        ax = figure.add_axes((left / width, BELOW / height, (width - left - 0.08) / width, height_of_rows / height))
+        ax = figure.add_axes((left / width, BELOW / height, (width - left - RIGHT) / width, height_of_rows / height))
         _set_axis(ax, shown, height_of_rows)
         at_left = blended_transform_factory(figure.transFigure, ax.transData)
         y = 0.0
@@ -241,7 +242,7 @@ def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
 def _set_axis(ax: Axes, shown: Sequence[Verdict], height: float) -> None:
     """Scale the axis so that all effects and intervals are seen."""
     numbers = [abs(number) for v in shown for number in _scaled(v) if math.isfinite(number)]
-    limit = 1.15 * max([2.0, *numbers])
+    limit = 1.15 * max([2.0, *numbers])  # beyond the margin at 1, also where all effects are small
     ax.set_xscale("asinh", linear_width=1.0)
     ax.set_xlim(-limit, limit)
     ax.set_ylim(height, 0)

@@ -32,8 +32,8 @@ QUESTION = (
     "(Lee, Yoo and Kwak, NeurIPS 2023, arXiv 2310.02751) is a term of the loss that asks for small curvature. Does a "
     "learner with SHOT suppress the curvature more than the same learner without SHOT?"
 )
-# CSS pixels (96 per inch) for each pixel of a PNG. Figures are shown at 1.5 times their size in print.
-_CSS_PIXELS = 1.5 * 96 / DPI
+_CSS_SCALE = 1.5  # figures are shown at this multiple of their size in print; an inch has 96 CSS pixels
+_CSS_PIXELS = _CSS_SCALE * 96 / DPI  # for each pixel of a PNG
 WIDE_PICTURE = 600
 """The width in CSS pixels above which a picture scrolls sideways on a phone, where its text would be too small."""
 MAX_EMBEDDED = 200_000
@@ -73,7 +73,7 @@ def render(
     explorer: the name of the explorer's page, in the folder of this one; None where there is none.
     effects: the SVG file of the forest plot of the verdicts, which is the first figure; None where there is none.
     """
-    name, known = str(ds.attrs.get("study", "")), figures_of(ds)
+    name = str(ds.attrs.get("study", ""))
     head = [
         element("h1", TITLE),
         element("p", f"Study “{name}”" if name else "A study with hessian-tools", css="soft"),
@@ -84,18 +84,7 @@ def render(
         answer(verdicts),
         *_explorer(explorer),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
-        section("Figures"),
-        element(
-            "p",
-            "Beside the picture of each figure there are a PDF, at its size in print, and its numbers (CSV).",
-            css="soft",
-        ),
-        *([_effects(verdicts, effects, embed=embed)] if effects else []),
-        *(
-            _figure(position, name, path, known[name].caption(ds) if name in known else name, embed=embed)
-            for position, (name, path) in enumerate(figures.items(), start=2 if effects else 1)
-        ),
-        *_left_out(ds),
+        *_figures(ds, figures, verdicts, effects, embed=embed),
         *_verdicts(verdicts, confidence),
         *_unjudged(unjudged or {}),
         *scale_section(ds),
@@ -193,11 +182,19 @@ def _cell(value: object) -> str:
     return DASH if value is None else str(value)
 
 
-def _effects(verdicts: Sequence[Verdict], path: Path, *, embed: bool) -> Html:
-    """The forest plot of the verdicts as the first figure."""
-    return _figure(
-        1, path.stem, path, forest.caption(verdicts), embed=embed, css_width=round(1.5 * 96 * inches_of("single"))
-    )
+def _figures(
+    ds: xr.Dataset, figures: Mapping[str, Path], verdicts: Sequence[Verdict], effects: Path | None, *, embed: bool
+) -> list[Html]:
+    """The section of the figures: the forest plot of the verdicts, if there is one, and then those of the study."""
+    known, parts = figures_of(ds), []
+    if effects is not None:
+        width = round(_CSS_SCALE * 96 * inches_of("single"))  # an SVG is shown at the scale of the PNG files
+        parts.append(_figure(1, effects.stem, effects, forest.caption(verdicts), embed=embed, css_width=width))
+    for position, (name, path) in enumerate(figures.items(), start=len(parts) + 1):
+        caption = known[name].caption(ds) if name in known else name
+        parts.append(_figure(position, name, path, caption, embed=embed))
+    files = "Beside the picture of each figure there are a PDF, at its size in print, and its numbers (CSV)."
+    return [section("Figures"), element("p", files, css="soft"), *parts, *_left_out(ds)]
 
 
 def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, css_width: int | None = None) -> Html:

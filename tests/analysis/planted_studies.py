@@ -15,6 +15,7 @@ from analysis.schema import MEASURED, describe_learners
 ALPHA = 0.1
 TASK_SPREAD = 0.1  # standard deviation between tasks of every value, relative to it
 STEPS = 2
+VARIED = ("along", "rotated", "top", "frobenius", "head", "body", "loss")  # each is drawn for every point
 
 
 @dataclass(frozen=True)
@@ -69,56 +70,22 @@ def planted_study(
     """
     stream = np.random.RandomState(seed)
     shape = (seeds, 1, tasks, STEPS + 1)
-    progress = np.sqrt(np.array(checkpoints) / checkpoints[-1])[None, :, None, None]
-    quantities = ("along", "rotated", "top", "frobenius", "head", "body", "loss")
-    start = {name: _spread(stream, (seeds, 1, 1, 1)) * _spread(stream, shape) for name in quantities}
-    meta_start = 0.5 + TASK_SPREAD * stream.randn(seeds, 1, tasks)
-    score_start = 0.3 + score_spread * stream.randn(seeds, 1)
-    parts = []
-    for plant in learners.values():
-        drift = {name: stream.randn(seeds, 1, 1, 1) * seed_spread for name in (*quantities, "growth")}
-        noise = {
-            name: _spread(stream, (seeds, len(checkpoints), tasks, STEPS + 1), progress > 0) for name in quantities
-        }
-
-        loss = 1.5 * start["loss"] ** 2 * np.exp(-plant.loss * progress) * noise["loss"]
-        scale = (loss / 1.5) ** 2 if loss_driven else np.ones_like(loss)
-
-        def grown(name: str, fall: float, value: float, scale=scale, drift=drift, noise=noise) -> np.ndarray:
-            change = np.exp(-fall * progress) * (1 + progress * drift[name])
-            return scale * value * start[name] * change * noise[name]
-
-        rho = grown("along", plant.along, plant.level / ALPHA)
-        at_unit_norm = rho * np.exp(plant.growth * progress) * (1 + progress * drift["growth"] / 2)
-        top = grown("top", plant.elsewhere, 30.0)
-        gain = plant.accuracy * np.minimum(1.0, plant.speed * np.array(checkpoints) / checkpoints[-1]) ** 0.5
-        later = (np.array(checkpoints) > 0) * score_spread * stream.randn(seeds, len(checkpoints))
-        score = (score_start + gain + later)[..., None] + np.zeros(evaluation_tasks)
-        meta = meta_start + progress[..., 0] * (plant.meta + 0.5 * drift["loss"][..., 0])
-        point = {
-            "rho": rho,
-            "alpha_rho": ALPHA * rho,
-            "hg_ratio": 1.4 * rho,
-            "alpha_hg_ratio": 1.4 * ALPHA * rho,
-            "rho_normalised": 9.0 * at_unit_norm,
-            "hg_ratio_normalised": 12.6 * at_unit_norm,
-            "rho_rotated": grown("rotated", plant.elsewhere, 0.3),
-            "frobenius": grown("frobenius", plant.elsewhere, 50.0),
-            "rho_head": grown("head", plant.part, 5.0),
-            "rho_body": grown("body", plant.part, 5.0),
-            "support_loss": loss,
-            "query_loss": 1.1 * loss,
-            "grad_norm": np.ones_like(loss),
-        }
-        data = {name: (("seed", "checkpoint", "task", "inner_step"), value) for name, value in point.items()}
-        data["eigenvalue"] = (("seed", "checkpoint", "task", "inner_step", "eigen_index"), top[..., None])
-        cosine = plant.cosine + 0.5 * drift["top"][..., 0] + 0.02 * stream.randn(seeds, len(checkpoints), tasks)
-        for name, value in {"meta_gradient_cosine": meta, "shot_direction_cosine": cosine, "alignment": meta}.items():
-            data[name] = (("seed", "checkpoint", "task"), value)
-        data["status"] = (("seed", "checkpoint", "task"), np.full(meta.shape, MEASURED, dtype=np.int8))
-        for name, value in {"evaluation_accuracy": score, "evaluation_loss": 2 - score}.items():
-            data[name] = (("seed", "checkpoint", "evaluation_task"), value)
-        parts.append(xr.Dataset(data))
+    start = {name: _spread(stream, (seeds, 1, 1, 1)) * _spread(stream, shape) for name in VARIED}
+    start["meta"] = 0.5 + TASK_SPREAD * stream.randn(seeds, 1, tasks)
+    start["score"] = 0.3 + score_spread * stream.randn(seeds, 1)
+    parts = [
+        _planted(
+            plant,
+            start,
+            stream,
+            np.array(checkpoints),
+            evaluation_tasks=evaluation_tasks,
+            seed_spread=seed_spread,
+            score_spread=score_spread,
+            loss_driven=loss_driven,
+        )
+        for plant in learners.values()
+    ]
     ds = xr.concat(parts, "learner").assign_coords(
         learner=list(learners), seed=range(seeds), checkpoint=list(checkpoints), task=range(tasks)
     )
@@ -135,6 +102,68 @@ def planted_study(
         algorithm={name: plant.algorithm for name, plant in learners.items()},
         first_order={name: plant.first_order for name, plant in learners.items()},
     )
+
+
+def _planted(
+    plant: Plant,
+    start: Mapping[str, np.ndarray],
+    stream: np.random.RandomState,
+    checkpoints: np.ndarray,
+    *,
+    evaluation_tasks: int,
+    seed_spread: float,
+    score_spread: float,
+    loss_driven: bool,
+) -> xr.Dataset:
+    """The variables of one learner.
+
+    start: the values of the untrained network, which all learners of a seed share, by the names in ``VARIED`` [seed, 1,
+    task, step], and of "meta" [seed, 1, task] and "score" [seed, 1].
+    The other arguments are those of ``planted_study``.
+    """
+    seeds, _, tasks, _ = start["loss"].shape
+    progress = np.sqrt(checkpoints / checkpoints[-1])[None, :, None, None]
+    drift = {name: stream.randn(seeds, 1, 1, 1) * seed_spread for name in (*VARIED, "growth")}
+    noise = {name: _spread(stream, (seeds, len(checkpoints), tasks, STEPS + 1), progress > 0) for name in VARIED}
+
+    loss = 1.5 * start["loss"] ** 2 * np.exp(-plant.loss * progress) * noise["loss"]
+    scale = (loss / 1.5) ** 2 if loss_driven else np.ones_like(loss)
+
+    def grown(name: str, fall: float, value: float) -> np.ndarray:
+        change = np.exp(-fall * progress) * (1 + progress * drift[name])
+        return scale * value * start[name] * change * noise[name]
+
+    rho = grown("along", plant.along, plant.level / ALPHA)
+    at_unit_norm = rho * np.exp(plant.growth * progress) * (1 + progress * drift["growth"] / 2)
+    top = grown("top", plant.elsewhere, 30.0)
+    gain = plant.accuracy * np.minimum(1.0, plant.speed * checkpoints / checkpoints[-1]) ** 0.5
+    later = (checkpoints > 0) * score_spread * stream.randn(seeds, len(checkpoints))
+    score = (start["score"] + gain + later)[..., None] + np.zeros(evaluation_tasks)
+    meta = start["meta"] + progress[..., 0] * (plant.meta + 0.5 * drift["loss"][..., 0])
+    point = {
+        "rho": rho,
+        "alpha_rho": ALPHA * rho,
+        "hg_ratio": 1.4 * rho,
+        "alpha_hg_ratio": 1.4 * ALPHA * rho,
+        "rho_normalised": 9.0 * at_unit_norm,
+        "hg_ratio_normalised": 12.6 * at_unit_norm,
+        "rho_rotated": grown("rotated", plant.elsewhere, 0.3),
+        "frobenius": grown("frobenius", plant.elsewhere, 50.0),
+        "rho_head": grown("head", plant.part, 5.0),
+        "rho_body": grown("body", plant.part, 5.0),
+        "support_loss": loss,
+        "query_loss": 1.1 * loss,
+        "grad_norm": np.ones_like(loss),
+    }
+    data = {name: (("seed", "checkpoint", "task", "inner_step"), value) for name, value in point.items()}
+    data["eigenvalue"] = (("seed", "checkpoint", "task", "inner_step", "eigen_index"), top[..., None])
+    cosine = plant.cosine + 0.5 * drift["top"][..., 0] + 0.02 * stream.randn(seeds, len(checkpoints), tasks)
+    for name, value in {"meta_gradient_cosine": meta, "shot_direction_cosine": cosine, "alignment": meta}.items():
+        data[name] = (("seed", "checkpoint", "task"), value)
+    data["status"] = (("seed", "checkpoint", "task"), np.full(meta.shape, MEASURED, dtype=np.int8))
+    for name, value in {"evaluation_accuracy": score, "evaluation_loss": 2 - score}.items():
+        data[name] = (("seed", "checkpoint", "evaluation_task"), value)
+    return xr.Dataset(data)
 
 
 def _spread(stream: np.random.RandomState, shape: Sequence[int], where: np.ndarray | bool = True) -> np.ndarray:

@@ -106,7 +106,7 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return _kind(type(parts[0]))
     if origin is tuple:
-        return f"list of {_kind(parts[0])}s".replace("text or false", "text")
+        return f"list of {_kind(parts[0])}s"
     return "mapping"
 
 

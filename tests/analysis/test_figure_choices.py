@@ -138,7 +138,9 @@ def test_the_figures_of_a_study_are_those_of_the_package_and_of_its_own_variable
     own["mine"].attrs["error_variable"] = "mine_error"
     assert list(figures_of(own)) == [*figures_of(ds), "mine"]
     figure = figures_of(own)["mine"]
-    for values, scale in ((np.exp(8 * rho), "log"), (-np.exp(8 * rho), "linear"), (1 + rho.clip(0, 1), "linear")):
+    growing, from_zero = np.exp(8 * rho), np.exp(8 * rho).where(rho["checkpoint"] > 0, 0.0)
+    narrow = 1 + rho.clip(0, 1)
+    for values, scale in ((growing, "log"), (-growing, "linear"), (from_zero, "linear"), (narrow, "linear")):
         assert figure(own.assign(mine=values)).axes[0].get_yscale() == scale
 
 

@@ -159,6 +159,17 @@ def test_the_estimate_counts_what_is_done_more_often_or_costs_more():
     assert more_checkpoints["training"] == pytest.approx(before["training"])
 
 
+@pytest.mark.parametrize(("width", "ratio"), [(4, 1.0), (256, 2.0)])
+def test_the_tasks_of_a_meta_iteration_cost_their_examples_and_not_further_calls(width, ratio):
+    network = {"name": "conv4", "width": width, "normalisation": "batch"}
+    one, two = (
+        estimate(build(overridden(load_study("micro"), {"network": network, "train": {"meta_batch": number}}))).seconds
+        for number in (2, 4)
+    )
+    assert two["training"] == pytest.approx(ratio * one["training"])
+    assert two["validation"] == one["validation"]
+
+
 def test_the_estimate_grows_with_the_network():
     cost = [estimate(with_numbers("width: 4", f"width: {width}")) for width in (64, 640)]
     assert cost[1].num_bytes["the parameters"] > 50 * cost[0].num_bytes["the parameters"]

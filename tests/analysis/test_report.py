@@ -146,6 +146,17 @@ def test_a_variable_of_ones_own_has_a_figure_with_its_meaning(ds, images, tmp_pa
     assert f"Figure {len(images) + 1}. My number (mine), at each point of the inner loop, against the meta" in seen
 
 
+def test_the_forest_plot_is_the_first_figure_and_the_others_follow_it(ds, images, tmp_path):
+    svg = tmp_path / "forest.svg"
+    svg.write_text("<svg/>")
+    text = report(ds, images, effects=svg)
+    seen = Reader(text).text
+    assert "Figure 1. The effect of each comparison with its interval over seeds" in seen
+    assert f"Figure {len(images) + 1}." in seen and f"Figure {len(images) + 2}." not in seen
+    assert text.index('id="figure-forest"') < text.index(f'id="figure-{next(iter(images))}"')
+    assert "data:image/svg+xml;base64,PHN2Zy8+" in text
+
+
 def test_the_files_of_a_figure_are_links_where_they_can_be_followed(ds, images, tmp_path):
     paths = {"accuracy": tmp_path / "accuracy.png"}
     for suffix, content in ((".png", PNG), (".pdf", b"%PDF"), (".csv", b"quantity,value\n")):

@@ -63,8 +63,9 @@ def figures_of(ds: xr.Dataset) -> dict[str, StudyFigure]:
 def variable(ds: xr.Dataset, name: str) -> StudyFigure:
     """The figure of any variable over meta-training: ``variable(ds, "theta_norm")(ds, learners=["maml"])``.
 
-    ds: the Dataset of ``analysis.open_study``. name: a variable with a number for every task of a checkpoint, or for
-        every point of its inner loop, which then has a panel for each.
+    ds: the Dataset of ``analysis.open_study``.
+    name: a variable with a number for every task of a checkpoint, or for every point of a task's inner loop. In the
+        second case the figure has a panel for each point.
     Raises ValueError for another name.
     """
     if name not in ds.data_vars:

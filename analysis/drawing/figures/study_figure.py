@@ -49,8 +49,8 @@ class StudyFigure:
     The arguments of all methods, so that one choice serves the picture, its caption and its numbers:
     ds: the study's Dataset.
     learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
-        of a large study; the caption then says which are shown.
-        They are drawn in the order in which they are given.
+        of a large study; the caption then says which are shown. Learners are drawn in the order in which they are
+        given.
     steps: the points of the inner loop that are shown, counted from 0; None for all. Only some figures have steps.
     labels: other names for learners in legends, titles and captions, such as {"fomaml": "first-order MAML"}. Colours,
         markers and the numbers keep the names of the study.
@@ -77,7 +77,7 @@ class StudyFigure:
         width: Width | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Figure:
-        """Draw the figure; it is not registered with pyplot, so it needs not be closed."""
+        """Draw the figure; it is not registered with pyplot, so it need not be closed."""
         choice = self._choice(ds, learners, steps, width, labels)
         with labelled(labels):
             figure: Figure = self.module.draw(ds, choice)
@@ -153,8 +153,8 @@ class StudyFigure:
         ds: xr.Dataset,
         learners: Sequence[str] | None,
         steps: Sequence[int] | None,
-        width: Width | None = None,
-        labels: Mapping[str, str] | None = None,
+        width: Width | None,
+        labels: Mapping[str, str] | None,
     ) -> Choice:
         """The checked choice."""
         if (reason := self.needs(ds)) is not None:
@@ -162,10 +162,7 @@ class StudyFigure:
         if width is not None:
             inches_of(width)
         known = learner_names(ds)
-        for name, label in (labels or {}).items():
-            check_choice("labels", name, known)
-            if not isinstance(label, str):
-                raise ValueError(f"labels has {label!r} for {name}; give a str")
+        check_labels(ds, labels)
         choice = Choice(self.module.learners(ds), _steps(ds, self, steps), width)
         if learners is None:
             return choice
@@ -184,6 +181,15 @@ class StudyFigure:
 # Calls by the user have their arguments checked, as those of the library's functions have.
 for _method in ("__call__", "check", "data", "save_data", "caption"):
     setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
+
+
+def check_labels(ds: xr.Dataset, labels: Mapping[str, str] | None) -> None:
+    """Raise ValueError for a label of a learner that the study does not have, and for one that is no text."""
+    known = learner_names(ds)
+    for name, label in (labels or {}).items():
+        check_choice("labels", name, known)
+        if not isinstance(label, str):
+            raise ValueError(f"labels has {label!r} for {name}; give a str")
 
 
 def _steps(ds: xr.Dataset, figure: StudyFigure, steps: Sequence[int] | None) -> list[int] | None:

@@ -27,7 +27,7 @@ WIDE = 30.0
 
 
 def drawable_variables(ds: xr.Dataset) -> list[str]:
-    """The variables with a number for every task, or for every point of its inner loop; no errors of others."""
+    """The variables with a number for every task, or for every point of its inner loop, without errors of others."""
     errors = {variable.attrs.get("error_variable") for variable in ds.data_vars.values()}
     return [
         str(name)
