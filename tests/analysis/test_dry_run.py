@@ -86,3 +86,14 @@ def test_a_dry_run_goes_on_from_kept_results(working_folder, capsys):
     assert "to train: 8 of 10 runs" in said
     assert "; by the times so far\n" in said
     assert list(working_folder.iterdir()) == []
+
+
+def test_the_time_that_is_left_follows_from_the_time_of_what_is_done(monkeypatch):
+    from analysis import dry_run
+    from analysis.study import build
+    from analysis.study_file import load_study
+
+    study = build(load_study("micro"), "runs/micro")
+    monkeypatch.setattr(dry_run, "_recorded", lambda study, run: {"train": 10.0} if run == ("maml", 0) else {})
+    line = dry_run._time(study, None, {"train": {("maml", 0): 0.5}})  # half of one run has taken ten seconds
+    assert line == "time: 10 s of processor time (training 10 s); by the times so far"
