@@ -1,6 +1,6 @@
 """Measures on a GPU what only a GPU can show: products of many points in each way to compute their convolutions.
 
-    python -m benchmarks.gpu                 # everything, in about ten minutes on an H200
+    python -m benchmarks.gpu                 # everything, in about twelve minutes on an H200
     python -m benchmarks.gpu products top5   # some of the sections
     python -m benchmarks.gpu --device cpu    # a rehearsal on few points, whose times mean nothing
 
