@@ -144,8 +144,9 @@ def _plain(size: Any) -> Any:
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
-    if isinstance(value, Real) and WHOLE[None].expected in rule.expected:
-        # Its message is the more exact one. It passes where a whole number came for a list of whole numbers.
+    # Where a list of whole numbers is expected, 1 is not accepted.
+    if isinstance(value, Real) and WHOLE[None].expected in rule.expected and rule.accepts(1):
+        # The message of check_whole is the more exact one.
         check_whole(at_least=LEAST.get(name), **{name: value})
     if name in ("theta", "thetas") and not isinstance(value, Tensor | np.ndarray):
         raise ValueError(f"{name} is {described(value)}; give {rule.expected}: theta, layout = ht.flatten(model)")
