@@ -1,6 +1,6 @@
 """Writes the results of a study into a small folder that can be kept in a repository: the command ``keep``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,8 @@ def _readme(study: Study) -> Iterator[str]:
     yield ""
     yield (
         "The command `hessian-tools keep` made this page and the files in `seeds/`: the measurements of each seed, as"
-        " netCDF. `study.yaml` holds the settings and `claims.yaml` the plan of the claims, which was fixed before the"
-        " runs. In this folder:"
+        " netCDF. `study.yaml` holds the settings and `claims.yaml` the plan of the claims, which was fixed before"
+        " anything was measured. In this folder:"
     )
     yield ""
     yield "```"
@@ -144,11 +144,19 @@ def _readme(study: Study) -> Iterator[str]:
     for seed in study.kept:
         facts = kept.seed_facts(study.path, seed)
         runs = facts["runs"].values()
-        train, measure = (sum(run["cpu_seconds"].get(part, 0.0) for run in runs) for part in times.PARTS)
+        train, measure = (_minutes([run["cpu_seconds"].get(part) for run in runs]) for part in times.PARTS)
         versions = {
             f"hessian-tools {run['code']}, torch {run['libraries']['torch']} on {run['device']}" for run in runs
         }
         yield (
-            f"| {seed} | {len(facts['learners'])} | {train / 60:.1f} min | {measure / 60:.1f} min |"
+            f"| {seed} | {len(facts['learners'])} | {train} | {measure} |"
             f" {'; '.join(sorted(versions))} | {facts['data_digest'][:16]} |"
         )
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """The total of the processor times of some runs, of which older versions recorded only a part."""
+    recorded = [each for each in seconds if each is not None]
+    if not recorded:
+        return "not recorded"
+    return f"{'at least ' if len(recorded) < len(seconds) else ''}{sum(recorded) / 60:.1f} min"

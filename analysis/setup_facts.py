@@ -55,7 +55,7 @@ def facts(study: Study) -> dict[str, str]:
         f" {light.probes} probes, {light.eigenvalues} of these eigenvalues and a tolerance of {light.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",
         "Versions": f"hessian-tools {manifest['code']}, Python {manifest['python']}, {libraries}",
-        "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before the runs",
+        "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before anything was measured",
         "Data digest": manifest["data_digest"][:16],
     }
 

@@ -4,7 +4,12 @@ A paragraph or a table row of ``docs/results/README.md`` ends with HTML comments
 names one number or several:
 
 * ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
-  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
+  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign.
+  ``=OUTCOME`` instead of a field says which outcome the verdict has, after the correction if it is a primary one: if a
+  later seed changes it, the sentence must change too;
+* ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
+  axis, names the mean of a variable over tasks and seeds;
+* ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
 * ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
@@ -35,7 +40,7 @@ from hessian_tools.intervals import student_t
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|outcomes): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|search|outcomes): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -62,6 +67,14 @@ def quoted(kind: str, words: str) -> list[str]:
         values = dataset(study)[f"evaluation_{kind}"].sel(learner=learner, checkpoint=int(checkpoint))
         mean = float(values.mean("evaluation_task").mean("seed"))
         return [f"{100 * mean:.1f}" if kind == "accuracy" else number(mean)]
+    if kind == "mean":
+        study, variable, learner, checkpoint, *places = words.split()
+        values = dataset(study)[variable].sel(learner=learner, checkpoint=int(checkpoint))
+        further = [dim for dim in values.dims if dim not in ("seed", "task")]
+        values = values.isel(dict(zip(further, map(int, places), strict=True)))
+        return [number(float(values.mean("task").mean("seed")))]
+    if kind == "search":
+        return [f"{100 * float(row['validation_accuracy']):.1f}" for row in searches() if _row_of(row) == words]
     if kind == "outcomes":
         study, claim, *outcomes = words.split()
         found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
@@ -70,7 +83,19 @@ def quoted(kind: str, words: str) -> list[str]:
     study, *names = where.split()
     rows = [v for v in verdicts(study) if all(map(_matches, names, (getattr(v, key) for key in KEYS)))]
     assert len(rows) == 1, f"{words}: {len(rows)} verdicts"
-    return [_written(rows[0], field) for field in fields.split()]
+    outcome = "=" + (rows[0].corrected_outcome or rows[0].outcome).replace(" ", "_")
+    assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
+    return [_written(rows[0], field) for field in fields.split() if not field.startswith("=")]
+
+
+def searches() -> list[dict[str, str]]:
+    """The rows of the searches for a step size."""
+    with (RESULTS / "step_sizes.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _row_of(row: dict[str, str]) -> str:
+    return f"{row['study']} {row['learner']} {row['step_size']}"
 
 
 def _matches(word: str, value: str) -> bool:
@@ -98,6 +123,15 @@ def test_every_quoted_number_follows_from_the_kept_results(block: str):
             assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?![\d]|\.\d)", text), (
                 f"{value} ({words}) is not in: {block}"
             )
+
+
+@pytest.mark.parametrize("study", KEPT)
+def test_no_curvature_along_a_gradient_exceeds_the_largest_eigenvalue(study: str):
+    rho, largest, residual = (dataset(study)[name].values for name in ("rho", "eigenvalue_max", "eigenvalue_max_residual"))
+    both = np.isfinite(rho) & np.isfinite(largest)
+    assert both.sum() > 1000
+    excess = rho - largest - residual - 0.01 * abs(largest)
+    assert excess[both].max() <= 0
 
 
 def primary() -> str:

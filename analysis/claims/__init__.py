@@ -93,7 +93,7 @@ CLAIMS: Mapping[str, Claim] = {
     "shot-accuracy": Claim(shot_accuracy_verdicts, ("evaluation_accuracy",), PAIR),
     "shot-speed": Claim(shot_speed_verdicts, ("evaluation_accuracy",), PAIR),
     "shot-cost": Claim(
-        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks.training measures it"
+        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks --only shot measures it"
     ),
 }
 
