@@ -1,7 +1,7 @@
 """The page of results says nothing that the kept results do not show: its numbers are recomputed from them.
 
-A paragraph or a table row of ``docs/results/README.md`` and of its pages ends with HTML comments, which readers do not see. Each of them
-names one number or several:
+A paragraph or a table row of ``docs/results/README.md`` and of its further pages ends with HTML comments, which readers
+do not see. Each of them names one number or several:
 
 * ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
   They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign.
