@@ -120,7 +120,8 @@ def look_at_network(
     """Raises HiddenStateError for a network's loss that is no function of theta alone; see the head of this file.
 
     evaluate: a generator that yields the network's outputs and then the loss, for parameters and buffers by name and a
-        batch. parameters: theta as parameters by name. buffers: copies of the buffers, those of the criterion too.
+        batch. parameters: makes the parameters by name of a theta. buffers: makes copies of the buffers by name, of
+        the network and of the criterion.
     stored: by name, the parameters of the model that theta replaces.
     """
     names = {id(p): name for name, p in stored.items()}
@@ -159,6 +160,7 @@ def look_at_network(
     with _ordinary_mode(theta):
         if unreached:
             here, elsewhere = parameters(theta.detach().clone().requires_grad_()), parameters(_elsewhere(theta))
+            # Only the unreached parameters move; if the loss moves too, it depends on them.
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
             if not agree(value.detach(), moved_value.detach()):
                 raise unreached_parameter(model, unreached[0])

@@ -175,20 +175,20 @@ class Loss:
         self._checked.add(modes)
 
     def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
-        """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
+        """Yields the outputs, and then the loss, at parameters and buffers given by name; may change the buffers."""
         like = next(iter(parameters.values()))
         x, y = self.split(batch.batch if isinstance(batch, AtState) else batch)
-        own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
+        of_model = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
         positional, by_name = arguments(cast_like(x, like), self._takes)
         with self._replacing():
-            outputs = self._call(self._tensors(parameters, like) | own, positional, by_name)
+            outputs = self._call(self._tensors(parameters, like) | of_model, positional, by_name)
         yield outputs
         if not isinstance(self._criterion, nn.Module):
             yield self.criterion(outputs, y)
             return
         y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
         held = {name: p.detach() for name, p in self._criterion.named_parameters()}
-        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
+        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in of_model}
         try:
             with self._replacing():
                 value = functional_call(self._criterion, cast_like(held, like), (outputs, y))

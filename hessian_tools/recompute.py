@@ -1,9 +1,10 @@
 """Blocks of a network whose activations are computed again where a derivative needs them, instead of being kept.
 
 ``torch.utils.checkpoint`` runs a block again in the backward pass at the parameters that are stored in the module, and
-what it computes there is kept for a second derivative after all. Here a block runs again at theta, and both its first
-and its second derivative are released as soon as they have been used (Chen, Xu, Zhang and Guestrin 2016, for one
-derivative). A graph then holds the inputs and the outputs of each block, and the activations of one block at a time.
+what it computes there is kept for a second derivative after all. Here a block runs again at theta, once for each
+derivative, and its activations are released as soon as that derivative is known (Chen, Xu, Zhang and Guestrin 2016, for
+the first derivative). A graph then holds the inputs and the outputs of each block, and the activations of one block at
+a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -64,7 +64,7 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
         raise HiddenStateError("the model changes its buffers in its forward pass; call model.eval()")
     pairs = [*zip(tensors_of(outputs), tensors_of(again), strict=True), (value, value_again)]
-    # NaN is no sign of a difference, because it does not equal itself.
+    # Results that are not finite are not compared, because NaN does not equal itself.
     if any(bool(a.isfinite().all()) and not agree(a.detach(), b.detach()) for a, b in pairs):
         raise HiddenStateError(
             "the model or the criterion gives another result the second time, so the loss is no function of the "

@@ -75,6 +75,7 @@ class ShardedProducts(Operator):
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """This process's part of the products, one column after the other; every process takes part in each."""
         columns = [self._product(v) for v in V[0].mT]
+        # A single column is not copied.
         return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
 
     def _product(self, v: Tensor) -> Tensor:

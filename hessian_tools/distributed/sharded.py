@@ -119,6 +119,7 @@ class ShardedHessian:
         for column in range(num_probes):
             draw = partial(signs, generator=stream(seed, "rademacher", column))
             z = H.shards.own_numbers(draw, torch.int8).to(H.device, H.dtype)
+            # Products take [point, param, probe]: here one point and one probe.
             samples.append(H.shards.inner((z * H.products(z[None, :, None])[0, :, 0]).sum()))
         return estimate_of(torch.stack(samples))
 
@@ -165,6 +166,7 @@ def sharded_hessian(
             )
         weight = weight / sum(weights)
     H = ShardedProducts(model, criterion, x, y, weight, parameters, _shards_of(parameters, ranks), [])
+    # All processes take part in the check, whichever of them runs a hand-written derivative.
     if names := [each for each in ranks.gather(name) if each]:
         refuse_wrong_derivative(H, names[0])
     return ShardedHessian(H)
