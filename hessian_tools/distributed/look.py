@@ -38,8 +38,8 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     """The outputs on the data of this process, and the name of a hand-written derivative ("" if there is none).
 
     Raises HiddenStateError for a loss that is no function of the parameters alone, and ValueError for an embedding
-    whose gradients are sparse or scaled by frequency. An error is raised only after both passes, because all processes
-    have to take part in the gathering of parameters.
+    whose gradients are sparse or scaled by frequency. These errors are raised only after both passes, because all
+    processes have to take part in the gathering of parameters.
     """
     buffers = [b.detach().clone() for b in model.buffers()]
     with restored_random_states(device):

@@ -135,7 +135,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The names and the trainable parameters of a model in the order in which they were before :func:`shard`.
 
-    A parametrisation moves a parameter into a further module, which comes after the other modules inside its module.
+    A parametrisation has moved each sharded parameter into a new submodule, which torch lists after all others.
     """
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in model.named_modules():
