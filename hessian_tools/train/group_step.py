@@ -83,7 +83,7 @@ class GroupStep:
             theta.copy_(ranks.first(theta))
         theta.grad = None
         self.closed = True  # until the step is made: after an error in it nobody waits for the next order
-        gradients, parts = ranks.together(lambda: self._own_tasks(theta, meta_step))
+        gradients, parts = ranks.with_shared_errors(lambda: self._own_tasks(theta, meta_step))
         aux = torch.zeros(count, len(Aux._fields), dtype=theta.dtype, device=theta.device)
         for j in range(count):
             owner = j % ranks.size

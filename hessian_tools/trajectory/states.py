@@ -81,7 +81,7 @@ class RecordedLoss(Loss):
         return [AtState(tensors, batch) for batch in batches], False
 
     def fresh(self) -> Loss:
-        """The same loss, which has not been looked at yet."""
+        """A new object of the same loss, so that ``refuse_hidden_state`` looks at it again."""
         return RecordedLoss(self.model, self._criterion, self.layout, self.states)
 
     def _moved(self) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def _passes(H: GaussNewton | Hessian) -> int | None:
 
     if ranks is None:
         return None if (outputs := own()) < 0 else outputs
-    numbers = [row[0] for row in ranks.numbers([ranks.together(own)])]
+    numbers = [row[0] for row in ranks.numbers([ranks.with_shared_errors(own)])]
     return None if min(numbers) < 0 else int(sum(numbers))
 
 
@@ -143,7 +143,7 @@ def _on_all(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
     """Whether the condition holds on all processes."""
     if ranks is None:
         return condition()
-    return all(row[0] for row in ranks.numbers([ranks.together(condition)]))
+    return all(row[0] for row in ranks.numbers([ranks.with_shared_errors(condition)]))
 
 
 def _is_that_of_gauss_newton(H: GaussNewton | Hessian) -> bool:

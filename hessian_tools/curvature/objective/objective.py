@@ -109,7 +109,7 @@ class Objective:
     def summed(self, function: Callable[[], Tensor]) -> Tensor:
         """``function()``, which is linear in the loss, summed over the processes that share the data."""
         ranks = self.ranks
-        return function() if ranks is None else ranks.sum(ranks.together(function))
+        return function() if ranks is None else ranks.sum(ranks.with_shared_errors(function))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at the points of these positions, in the order given.

@@ -37,7 +37,7 @@ def objective_of_share(
     own, by_size = share.batch, isinstance(weights, str)
     is_empty = isinstance(own, list) and not own
     holders = _holders(ranks, loss, thetas, is_empty=is_empty, by_size=by_size)
-    objective = ranks.together(lambda: None if is_empty else _one_group(alone(own)))
+    objective = ranks.with_shared_errors(lambda: None if is_empty else _one_group(alone(own)))
     first = None
     if ranks.rank == holders[0]:
         assert objective is not None
@@ -52,7 +52,7 @@ def objective_of_share(
             return objective, _given(weights, len(objective.batches)), False
         return objective, *_weights_beside(objective, cast_like(first, thetas))
 
-    objective, scaled, adds = ranks.together(weighted)
+    objective, scaled, adds = ranks.with_shared_errors(weighted)
     rows = ranks.numbers([sum(scaled), float(adds)])
     total, adding = sum(row[0] for row in rows), {bool(row[1]) for rank, row in enumerate(rows) if rank in holders}
     if len(adding) > 1:
