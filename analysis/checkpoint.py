@@ -93,7 +93,7 @@ def open_checkpoint(
         listed = ", ".join(map(str, present))
         raise UserError(f"meta_iteration={meta_iteration}: {run} has checkpoints at {listed}; give one of them")
     step = present[-1] if meta_iteration is None else meta_iteration
-    unit = Unit(study, (learner,), seed, step, None)
+    unit = Unit(study, (learner,), seed, step, None)  # None: no block of tasks, on which the network does not depend
     loss, meta_theta = network(unit)
     return StudyCheckpoint(
         theta=meta_theta[: loss.layout.numel],

@@ -1,4 +1,8 @@
-"""Puts several studies side by side: their verdicts, corrected together, and their figures drawn over each other."""
+"""Puts several studies side by side.
+
+The p-values of the primary verdicts of all studies are corrected for multiple testing, and a figure for each learner
+shows all studies.
+"""
 
 import base64
 import json
@@ -18,14 +22,16 @@ from analysis.report.page import DASH, Html, element, interval, join, number, pa
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
 
-Key = tuple[str, str, str, str, str, str]
+Key = tuple[str, str, str, str, str, str]  # a question: claim, learner, baseline, steps, comparison, quantity
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several studies by their names: measurements, and verdicts that were corrected together.
+    """Several studies by their names: their measurements and their verdicts.
 
-    confidence: that of all intervals.
+    The p-values of the verdicts are corrected for the number of primary verdicts in all studies.
+
+    confidence: the confidence of all intervals.
     """
 
     studies: dict[str, xr.Dataset]
@@ -165,6 +171,7 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
         source = f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode('ascii')}"
         picture = element("img", src=source, alt=f"{learner} in all studies", width="960")
         caption = overlay.caption(comparison.studies, learner)
+        # An img element has no end tag in HTML.
         yield element("figure", Html(picture.text.removesuffix("</img>")), element("figcaption", caption))
 
 
