@@ -78,7 +78,7 @@ def _refuse_other_results(study: Study, out: Path) -> tuple[int, ...]:
 
 
 def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
-    """The settings with the kept seeds, and without the places of data and files on the machine that made the study."""
+    """The settings with the seeds that are kept, and without paths of the machine that made the study."""
     config = with_own_files(config, lambda file: Path(file.name))
     data = config.data.model_dump(mode="json")
     data |= {key: f"PATH/TO/{Path(data[key]).name}" for key in folder.DATA_PATHS if data[key]}

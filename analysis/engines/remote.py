@@ -119,6 +119,7 @@ class RemoteEngine:
                     self._raise(job, failure)
                 progress.finish(index)
             if waiting:
+                # A twentieth of the time so far: a long wait needs no frequent look at a slow file system.
                 shortest, longest = POLL_SECONDS
                 sleep(min(max((monotonic() - begun) / 20, shortest), longest))
         return lost
@@ -165,7 +166,7 @@ class _Progress:
             report = json.loads(report_file(self.permit, index).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # a shared file system may be late
             return
-        # A job that was started again begins again at 0, and what is in the folder already counts once.
+        # A job that was started again counts from 0 again. The work that it reported before must not count twice.
         seen = self._seen.get(index, {"done": 0.0})["done"]
         if report["done"] > seen:
             self.emit(report["done"] - seen, report["note"])
@@ -188,12 +189,15 @@ def _withdraw(permit: Path) -> None:
 
 
 def _anywhere(unit: Any) -> Any:
-    """The unit as it is done in any working folder."""
+    """The unit of work with absolute paths, so that it can be done in any working folder."""
     return replace(unit, study=_with_absolute_paths(unit.study))
 
 
 def _with_absolute_paths(study: Study) -> Study:
-    """The study with the absolute paths of its folder and its data; links are not followed, as they may differ."""
+    """The study with the absolute paths of its folder and its data.
+
+    Links are not followed, because they may point elsewhere on another machine.
+    """
     config, given = study.config, {name: getattr(study.config.data, name) for name in DATA_PATHS}
     paths = {name: Path(value).expanduser() for name, value in given.items() if value}  # some are names of data sets
     places = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
