@@ -100,7 +100,7 @@ class TrainingProblem:
 class Answer:
     """The result of one run.
 
-    num_matvecs: the number of products at all points together. values [point, number]: eigenvalues, traces or entries
+    num_matvecs: the number of products, summed over all points. values [point, number]: eigenvalues, traces or entries
     of a meta-gradient; None if only products were computed. stderr: the standard errors of traces. seconds: the time of
     one run, by the wall clock and by processor time, if the run measures it itself; the worker's timing is then
     ignored. rates: further measurements, by name.
