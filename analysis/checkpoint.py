@@ -23,7 +23,8 @@ class StudyCheckpoint:
 
     theta: the network's parameters [param], from which an inner loop starts.
     loss: the loss as a function of such a vector and a batch, with the network as ``loss.model`` and the names and
-        shapes of its parameters as ``loss.layout``; ``ht.hessian(loss, theta, batch)`` takes both.
+        shapes of its parameters as ``loss.layout``. Its Hessian is ``ht.hessian(loss, theta, batch)``, where ht stands
+        for hessian_tools.
     learner: the library's learner, which is the inner loop.
     meta_theta: the meta-parameters [meta]: the network's first, and then whatever else the learner has learned, such as
         step sizes. ``ht.record(learner, loss, meta_theta, *checkpoint.task(0))`` records an inner loop.

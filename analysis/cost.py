@@ -22,8 +22,8 @@ LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter ten
 GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
 SECOND_ORDER = 3  # how much more an inner step costs where the outer gradient is taken through it
 PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
-POSITION_SHARE = 1 / 16  # of an image's pixels: where a mean convolution is computed, because networks shrink images
-NUMBERS_A_POINT = 100  # that are stored, besides eigenvalues and probes
+POSITION_SHARE = 1 / 16  # of an image's pixels, at which a convolution is computed on average: networks shrink images
+NUMBERS_A_POINT = 100  # the numbers that are stored for each parameter vector, besides eigenvalues and probes
 DISK_BLOCK = 4096  # the smallest space that a file takes on most file systems, in bytes
 BYTES_OF_PAGES = 5e6  # of the report, the explorer's page and the figures
 UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to describe
@@ -165,6 +165,7 @@ def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
     config, measure, learner = study.config, study.config.measure, study.learners[name]
     num_checkpoints = len(learner.checkpoints)
     curvature = 0.0
+    # The full measurements are those at the first and the last checkpoint.
     for level, num_loops in ((measure.full, 2 * measure.full_tasks), (measure.light, num_checkpoints * measure.tasks)):
         num_points = num_loops * (config.inner.steps + 1)
         products = min(level.max_matvecs, work.num_params) + level.probes

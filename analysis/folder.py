@@ -277,7 +277,7 @@ def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
 
 
 def _refuse_another(study: Study, begun: StudyConfig) -> None:
-    """Raise UserError unless the study is the one that was begun, perhaps with more seeds or learners."""
+    """Raise UserError unless the study is the one that was begun, perhaps with more seeds, learners or claims."""
     old, new = _settings(begun), _settings(study.config)
     for key in old:
         if not _same(key, old[key], new.get(key)):

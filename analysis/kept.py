@@ -122,6 +122,7 @@ def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: M
             ds.dump_to_store(H5NetCDFStore(file), encoding=encoding)
 
     known = {**facts, "learners": list(runs), "content": _content(ds)}
+    # Compared without the digest of the file, because other versions of HDF5 may write the same numbers in other bytes.
     same = before is not None and before == {**known, "measurements": before["measurements"]}
     if before is not None and same and path.exists() and _digest(path) == before["measurements"]:
         return "unchanged"

@@ -184,7 +184,8 @@ class Study:
     def limit_memory(self) -> None:
         """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
 
-        If it asks for more than its share, it alone runs out of memory, and it then computes less at once.
+        If the process asks for more than its share, only this process runs out of memory, and then computes fewer tasks
+        or points at once.
         """
         if self.device_share < 1:
             index = torch.device(self.device).index

@@ -60,8 +60,8 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     study = choose_step_size(study, engine, reporter)
     record_run_ownership(study)
     units = [TrainUnit(study, learner, seed) for learner, seed in study.runs_to_train]
-    # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
-    # then those of second order, then those of first order.
+    # The costliest runs come first, so that no worker begins one when the others have finished: those with the penalty
+    # SHOT (``hessian_tools.inner.shot``), then those of second order, then those of first order.
     settings = study.config.learners
     units.sort(key=lambda unit: (settings[unit.learner].shot is None, settings[unit.learner].first_order))
     waiting = [unit for unit in units if not unit.complete]
@@ -292,7 +292,10 @@ def try_candidate(candidate: Candidate, emit: Emit) -> None:
 
 
 def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
-    """The step size with the highest validation accuracy, or for regression the lowest loss; the smallest of equals."""
+    """The step size with the highest validation accuracy or, for regression, the lowest validation loss.
+
+    Of several that are equally good, it is the smallest.
+    """
     criterion = "validation_accuracy" if classification else "validation_loss"
     finite = [row for row in rows if isinstance(row.get(criterion), float)]
     if not finite:

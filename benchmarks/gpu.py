@@ -176,7 +176,7 @@ def waits(problem: Problem) -> float:
 
 
 def training(device: Device) -> Iterator[dict[str, Any]]:
-    """Milliseconds a task of a meta-gradient, whose tasks are computed in turn or at once."""
+    """Milliseconds a task of a meta-gradient, whose tasks are computed one after another ("in turn") or at once."""
     for name, sizes in TRAINING[device].items():
         for count in sizes:
             tasks = drawn_problem(name).first(count)

@@ -14,8 +14,8 @@ from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 # On a card a worker that measures needs some 9 GiB: half a GiB for its CUDA context, 4 GiB for products and 4 GiB for
 # the Lanczos bases of a search for eigenvalues. The rest of the 16 GiB is room for the tasks that it trains at once.
 CARD_BYTES_PER_WORKER = 16 * 2**30
-# The part of a card's memory that the tensors of all its workers may take together, where it has several. The rest is
-# for their CUDA contexts.
+# The share of a card's memory that the tensors of all its workers may take, where several workers are on one card. The
+# rest is for their CUDA contexts.
 SHARED_PART = 0.9
 
 
