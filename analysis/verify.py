@@ -187,7 +187,8 @@ def _lost_checkpoints(study: Study) -> Iterator[str]:
         folder = study.run(learner, seed)
         reached = _trained_to(folder)
         with suppress(DamagedFileError):  # damaged metrics are a fault of their own
-            # A meta-iteration gets its line before its checkpoint, so the last line says nothing of that checkpoint.
+            # A meta-iteration gets its line before its checkpoint is written, so the last line does not show that the
+            # last checkpoint was written.
             reached = max(reached, len(metrics.read(folder / metrics.NAME)) - 1)
         for step in study.learners[learner].checkpoints:
             file = checkpoints.checkpoint_path(folder, step)

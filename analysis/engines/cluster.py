@@ -15,7 +15,7 @@ from analysis.errors import UserError
 from analysis.study import Study
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel")  # of SLURM
-LATE_SECONDS = 15.0  # that the result of a job which has ended may need to become visible here
+LATE_SECONDS = 15.0  # how long the result of a job that has ended may take to become visible on this machine
 MAX_TIMEOUTS = 10  # how often a job that needs more than its time is queued again; it goes on from what it has saved
 
 

@@ -23,7 +23,7 @@ from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progre
 HIDDEN = ".cluster"  # in the study's folder: permits, and what the jobs of a cluster print; removed when all is well
 ERROR = "error.txt"  # the traceback of the error that ended the last command
 POLL_SECONDS = (0.2, 5.0)  # the shortest and the longest pause of the command that waits for its jobs
-STOP_SECONDS = 3.0  # that the command waits for the jobs that it has cancelled
+STOP_SECONDS = 3.0  # how long the command waits for the jobs that it has cancelled
 
 
 class UnitFailed(RuntimeError):
@@ -82,9 +82,9 @@ class RemoteEngine:
             return
         permit = self.folder.absolute() / HIDDEN / f"permit-{uuid4().hex}"
         permit.mkdir(parents=True)
-        units, number = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
-        # Every number-th unit, because the costly ones come first in the list.
-        shares = [Share(work, tuple(units[i::number]), permit, i, versions()) for i in range(number)]
+        units, num_jobs = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
+        # The units are dealt out like cards, because the costly ones come first in the list.
+        shares = [Share(work, tuple(units[i::num_jobs]), permit, i, versions()) for i in range(num_jobs)]
         jobs: Sequence[Job] = ()
         try:
             jobs = self.submit(shares)

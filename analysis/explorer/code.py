@@ -151,6 +151,7 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     # A density is that of eigenvalues times alpha. Where there is one, the computed eigenvalues are multiplied by alpha
     # too.
     scale = ' * ds["step_size"]' if name == "eigenvalue" and view == "spectrum" and header["step_size"] else ""
+    # The chosen seed and task; None stands for a mean over all of them.
     one = {"seed": state["seed"]} | ({tasks: state["task"]} if tasks else {})
     known = {dim: label for dim, label in one.items() if label is not None}
 

@@ -165,7 +165,7 @@ class Explorer:
         return code(self._header, check_choice("view", view, VIEWS), self._checked(state))
 
     def _receive(self, widget: Any, message: Mapping[str, Any], buffers: object) -> None:
-        """Answer a button that needs the kernel; an error is told in the browser."""
+        """Answer a button that needs the kernel; an error is told in the browser. The arguments are anywidget's."""
         try:
             if message["kind"] == "refresh":
                 self.refresh()

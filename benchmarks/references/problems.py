@@ -87,6 +87,11 @@ def _network(
     parts: list[int] | None = None,
     prepare: Callable[[nn.Module], Any] = lambda model: None,
 ) -> Reference:
+    """The problem of a network on the data x and y.
+
+    parts: the sizes of the batches into which the data are divided; None for one batch. prepare: a function that
+    changes the model before the problem is made, such as by switching it to eval mode.
+    """
     model = ht.seeded(layers, seed=1)
     prepare(model)
     batch = (x, y) if parts is None else list(zip(x.split(parts), y.split(parts), strict=True))
