@@ -34,7 +34,7 @@ Trust = Annotated[
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:
-    """The number of a token; cyclopts itself would round 1.5 to 2."""
+    """The number of a token, as a converter of cyclopts, which itself would round 1.5 to 2."""
     try:
         return int(tokens[0].value)
     except ValueError:

@@ -16,6 +16,7 @@ from analysis.study import Study
 from analysis.study_file import overridden, with_own_files
 from hessian_tools.runs.files import write_text
 
+# The entries of a run's manifest that are kept with its results.
 MANIFEST_FACTS = ("code", "python", "libraries", "device", "dtype", "threads")
 
 
@@ -78,7 +79,7 @@ def _refuse_other_results(study: Study, out: Path) -> tuple[int, ...]:
 
 
 def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
-    """The settings with the kept seeds, and without the places of data and files on the machine that made the study."""
+    """The settings with the seeds that are kept, and without paths of the machine that made the study."""
     config = with_own_files(config, lambda file: Path(file.name))
     data = config.data.model_dump(mode="json")
     data |= {key: f"PATH/TO/{Path(data[key]).name}" for key in folder.DATA_PATHS if data[key]}
@@ -130,7 +131,7 @@ def _readme(study: Study) -> Iterator[str]:
     yield f"hessian-tools verify {where}     # is any file missing, damaged, changed or out of date?"
     yield "```"
     yield ""
-    yield 'In Python, `analysis.open_study(".")` opens all measurements. These commands made the runs anew:'
+    yield 'In Python, `analysis.open_study(".")` opens all measurements. These commands make the runs anew:'
     yield ""
     yield "```"
     given = " --data PATH" if study.config.data.path else ""

@@ -62,7 +62,7 @@ def facts(study: Study) -> dict[str, str]:
 
 def described(study: Study) -> dict[str, Any]:
     """What a report says of the data and the network; it is kept with results, which are read without the data."""
-    for seed in study.kept:
+    for seed in study.kept:  # the first one serves, because all kept seeds have the same data and network
         return dict(kept.seed_facts(study.path, seed)["described"])
     tasks = study.problem.tasks
     # The record is read and the network is not built, because a report must not import what a study names.
