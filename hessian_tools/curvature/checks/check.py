@@ -139,7 +139,7 @@ def check_operator(
 
 
 def _some_points(H: Operator, max_points: int) -> Operator:
-    """H at no more than max_points of its points, chosen among those whose batches have the sizes of the first one."""
+    """H at no more than max_points of its points, whose batches have the same sizes as those of the first point."""
     if H.num_points is None:
         return H
     same_sizes = set(range(H.num_points))

@@ -68,7 +68,7 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = 
         raise ValueError(
             f"eigenvectors have shapes {list(V.shape)} and {list(U.shape)}; compute both at the same points"
         )
-    squares = (V.mT @ U) ** 2
+    squares = (V.mT @ U) ** 2  # v'Gv is the sum over the eigenvectors u of G of (v'u)^2 times the eigenvalue
     share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
     # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue of H is known to within its residual.

@@ -76,7 +76,7 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
     hg = H.mv(g)
     # Random probes are nearly orthogonal to the gradient and underestimate the error. The direction Hg does not, so it
     # is worth one more product.
-    z = in_units(hg)[0]
+    z, _ = in_units(hg)
     asymmetry = product_asymmetry(hg, g, H.mv(z)[..., None], z[..., None])
     asymmetry = torch.where((hg == 0).all(-1), 0.0, asymmetry)  # z is zero at these points
     curvature = curvature_along(g, hg)

@@ -48,14 +48,14 @@ def drop_ratio(
 def linearisation_error(
     outputs: Callable[[Tensor], Any], start: Float[Tensor, " param"], end: Float[Tensor, " param"]
 ) -> Float[Tensor, ""]:
-    """|f(end) - f_lin(end)| / |f(end) - f(start)| of the outputs f, where f_lin is the expansion of f around start.
+    """|f(end) - f_lin(end)| / |f(end) - f(start)| of the outputs f, where f_lin is f to first order around start.
 
     outputs: a function of the parameters that returns a tensor, or a pytree of tensors, such as
         ``lambda theta: loss.outputs(theta, x)``. It must be twice differentiable.
 
     The error is 0 where the inner loop moves the outputs as a linear model would, and above 1 where that model is worse
-    than one that does not move. It is NaN where the outputs do not move. The cost is two forward and two backward
-    passes.
+    than one whose outputs do not move. It is NaN where the outputs do not move. The cost is two forward and two
+    backward passes.
 
     >>> linearisation_error(lambda theta: theta**2, torch.tensor([1.0]), torch.tensor([3.0]))  # |9 - 5| / |9 - 1|
     tensor(0.5000)

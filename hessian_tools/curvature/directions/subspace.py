@@ -30,7 +30,7 @@ def gradient_share(
     tensor([1., 5.])
     """
     _check_orthonormal(vectors, g.shape[-1])
-    g = in_units(g)[0]
+    g, _ = in_units(g)
     parts = (vectors.mT @ g[..., None])[..., 0] ** 2
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 

@@ -135,7 +135,8 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
             """The pair of the function and its derivative along d."""
             return lambda t: jvp(function, (t,), (d,))
 
-        (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)  # tdd is T(d, d, .)
+        # The pair (g, Hd), and its derivative along d, which is the pair (Hd, T(d, d, .)).
+        (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)
         # By three nested forward modes, so that no rule of reverse mode is used.
         ((value, _), _), (_, (_, third_by_forward)) = along_d(along_d(along_d(loss)))(theta)
         return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd

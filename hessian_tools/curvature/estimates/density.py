@@ -158,7 +158,7 @@ def spectral_density(
     confidence: the level of the band.
     seed, path, probes: as for :func:`trace`. With the same probes, the weighted mean of a probe's nodes is its sample
     of the trace divided by num_params.
-    progress: called with (done, total) products. As many Lanczos runs go on together as fit in memory.
+    progress: called with (done, total) products. As many Lanczos runs are computed at once as fit in memory.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian

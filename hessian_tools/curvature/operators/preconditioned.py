@@ -51,7 +51,7 @@ def preconditioned(
 
     preconditioner: an optimiser that has taken a step, or the diagonal of P itself, [param], all above 0. P is
         sqrt(v / (1 - beta2^t)) + eps for Adam, AdamW and NAdam (with the largest v for amsgrad), sqrt(v) + eps for
-        RMSprop and Adagrad, and 1 for SGD.
+        RMSprop and Adagrad, and 1 for SGD. v is the optimiser's average of squared gradients, for Adagrad their sum.
     model: the module whose parameters the optimiser holds; None takes that of the loss of H.
 
     Adam with learning rate eta and beta1 is stable on a quadratic while the largest eigenvalue of this operator is
