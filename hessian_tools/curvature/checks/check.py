@@ -243,6 +243,6 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
         except RuntimeError as error:
             return not_judged("batching", f"not judged, because a product raises an error: {first_line(error)}")
         values.append(worst((other - products).norm(dim=-2), scale))
-    value = max(values, key=lambda v: v if isfinite(v) else inf)
+    value = max(values, key=lambda v: v if isfinite(v) else inf)  # NaN counts as the largest error
     text = f"products by vmap, by a loop and one at a time differ by {{}} of {unit_of(H)}"
     return judged("batching", value, rounding_of(H), text, "so one of the three is wrong; compare with batching='loop'")

@@ -65,17 +65,17 @@ def check_linearity(H: Operator, U: Tensor, V: Tensor, *, allowed: float | None 
     return judged("linearity", value, allowed or rounding_of(H), text, "so this is not a linear operator")
 
 
-def check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor, *, allowed: float = 0.0) -> Finding:
+def check_differences(H: Operator, V: Tensor, products: Tensor, norms: Tensor, *, allowed: float = 0.0) -> Finding:
     """Whether products with V, which may be somebody else's, agree with central differences of the gradient.
 
-    H: the operator in float64, of which only the gradients are used. size: the norms of the products; for a sum of
+    H: the operator in float64, of which only the gradients are used. norms: those of the products; for a sum of
     operators, the sum of its terms' norms. allowed: a relative error that always passes, however exact the differences
     are.
     """
     if any(isinstance(leaf, GaussNewton) and not leaf.objective.network.has_criterion for leaf in leaves(H)):
         return not_judged("differences", "not judged, because the network computes its loss itself")
     quotients = difference_quotients(H, V)
-    scale = torch.maximum(size, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
+    scale = torch.maximum(norms, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
     scale = torch.where(scale == 0, 1.0, scale)
     error, disagreement = (products - quotients.central).norm(dim=1) / scale, quotients.disagreement / scale
     limit = (2 * disagreement).clamp(min=max(DIFFERENCES, allowed))

@@ -17,7 +17,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 @dataclass(frozen=True, repr=False)
 class GaussNewtonShare(Result):
-    """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
+    """The top k eigenpairs of a Hessian H, with vectors v_j, beside those of its Gauss-Newton part G, with vectors u_j.
 
     hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
     gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and a bound on the rounding error that holds for

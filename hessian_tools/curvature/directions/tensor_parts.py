@@ -57,8 +57,8 @@ def random_rotations(
         for i in range(num_rotations)
     )
     normal = torch.stack(list(draws), -1).to(g.device)
-    units = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
-    scaled, size = in_units(g)
+    unit_vectors = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
+    scaled, unit_of_g = in_units(g)
     norms = [vector_norm(part) for part in scaled.split(list(layout.sizes), dim=-1)]
-    rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(units, norms, strict=True)]
-    return torch.cat(rotated, dim=-2) * size[..., None, None]
+    rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(unit_vectors, norms, strict=True)]
+    return torch.cat(rotated, dim=-2) * unit_of_g[..., None, None]

@@ -74,10 +74,10 @@ def third_derivative(
 
     torch's normalisation kernels are silently wrong at third order, so they are replaced by primitives
     (:class:`PrimitiveNormalisation`). The third derivative is computed twice: by three nested forward modes, and by
-    forward over forward over reverse as d'T(d, d, .). The stated error is the difference of the two + 8 eps |d| |T(d,
-    d, .)|. It shows rounding, and operations that torch differentiates wrongly in one of the two ways. In float32 it
-    was larger than the true error at all of 32 points of a Conv4, and 4 times as large in the median. It is not a
-    bound.
+    forward over forward over reverse as d'T(d, d, .), where T is the tensor of third derivatives. The stated error is
+    the difference of the two + 8 eps |d| |T(d, d, .)|. It shows rounding, and operations that torch differentiates
+    wrongly in one of the two ways. In float32 it was larger than the true error at all of 32 points of a Conv4, and 4
+    times as large in the median. It is not a bound.
     With ReLU and max-pooling the result is the third derivative of the smooth piece that theta lies in, and a step that
     crosses a kink leaves that piece. The cost is 6 to 8 Hessian-vector products at each point.
     Raises ValueError as :func:`hessian` does, and for directions of another shape, dtype or device than thetas.

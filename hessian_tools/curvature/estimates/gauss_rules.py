@@ -36,9 +36,9 @@ def quadrature(
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
     """The ascending nodes and the weights of each probe's Gauss rule.
 
-    The rule integrates powers of the eigenvalues exactly:
-    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j below twice the number of nodes, which is
-    min(num_matvecs, num_params). probes: [param, probe] for all points or [point, param, probe], of any length.
+    The rule integrates powers of the eigenvalues exactly: sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j < 2 m,
+    where m = min(num_matvecs, num_params) is the number of nodes.
+    probes: [param, probe] for all points or [point, param, probe], of any length.
     Raises ValueError for probes of another shape.
 
     >>> from hessian_tools.curvature import hessian

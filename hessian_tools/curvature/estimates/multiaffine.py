@@ -2,9 +2,9 @@
 
 That is, the output is piecewise affine in any one of these tensors while the others are held fixed. Every second
 derivative d2 output / dw2 in one entry w is then zero. The part of the Hessian that Gauss-Newton leaves out therefore
-has a zero diagonal, and tr H = tr G exactly, whatever the criterion. Networks of linear layers, ReLU, max-pooling and
-the like qualify, unless they normalise by statistics of the batch. Products of functions that share a parameter (tied
-weights in sequence, multiplicative skip connections) do not qualify.
+has a zero diagonal, and tr H = tr G exactly for the Gauss-Newton matrix G, whatever the criterion. Networks of linear
+layers, ReLU, max-pooling and the like qualify, unless they normalise by statistics of the batch. Products of functions
+that share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
 from operator import getitem

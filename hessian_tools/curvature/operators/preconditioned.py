@@ -99,7 +99,7 @@ def _diagonal(H: Operator, optimiser: Optimizer, model: torch.nn.Module | None) 
 
 
 def _denominator(optimiser: Optimizer, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
-    """What the optimiser divides a step of this parameter by, in float64."""
+    """The diagonal of P for one parameter, in the parameter's shape and in float64."""
     if isinstance(optimiser, SGD):
         return torch.ones_like(parameter, dtype=torch.float64)
     if isinstance(optimiser, Adam | AdamW | NAdam):
