@@ -86,11 +86,11 @@ def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, col
 def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: xr.DataArray) -> None:
     """Draw a summary with dimensions learner and checkpoint against the meta-iteration, one line per learner.
 
-    An untrained control has values at one checkpoint and is drawn as a horizontal line. ``num_diverged`` [learner,
-    checkpoint]
-    counts the units that diverged and are therefore missing from a mean; a unit is one task of one seed. A mean that
-    lacks units gets a cross. Where every unit diverged, there is no mean, and the cross stands at the top edge of the
-    panel.
+    An untrained control has values at one checkpoint and is drawn as a horizontal line.
+
+    num_diverged: [learner, checkpoint] the number of units that diverged and are therefore missing from a mean; a unit
+        is one task of one seed. A mean that lacks units gets a cross. Where every unit diverged, there is no mean, and
+        the cross stands at the top edge of the panel.
     """
     x = ds["checkpoint"].values.astype(float)
     for position, name in enumerate(learner_names(ds)):
@@ -114,7 +114,7 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
 
 
 def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
-    """The named learners in groups whose untrained networks have equal values.
+    """The named learners in groups; the untrained networks of a group have equal values.
 
     means: a quantity of the study [learner, checkpoint, ...]. Learners with the same inner loop start from the same
     network and have equal values; those with another inner loop or another step size do not. A learner that begins from

@@ -12,7 +12,7 @@ from analysis.drawing.summary import Summary, diverged_units, mean_over, measure
 from analysis.schema import learner_names
 
 HAS_STEPS = False
-"""The figure has no single points of the inner loop that the user could choose."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

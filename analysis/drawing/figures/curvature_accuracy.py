@@ -18,7 +18,7 @@ from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, only_with_alpha
 
 HAS_STEPS = False
-"""The figure has no single points of the inner loop that the user could choose."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

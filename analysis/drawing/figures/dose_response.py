@@ -29,7 +29,7 @@ MIN_WEIGHTS = 3
 RATIO = "alpha |Hg| / |g|"
 
 HAS_STEPS = False
-"""The figure has no single points of the inner loop that the user could choose."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -41,8 +41,8 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default: those of a series."""
-    series = [learners for weight in WEIGHTS for learners in _series(ds, weight).values()]
-    return [name for name in learner_names(ds) if any(name in learners for learners in series)]
+    in_series = {name for weight in WEIGHTS for series in _series(ds, weight).values() for name in series}
+    return [name for name in learner_names(ds) if name in in_series]
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:

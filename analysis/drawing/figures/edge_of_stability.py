@@ -45,8 +45,9 @@ def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a panel for each learner, with a path over the checkpoints for each inner step.
 
-    x is alpha rho and y is alpha times the largest eigenvalue. The open marker at a path's beginning is the learner's
-    own start, and the filled one its last checkpoint.
+    x is alpha rho, the inner learning rate times the curvature along the gradient, and y is alpha times the largest
+    eigenvalue. The open marker at a path's beginning is the learner's own start, and the filled marker is its last
+    checkpoint.
     """
     alpha_rho, alpha_lambda = numbers(ds, choice).values()
     last = int(ds["inner_step"].max())

@@ -22,7 +22,7 @@ MIN_CELL = 0.35
 """The inches of the figure's width for each column below which the cells have no numbers, as these would overlap."""
 
 HAS_STEPS = False
-"""The figure has no single points of the inner loop that the user could choose."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

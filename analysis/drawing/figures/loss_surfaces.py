@@ -22,7 +22,7 @@ ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and its label."""
 
 HAS_STEPS = False
-"""The figure has no single points of the inner loop that the user could choose."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
