@@ -317,6 +317,7 @@ def along_steps(
 
     summary: that of the quantity in the whole study. Its number of seeds decides whether bands are intervals or ranges,
         so that all panels have the same kind.
+    name: the quantity's name in the gids, which the state's label follows.
     error: the errors of the quantity's means in the whole study, which are drawn as bars.
     """
     summary = summary.at(**state.position)

@@ -29,7 +29,7 @@ from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 MAX_ROWS = 60
-"""The most verdicts that are drawn unless the user chooses; of more, only the primary ones are, if there are any."""
+"""The most verdicts that are drawn unless the user chooses. If there are more, only the primary ones are drawn."""
 MAX_DRAWN = 120
 """The most verdicts of which a figure can be read at all."""
 # For each outcome of a verdict: its colour, its marker, and whether the marker is filled. Marker and filling tell the
@@ -177,7 +177,7 @@ def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners:
     if not shown:
         raise ValueError(f"no verdict is on the claims {claims} and the learners {learners}; choose others")
     if (claims, learners) == (None, None) and len(shown) > MAX_ROWS:
-        shown = [v for v in shown if v.kind == "primary"] or shown
+        shown = [v for v in shown if v.kind == "primary"] or shown  # all, if none is primary
     if len(shown) > MAX_DRAWN:
         raise ValueError(
             f"{len(shown)} verdicts do not fit in one figure of at most {MAX_DRAWN};"
@@ -215,10 +215,11 @@ def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
     height = ABOVE + height_of_rows + BELOW
     with style.context(width=width, height=height):
         figure = ShownFigure(figsize=(width, height))
-        figure.set_layout_engine("none")  # the next line gives the only axes its place
+        figure.set_layout_engine("none")  # the axes gets its place below
         place = (label_width, BELOW, width - label_width - RIGHT, height_of_rows)  # inches: left, bottom, width, height
         ax = figure.add_axes((place[0] / width, place[1] / height, place[2] / width, place[3] / height))
         _set_axis(ax, shown, height_of_rows)
+        # x is a fraction of the figure's width, and y is the axes' y.
         at_left = blended_transform_factory(figure.transFigure, ax.transData)
         y = 0.0
         for rows, heading, row_labels in zip(groups, headings, labels, strict=True):

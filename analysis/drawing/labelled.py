@@ -30,7 +30,7 @@ CURVATURE_SQUARED = "loss^2/parameter^4"
 # passed (True), failed (False) or was not judged (None). The variable ``passed`` of a Dataset stores these as numbers.
 # Its attributes flag_values and flag_meanings say what they mean, as in the CF conventions for climate data.
 VERDICTS = {False: 0, None: 1, True: 2}
-VERDICT_MEANINGS = "wrong not_judged ok"
+VERDICT_MEANINGS = "wrong not_judged ok"  # of the numbers 0, 1 and 2
 
 
 class Column(NamedTuple):

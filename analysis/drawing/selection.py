@@ -4,8 +4,8 @@ A study of twenty learners would fill a panel with lines that cannot be told apa
 their settings, and ``shown_sentence`` says in the caption which ones are drawn.
 
 SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023);
-the coordinate ``dose`` of a study holds its weight. The penalty, whose weight is the coordinate ``penalty``, is the one
-on the curvature along the inner loop.
+the coordinate ``dose`` of a study holds its weight. "The penalty" below is another one, on the curvature along the
+inner loop; the coordinate ``penalty`` holds its weight.
 """
 
 from collections import Counter

@@ -48,6 +48,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             summary = scores.select(names)
             curves.over_training(part, ax, summary, num_diverged=num_diverged.sel(learner=names))
             starts += curves.untrained_levels(part, ax, summary)
+            # The lines of all panels are alike, so that of the last panel serves as the legend entry.
             chance = references.chance(ds, ax) if has_accuracy(ds) else []
             if len(parts) > 1:
                 family = [name for name in names if not selection.is_control(ds, name)]

@@ -117,10 +117,12 @@ def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarra
 
 
 def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
+    """Draw a map of the ratios [learner, layer] in a figure of the width ``inches``; returns the image."""
     norm = LogNorm(1 / LARGEST_CHANGE, LARGEST_CHANGE)
     # In grey both ends are dark, and the numbers in the cells tell them apart.
     colored = np.ma.masked_invalid(np.clip(ratios, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
     picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=0.75)
+    # Columns narrower than 0.4 inches have smaller numbers; sizes are in points.
     size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
         if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:

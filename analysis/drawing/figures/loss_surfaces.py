@@ -18,6 +18,7 @@ from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import measured, seeds_with_values, summarise, tasks_per_seed
 
 MAX_LEARNERS = 3
+"""The largest number of learners that are shown by default."""
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and its label."""
 

@@ -20,6 +20,7 @@ from analysis.schema import only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 MAX_LEARNERS = 3
+"""The largest number of learners that are shown by default."""
 SMALLEST_FRACTION = 1e-4
 """The smallest density that is drawn, as a fraction of the largest density; smaller densities are white."""
 
