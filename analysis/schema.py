@@ -296,7 +296,7 @@ def alpha_steps(ds: xr.Dataset, name: str) -> bool:
     return name not in why_no_alpha(ds)
 
 
-def with_alpha(ds: xr.Dataset) -> xr.Dataset:
+def only_with_alpha(ds: xr.Dataset) -> xr.Dataset:
     """The study with only those learners whose inner steps are alpha times the gradient; all, if none is like that."""
     positions = np.flatnonzero(ds["no_alpha"].values == "")
     return ds.isel(learner=positions) if positions.size else ds
