@@ -437,7 +437,7 @@ def _mistake(error: CycloptsError) -> str:
     command = " ".join(("hessian-tools", *(error.command_chain or ())))
     said = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError):
-        said = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens)}"
+        said = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens or ())}"
     elif isinstance(error, MissingArgumentError) and error.argument is not None:
         option, meaning = error.argument.name, (error.argument.parameter.help or "").partition(";")[0].removesuffix(".")
         is_option = error.argument.field_info.kind is InspectParameter.KEYWORD_ONLY
