@@ -196,6 +196,7 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
         minus = ", learner minus baseline" if any(math.isfinite(v.baseline_value) for v in rows) else ""
         yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}{minus}, [interval over seeds])"
         shown = [v for v in rows if len(verdicts) <= longest or v.kind == "primary"]
+        # The columns of several claims line up, unless a line is longer than 54 characters.
         width = max([54, *(len(_sides(v)) for v in shown)])
         for v in shown:
             yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_correction(v)}{_remark(v)}"

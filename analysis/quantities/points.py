@@ -17,7 +17,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.loss import Loss
 from hessian_tools.trajectory import Trajectory
 
-Values = Mapping[str, Tensor]
+Values = Mapping[str, Tensor]  # the values of a quantity, by the names of its variables
 
 # The number of products that is announced for each point. Its value does not matter as long as it is large enough for
 # the engine that traces the product once to be chosen; see ``docs/architecture.md``.

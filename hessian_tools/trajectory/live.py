@@ -85,8 +85,8 @@ class LiveMeasurement:
         theta = self._take_copy()
         self._copy_seconds = clock() - started
         batch = map_tensors(Tensor.clone, batch)  # the loop may reuse the memory of its batches
-        self.objective = (H := hessian(self.loss, theta, batch)).objective
-        self.engine = H.engine
+        H = hessian(self.loss, theta, batch)
+        self.objective, self.engine = H.objective, H.engine
         units = self._measurement(theta)
         # The next unit may take as long as the slowest one of this measurement and of the one before.
         self._slowest_before = max(self._timed(lambda: next(units))[1] for _ in range(2))
@@ -178,7 +178,7 @@ class LiveMeasurement:
             torch.cuda.synchronize(device)
 
     def _measurement(self, theta: Tensor) -> Iterator[dict[str, float] | None]:
-        """Does the units of a measurement at theta, one at each ``next``: the last gives the values, the others None."""
+        """Does one unit of a measurement at theta at each ``next``; the last one gives the values, the others None."""
         objective = replace(self.objective, thetas=theta[None])
         g = self.engine.gradients(objective)[0]
         yield None

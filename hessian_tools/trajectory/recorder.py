@@ -200,7 +200,7 @@ class Recorder:
 
     @property
     def skipped(self) -> int:
-        """How many live measurements were due but not begun, because of an earlier one or for want of budget."""
+        """How many live measurements were due but not begun: an earlier one was in progress, or no copy was allowed."""
         return 0 if self._live is None else self._live.skipped
 
     def finish(self) -> list[dict[str, float]]:

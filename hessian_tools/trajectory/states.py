@@ -24,8 +24,8 @@ State = Mapping[str, Tensor]
 def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
     """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
 
-    The mode of the model itself is not changed. Raises ValueError for a model that cannot be copied, and HiddenStateError
-    for the patched module of ``higher``, whose loss does not depend on theta.
+    The mode of the model itself is not changed. Raises ValueError for a model that cannot be copied, and
+    HiddenStateError for the patched module of ``higher``, whose loss does not depend on theta.
     """
     model = unwrapped(model)
     # deepcopy takes a tensor from this mapping, by the identity of the original, in place of copying it.
