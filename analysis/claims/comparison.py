@@ -26,6 +26,7 @@ class Question:
     steps: the name of a step group of the plan (inner steps that are judged together), or "all steps". It is "" where
         the quantity has no inner steps, such as the accuracy.
     comparison: what kind of comparison it is, such as "raw" or "equal support loss".
+    units: the unit of the quantity, "1" if it has none.
     predicted: the sign of the effect (learner minus baseline) that the claim predicts.
     measure: the quantity in words; "" if the name of ``quantity`` has words of its own (``NAMES`` in ``sentence.py``).
     against: the baseline in words, such as "along rotated gradients"; "" for a learner, the untrained network or 0.
@@ -49,8 +50,8 @@ def ask(
 ) -> Question:
     """A question of a claim.
 
-    words: other fields of a Question. Those that are left out are the claim's statement in the plan for ``title``, "1"
-    for ``units``, and "" for the others. Raises ValueError for another ``predicted`` than "negative" and "positive".
+    words: other fields of a Question. Their defaults are the claim's statement in the plan for ``title``, "1" for
+    ``units``, and "" for the others. Raises ValueError if ``predicted`` is neither "negative" nor "positive".
     """
     check_choice("predicted", predicted, get_args(Direction))
     title = words.pop("title", None) or plan.title(claim)

@@ -111,6 +111,7 @@ def compare_falls(one: Change, other: Change, *, must_fall: bool) -> Comparison:
 
 def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "trajectory": up to three comparisons for each trained learner and step group."""
+    # The quantity, the one with whose fall its fall is compared, the name of the comparison, the baseline in words.
     others = (
         ("rho", "rho_rotated", "against rotated gradients", "along rotated gradients"),
         ("rho", "eigenvalue", "against the largest eigenvalue", "for the eigenvalue of largest magnitude"),

@@ -55,7 +55,7 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 
 
 def has(ds: xr.Dataset, *variables: str, learner: str | None = None) -> bool:
-    """True if the study has a number for each of the variables, at all or for one learner."""
+    """True if each of the variables has at least one finite number, in the whole study or for one learner."""
     at = {} if learner is None else {"learner": learner_names(ds).index(learner)}
     return all(name in ds and bool(np.isfinite(ds.variables[name].isel(at).values).any()) for name in variables)
 

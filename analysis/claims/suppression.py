@@ -116,6 +116,7 @@ def lower_curvature(
         return []
     quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
     at_unit_norm = quantities[2]
+    # Where this quantity was not measured, the question's own takes its place, and the comparison is left out below.
     has_unit_norm = has(ds, at_unit_norm)
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))
