@@ -98,7 +98,7 @@ CLAIMS: Mapping[str, Claim] = {
     "shot-speed": Claim(shot_speed_verdicts, ("evaluation_accuracy",), PAIR),
     # No study can answer this claim. It is listed for ``unjudged``, which names the benchmark that answers it.
     "shot-cost": Claim(
-        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks.training measures it"
+        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks --only shot measures it"
     ),
 }
 

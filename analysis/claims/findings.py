@@ -1,4 +1,4 @@
-"""What a study found, in one plain sentence for each claim, made from its verdicts."""
+"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example."""
 
 import math
 from collections import Counter
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from analysis.claims.sentence import baseline, measure, number, plural, where
 from analysis.claims.verdict import OUTCOMES, Verdict
+from analysis.statistics import Outcome
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
 TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
+
+ANSWERS: dict[Outcome, str] = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
 
 # The claims for the sentences at the top of a report and at the end of a command. There are at most three sentences, on
 # the first three of these claims that the study has.
@@ -22,7 +25,7 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
-    """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison.
+    """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
     The primary claims come first, in the order of the verdicts. A comparison that an untrained network may pass as well
     is not counted, unless there is no other.
@@ -48,12 +51,22 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 
 def _finding(verdicts: list[Verdict]) -> str:
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
+    title = verdicts[0].title
     counts = Counter(verdict.outcome for verdict in verdicts)
     total = plural(len(verdicts), "comparison")
     seen = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
     details = _corrected(verdicts) + _throughout(verdicts) + _example(verdicts)
-    return f"Of {total} on whether {verdicts[0].title}, the claim is {_listed(parts)}{details}."
+    return f"{title[:1].upper()}{title[1:]}? {_answer(verdicts)}: of {total}, it is {_listed(parts)}{details}."
+
+
+def _answer(verdicts: list[Verdict]) -> str:
+    """What the comparisons of a claim say together; for a primary one, its outcome after the correction counts."""
+    counts = Counter(verdict.corrected_outcome or verdict.outcome for verdict in verdicts)
+    outcome, count = counts.most_common(1)[0]
+    if count == len(verdicts):
+        return ANSWERS[outcome].capitalize()
+    return f"Mostly {ANSWERS[outcome]}" if 2 * count > len(verdicts) else "Divided"
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ class GroupStep:
             theta.copy_(ranks.first(theta))
         theta.grad = None
         self.others_wait = False  # an error in the step is raised on every process, so that none waits then
-        gradients, parts = ranks.together(lambda: self._own_tasks(theta, meta_step))
+        gradients, parts = ranks.with_shared_errors(lambda: self._own_tasks(theta, meta_step))
         aux = torch.zeros(count, len(Aux._fields), dtype=theta.dtype, device=theta.device)
         # Each process fills in the rows of its own tasks. The sum over the processes then holds all rows.
         for j in range(count):

@@ -82,7 +82,7 @@ class RecordedLoss(Loss):
         return [AtState(tensors, batch) for batch in batches], False
 
     def fresh(self) -> Loss:
-        """The same loss as a new object, without the results of earlier checks."""
+        """A new object of the same loss, so that ``refuse_hidden_state`` looks at it again."""
         return RecordedLoss(self.model, self._criterion, self.layout, self.states)
 
     def _moved(self) -> tuple[str, ...]:

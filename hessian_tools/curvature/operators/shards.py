@@ -10,8 +10,9 @@ from torch import Tensor
 from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.processes import Ranks
 
-# Random numbers are drawn in pieces, so that no process holds those of the others. torch makes normal numbers from
-# blocks of 16, and the last block anew, so pieces are multiples of 16 and the last one is no shorter.
+# Random numbers are drawn in pieces, so that no process ever holds a whole vector. torch draws normal numbers in blocks
+# of 16, and draws the last 16 anew where the length is no multiple of 16. The pieces give the same numbers as one call,
+# because all but the last have a multiple of 16 numbers, and the last has at least 16 of them.
 PIECE, BLOCK = 2**20, 16
 
 
