@@ -13,12 +13,13 @@ TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pa
 
 ANSWERS: dict[Outcome, str] = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
 
-# The claims of the three sentences at the top of a report and at the end of a command, as far as a study has them.
+# The claims for the sentences at the top of a report and at the end of a command. There are at most three sentences, on
+# the first three of these claims that the study has.
 SUMMARISED = ("suppression", "trajectory", "shot", "alignment")
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """At most three of the findings: those on suppression, on the trajectory and on SHOT, or on the first claims."""
+    """At most three findings: those on the claims in ``SUMMARISED``, or on the first claims if the study has none."""
     chosen = [verdict for verdict in verdicts if verdict.claim in SUMMARISED]
     return findings(chosen or verdicts)[:3]
 
@@ -39,8 +40,8 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """Each (learner, step group) for which every comparison of a claim supports it.
 
-    Of a claim on curvature that is also compared at unit filter norm or at equal support loss, only these count as
-    suppression: elsewhere, a fall may be one of the loss, or come from growing weights.
+    A claim on curvature is also compared at unit filter norm and at equal support loss. A fall counts as suppression
+    only where these comparisons support it too. Otherwise it may be due to growing weights or to a lower loss.
     """
     places: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
@@ -99,8 +100,8 @@ def _example(verdicts: list[Verdict]) -> str:
     """The numbers of the first plain comparison that has the most frequent outcome.
 
     A primary comparison is preferred, because an exploratory one may be that of a control, such as a network trained on
-    shuffled labels. If no plain comparison has that outcome, they are those of the first plain one. In a claim without
-    plain comparisons, all of them count as plain. If nothing could be compared, the text is empty.
+    shuffled labels. If no plain comparison has that outcome, the numbers are those of the first plain comparison. In a
+    claim without plain comparisons, all comparisons count as plain. If nothing could be compared, the text is empty.
     """
     known = [verdict for verdict in verdicts if not math.isnan(verdict.effect)]
     plain = [verdict for verdict in known if verdict.comparison in PLAIN]
