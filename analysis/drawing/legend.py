@@ -65,7 +65,8 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
         iterations = {int(ds["checkpoint"][state.checkpoint]) for state in drawn if state.is_first is is_first}
         if not iterations:
             continue
-        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
+        which = "first" if is_first else "last"
+        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else f"each learner's {which} checkpoint"
         look: dict[str, Any] = {"color": DARK, "linestyle": "none"}
         if is_first:
             look = {"color": GREY, "linestyle": CONTROL_STYLE.linestyle, "markerfacecolor": "white"}
