@@ -189,9 +189,8 @@ class LiveMeasurement:
         rho = curvature_along(g, H.mv(g)).rho
         yield None
         run = lanczos_run(H, selections, plan.limits)
-        running = True
-        while running:
-            running = run.step()
+        while run.running.any():
+            run.step()
             yield None
         pairs = checked_pairs(H, run.run(), selections)[0]
         yield None

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths
 from hessian_tools.processes import Ranks
 
 # Random numbers are drawn in pieces, so that no process ever holds a whole vector. torch draws normal numbers in blocks
@@ -35,6 +35,12 @@ class Shards:
     def inner(self, partial: Tensor) -> Tensor:
         """Inner products of whole vectors, from those of the parts; the same to the bit on all processes."""
         return self.ranks.sum(partial.clone())
+
+    def inner_products(
+        self, A: Float[Tensor, "*#point row param"], B: Float[Tensor, "*#point column param"]
+    ) -> Float[Tensor, "*point row column"]:
+        """The inner products of the rows of A with those of B, where all rows are whole vectors."""
+        return self.inner(inner_products(A, B))
 
     def lengths(self, vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
         """The lengths of whole vectors, in float64."""
