@@ -12,9 +12,9 @@ from importlib import import_module
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-# Our modules import torch before hessian_tools, in the order of the alphabet, and hessian_tools would then be too
-# late to ask torch's idle threads to wait without spinning (``hessian_tools.threads``). Importing it here would take
-# seconds.
+# torch's idle threads must be told, before torch is loaded, to wait without spinning. ``hessian_tools.threads`` does
+# so, but it comes too late here, because the modules of this package import torch before hessian_tools. Importing
+# hessian_tools at this point would take seconds, so this line repeats what that module does.
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -23,7 +23,8 @@ class StudyCheckpoint:
 
     theta: the network's parameters [param], from which an inner loop starts.
     loss: the loss as a function of such a vector and a batch, with the network as ``loss.model`` and the names and
-        shapes of its parameters as ``loss.layout``; ``ht.hessian(loss, theta, batch)`` takes both.
+        shapes of its parameters as ``loss.layout``. Its Hessian is ``ht.hessian(loss, theta, batch)``, where ht stands
+        for hessian_tools.
     learner: the library's learner, which is the inner loop.
     meta_theta: the meta-parameters [meta]: the network's first, and then whatever else the learner has learned, such as
         step sizes. ``ht.record(learner, loss, meta_theta, *checkpoint.task(0))`` records an inner loop.
@@ -93,7 +94,7 @@ def open_checkpoint(
         listed = ", ".join(map(str, present))
         raise UserError(f"meta_iteration={meta_iteration}: {run} has checkpoints at {listed}; give one of them")
     step = present[-1] if meta_iteration is None else meta_iteration
-    unit = Unit(study, (learner,), seed, step, None)
+    unit = Unit(study, (learner,), seed, step, None)  # None: no block of tasks, on which the network does not depend
     loss, meta_theta = network(unit)
     return StudyCheckpoint(
         theta=meta_theta[: loss.layout.numel],

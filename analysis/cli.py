@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from inspect import Parameter as InspectParameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token, UnusedCliTokensError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -33,7 +34,7 @@ Trust = Annotated[
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:
-    """The number of a token; cyclopts itself would round 1.5 to 2."""
+    """The number of a token, as a converter of cyclopts, which itself would round 1.5 to 2."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -413,7 +414,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
-        return _fail(" ".join(str(e).split()).removesuffix(".") + "; see hessian-tools --help", 2)
+        return _fail(_mistake(e), 2)
     except UserError as e:
         return _fail(str(e), 2)
     except KeyboardInterrupt:
@@ -429,6 +430,20 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail(str(e), status)
     return status if isinstance(status, int) else 0
+
+
+def _mistake(error: CycloptsError) -> str:
+    """The message on a command line that does not fit the command, with the help that says what does."""
+    command = " ".join(("hessian-tools", *(error.command_chain or ())))
+    said = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError):
+        said = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens or ())}"
+    elif isinstance(error, MissingArgumentError) and error.argument is not None:
+        option, meaning = error.argument.name, (error.argument.parameter.help or "").partition(";")[0].removesuffix(".")
+        is_option = error.argument.field_info.kind is InspectParameter.KEYWORD_ONLY
+        said = f"{option} needs a value" if error.keyword else f"'{command}' needs {option if is_option else 'this'}"
+        said = f"{said}: {meaning[:1].lower()}{meaning[1:]}"
+    return f"{said if said.endswith('...') else said.removesuffix('.')}; see {command} --help"
 
 
 def _describe(error: OSError) -> str:

@@ -1,4 +1,8 @@
-"""Puts several studies side by side: their verdicts, corrected together, and their figures drawn over each other."""
+"""Puts several studies side by side.
+
+The p-values of the primary verdicts of all studies are corrected for multiple testing, and a figure for each learner
+shows all studies.
+"""
 
 import base64
 import json
@@ -18,14 +22,16 @@ from analysis.report.page import DASH, Html, element, interval, join, number, pa
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
 
-Key = tuple[str, str, str, str, str, str]
+Key = tuple[str, str, str, str, str, str]  # a question: claim, learner, baseline, steps, comparison, quantity
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several studies by their names: measurements, and verdicts that were corrected together.
+    """Several studies by their names: their measurements and their verdicts.
 
-    confidence: that of all intervals.
+    The p-values of the verdicts are corrected for the number of primary verdicts in all studies.
+
+    confidence: the confidence of all intervals.
     """
 
     studies: dict[str, xr.Dataset]
@@ -34,7 +40,7 @@ class Comparison:
 
     @property
     def rows(self) -> dict[Key, dict[str, Verdict]]:
-        """The verdicts on each question by the names of the studies that answer it, one claim after the other."""
+        """For each question, the verdicts by the names of the studies that answer it. Questions are sorted by claim."""
         rows: dict[Key, dict[str, Verdict]] = {}
         for name, verdicts in self.verdicts.items():
             for v in verdicts:
@@ -79,8 +85,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
                 f"the verdicts of {study.path} rest on other measurements than the present ones;"
                 f" run 'hessian-tools test {study.path}' first"
             )
-    verdicts = holm([(name, open_verdicts(folder)) for name, folder in zip(names, folders, strict=True)],
-                    confidence=confidences[0])  # fmt: skip
+    by_study = [(name, open_verdicts(folder)) for name, folder in zip(names, folders, strict=True)]
+    verdicts = holm(by_study, confidence=confidences[0])
     comparison = Comparison(studies, dict(verdicts), confidences[0])
     if not any(len(found) > 1 for found in comparison.rows.values()):
         raise UserError(
@@ -157,14 +163,16 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
         css="lead",
     )
     for claim in dict.fromkeys(key[0] for key in rows):
-        alike = {key: found for key, found in rows.items() if key[0] == claim}
-        yield element("h2", next(iter(next(iter(alike.values())).values())).title)
-        lines = [row([_question(key), *(_cell(found.get(name)) for name in names)]) for key, found in alike.items()]
+        on_claim = {key: found for key, found in rows.items() if key[0] == claim}
+        any_verdict = next(iter(next(iter(on_claim.values())).values()))  # all of them have the title of the claim
+        yield element("h2", any_verdict.title)
+        lines = [row([_question(key), *(_cell(found.get(name)) for name in names)]) for key, found in on_claim.items()]
         yield table(["Learner, baseline, comparison", *names], lines, wide=True)
     for learner, png in pictures:
         source = f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode('ascii')}"
         picture = element("img", src=source, alt=f"{learner} in all studies", width="960")
         caption = overlay.caption(comparison.studies, learner)
+        # An img element has no end tag in HTML.
         yield element("figure", Html(picture.text.removesuffix("</img>")), element("figcaption", caption))
 
 

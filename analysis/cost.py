@@ -22,8 +22,8 @@ LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter ten
 GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
 SECOND_ORDER = 3  # how much more an inner step costs where the outer gradient is taken through it
 PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
-POSITION_SHARE = 1 / 16  # of an image's pixels: where a mean convolution is computed, because networks shrink images
-NUMBERS_A_POINT = 100  # that are stored, besides eigenvalues and probes
+POSITION_SHARE = 1 / 16  # of an image's pixels, at which a convolution is computed on average: networks shrink images
+NUMBERS_A_POINT = 100  # the numbers that are stored for each parameter vector, besides eigenvalues and probes
 DISK_BLOCK = 4096  # the smallest space that a file takes on most file systems, in bytes
 BYTES_OF_PAGES = 5e6  # of the report, the explorer's page and the figures
 UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to describe
@@ -33,7 +33,8 @@ UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to 
 class Cost:
     """What a study would take.
 
-    seconds: the processor time of each kind of work. num_bytes: the memory of each kind of thing.
+    seconds: the processor time of each kind of work, such as "training". num_bytes: the bytes of memory of what is held
+        in it, such as "the parameters".
     """
 
     seconds: dict[str, float]
@@ -66,7 +67,8 @@ def refuse_above_limits(study: Study) -> None:
 def estimate(study: Study) -> Cost:
     """The processor time and the memory that a study would take, roughly."""
     work = _work(study)
-    # The parameters, their gradient and Adam's moments, and the parameters after each inner step.
+    # Roughly six vectors for the parameters, their gradients and Adam's moments, and one for the parameters after each
+    # inner step.
     copies = 6 + max(learner.learner.steps for learner in study.learners.values())
     num_bytes = {"the parameters": 4.0 * work.num_params * copies, "the measurements": _stored_bytes(study)}
     return Cost(_seconds(study, work), num_bytes)
@@ -97,8 +99,8 @@ def bytes_on_disk(study: Study) -> float:
     num_bytes = BYTES_OF_PAGES + _stored_bytes(study)
     for name, _ in study.runs_to_measure:
         num_checkpoints = len(study.learners[name].checkpoints)
-        # For each variable a folder and its description, and for each checkpoint a folder and its blocks. A block has a
-        # file and, for each further dimension of the variable, a folder: about 2.3 on average.
+        # A variable takes its folder, its description and a folder of chunks (3). In that, each checkpoint has a folder
+        # (1) with its blocks. A block takes a file and a folder for each further dimension, about 2.3 on average.
         num_files = num_variables * (3 + num_checkpoints * (1 + 2.3 * blocks))
         # Each checkpoint holds the parameters; the state of the outer loop holds them with Adam's two moments.
         num_bytes += num_files * DISK_BLOCK + (num_checkpoints + 3) * 4.0 * num_params
@@ -109,7 +111,8 @@ def _work(study: Study) -> "_Work":
     config, input_shape = study.config, study.problem.tasks.input_shape
     num_params, num_tensors, has_convolutions = _parameters(study.problem)
     latent_sizes = [learner.learner.latent.size for learner in study.learners.values() if learner.learner.latent]
-    num_params += 100 * max(latent_sizes, default=0)  # LEO decodes a head from its codes
+    # LEO also has an encoder and a decoder between codes and head; this is a rough count of their parameters.
+    num_params += 100 * max(latent_sizes, default=0)
     positions = max(prod(input_shape[1:]) * POSITION_SHARE, 1.0) if has_convolutions else 1.0
 
     def forward(examples_of_a_class: int, *, tasks: int = 1) -> float:
@@ -162,6 +165,7 @@ def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
     config, measure, learner = study.config, study.config.measure, study.learners[name]
     num_checkpoints = len(learner.checkpoints)
     curvature = 0.0
+    # The full measurements are those at the first and the last checkpoint.
     for level, num_loops in ((measure.full, 2 * measure.full_tasks), (measure.light, num_checkpoints * measure.tasks)):
         num_points = num_loops * (config.inner.steps + 1)
         products = min(level.max_matvecs, work.num_params) + level.probes
@@ -194,7 +198,7 @@ def _stored_bytes(study: Study) -> float:
     """The bytes of all measurements, which drawing and judging read into memory."""
     measure, num_points = study.config.measure, study.config.inner.steps + 1
     numbers = NUMBERS_A_POINT + measure.full.eigenvalues + measure.full.probes
-    at_a_checkpoint = measure.tasks * num_points * numbers + 2 * measure.evaluation_tasks
+    at_a_checkpoint = measure.tasks * num_points * numbers + 2 * measure.evaluation_tasks  # 2: loss and accuracy
     return 8.0 * at_a_checkpoint * sum(len(study.learners[name].checkpoints) for name, _ in study.runs_to_measure)
 
 

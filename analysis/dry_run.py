@@ -87,6 +87,7 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
             if _recorded(study, (learner, seed)).get(part)
         )
         if took and estimated:
+            # The runs so far took this much longer than the estimate of the same work, and the rest will too.
             left, measured = left * took / estimated, True
         seconds[part] = left
     if study.step_size is None:

@@ -20,7 +20,7 @@ def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
     """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
     name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
     # Divergence is read from the loss, because outputs that are NaN still have an accuracy: their argmax is some class.
-    # An evaluation keeps no loss from before adaptation, so the mean of the same network on the measured tasks serves.
+    # An evaluation keeps no loss from before adaptation; the mean of that loss over the measured tasks stands for it.
     loss, first_losses = ds["evaluation_loss"], ds["query_loss"].isel(inner_step=0)
     first_loss = first_losses.where(np.isfinite(first_losses)).mean("task")
     return ds[name].where(np.isfinite(loss) & ~exploded(loss, first_loss) & np.isfinite(ds[name]))

@@ -27,10 +27,10 @@ from hessian_tools.runs import files
 from hessian_tools.runs.files import ASIDE, DamagedFileError, file_digest, read_json, write_atomic, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
-EXPLORER = "explorer.html"  # written beside the report, and by the command explore; nothing rests on it
+EXPLORER = "explorer.html"  # written beside the report, and by the command explore; no other file is made from it
 STEP_SIZE = "step_size.json"  # the result of the search for the step size
 README = "README.md"  # only a folder of kept results has one; see analysis.keep
-DATA_PATHS = ("path", "test_path")  # the settings of the data that say where they are, not which they are
+DATA_PATHS = ("path", "test_path")  # the settings that say where the data are, which differs between machines
 DRAWN = "drawn.json"  # in the folder of the figures: the digest of the measurements that they show
 
 
@@ -81,7 +81,7 @@ def going_on_from(study: Study, path: Path) -> Study:
         )
     before = open_folder(path)
     refuse_other_settings(study, before, advice="leave --from out, or take the settings that are kept")
-    present = study_in_folder(study.config, study.path, device=study.device)
+    present = study_in_folder(study.config, study.path, device=study.device)  # with what its own folder keeps already
     study = study if before.step_size is None else study.with_step_size(before.step_size)
     return replace(study, kept={**present.kept, **before.kept}, goes_on_from=path)
 
@@ -158,7 +158,7 @@ def measurements(study: Study) -> xr.Dataset:
         if run != (ds.attrs["learner"], ds.attrs["seed"]):
             raise DamagedFileError(f"{stores[run]} is that of {ds.attrs['learner']} seed {ds.attrs['seed']}; {ASIDE}")
     kept_runs = kept.runs_of(study.path, [run for run in study.runs if run not in study.runs_to_measure])
-    if kept_runs:  # what is kept of some runs is then taken of all
+    if kept_runs:  # kept results hold less than a store, so the other runs are reduced to the same variables
         runs = kept_runs | {run: kept.reduced(ds) for run, ds in runs.items()}
     if not runs:
         raise UserError(f"nothing is measured yet in {study.path}; run 'hessian-tools measure {study.path}' first")
@@ -173,7 +173,7 @@ def measurements(study: Study) -> xr.Dataset:
     ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs have in common
     if study.config.data.source != "sine-line":
         ds.attrs["ways"] = study.config.data.ways
-    # zarr has no fixed order; a file of kept results has that of its run.
+    # A store keeps the order of its variables as an attribute, because zarr keeps none; kept results have that order.
     orders = [run.attrs.get("variables", list(run.data_vars)) for run in runs.values()]
     return ds.sortby("checkpoint")[list(dict.fromkeys(name for order in orders for name in order))]
 
@@ -277,7 +277,7 @@ def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
 
 
 def _refuse_another(study: Study, begun: StudyConfig) -> None:
-    """Raise UserError unless the study is the one that was begun, perhaps with more seeds or learners."""
+    """Raise UserError unless the study is the one that was begun, perhaps with more seeds, learners or claims."""
     old, new = _settings(begun), _settings(study.config)
     for key in old:
         if not _same(key, old[key], new.get(key)):
@@ -292,7 +292,7 @@ def _settings(config: StudyConfig, *, portable: bool = False) -> dict[str, Any]:
     config = with_own_files(config, lambda file: Path(file.name)) if portable else config
     settings = config.model_dump(mode="json")
     for key in DATA_PATHS if portable else ():
-        settings["data"][key] = bool(settings["data"][key])
+        settings["data"][key] = bool(settings["data"][key])  # only whether a path is given counts
     return settings
 
 

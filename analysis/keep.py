@@ -1,6 +1,6 @@
 """Writes the results of a study into a small folder that can be kept in a repository: the command ``keep``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from analysis.study import Study
 from analysis.study_file import overridden, with_own_files
 from hessian_tools.runs.files import write_text
 
+# The entries of a run's manifest that are kept with its results.
 MANIFEST_FACTS = ("code", "python", "libraries", "device", "dtype", "threads")
 
 
@@ -78,7 +79,7 @@ def _refuse_other_results(study: Study, out: Path) -> tuple[int, ...]:
 
 
 def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
-    """The settings with the kept seeds, and without the places of data and files on the machine that made the study."""
+    """The settings with the seeds that are kept, and without paths of the machine that made the study."""
     config = with_own_files(config, lambda file: Path(file.name))
     data = config.data.model_dump(mode="json")
     data |= {key: f"PATH/TO/{Path(data[key]).name}" for key in folder.DATA_PATHS if data[key]}
@@ -119,8 +120,8 @@ def _readme(study: Study) -> Iterator[str]:
     yield ""
     yield (
         "The command `hessian-tools keep` made this page and the files in `seeds/`: the measurements of each seed, as"
-        " netCDF. `study.yaml` holds the settings and `claims.yaml` the plan of the claims, which was fixed before the"
-        " runs. In this folder:"
+        " netCDF. `study.yaml` holds the settings and `claims.yaml` the plan of the claims, which was fixed before"
+        " anything was measured. In this folder:"
     )
     yield ""
     yield "```"
@@ -130,7 +131,7 @@ def _readme(study: Study) -> Iterator[str]:
     yield f"hessian-tools verify {where}     # is any file missing, damaged, changed or out of date?"
     yield "```"
     yield ""
-    yield 'In Python, `analysis.open_study(".")` opens all measurements. These commands made the runs anew:'
+    yield 'In Python, `analysis.open_study(".")` opens all measurements. These commands make the runs anew:'
     yield ""
     yield "```"
     given = " --data PATH" if study.config.data.path else ""
@@ -144,11 +145,19 @@ def _readme(study: Study) -> Iterator[str]:
     for seed in study.kept:
         facts = kept.seed_facts(study.path, seed)
         runs = facts["runs"].values()
-        train, measure = (sum(run["cpu_seconds"].get(part, 0.0) for run in runs) for part in times.PARTS)
+        train, measure = (_minutes([run["cpu_seconds"].get(part) for run in runs]) for part in times.PARTS)
         versions = {
             f"hessian-tools {run['code']}, torch {run['libraries']['torch']} on {run['device']}" for run in runs
         }
         yield (
-            f"| {seed} | {len(facts['learners'])} | {train / 60:.1f} min | {measure / 60:.1f} min |"
+            f"| {seed} | {len(facts['learners'])} | {train} | {measure} |"
             f" {'; '.join(sorted(versions))} | {facts['data_digest'][:16]} |"
         )
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """The total of the processor times of some runs, of which older versions recorded only a part."""
+    recorded = [each for each in seconds if each is not None]
+    if not recorded:
+        return "not recorded"
+    return f"{'at least ' if len(recorded) < len(seconds) else ''}{sum(recorded) / 60:.1f} min"

@@ -78,6 +78,8 @@ def _read(path: Path) -> xr.Dataset:
     variables = {}
     with h5py.File(path, "r", track_order=True) as file:
         for name, values in file.items():
+            # A coordinate is a scale of HDF5. Each axis of another variable has one scale, which is named after its
+            # dimension.
             dims = [name] if values.is_scale else [dim[0].name.rpartition("/")[2] for dim in values.dims]
             attrs = {key: _scalar(values.attrs[key]) for key in values.attrs if key not in NETCDF_ATTRIBUTES}
             array = values.asstr()[...].astype(str) if h5py.check_string_dtype(values.dtype) else values[...]
@@ -120,6 +122,7 @@ def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: M
             ds.dump_to_store(H5NetCDFStore(file), encoding=encoding)
 
     known = {**facts, "learners": list(runs), "content": _content(ds)}
+    # Compared without the digest of the file, because other versions of HDF5 may write the same numbers in other bytes.
     same = before is not None and before == {**known, "measurements": before["measurements"]}
     if before is not None and same and path.exists() and _digest(path) == before["measurements"]:
         return "unchanged"
@@ -149,7 +152,7 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
     ds = xr.Dataset(kept, attrs=run.attrs)
     if "variables" in ds.attrs:
         ds.attrs["variables"] = list(kept)
-    for name, coordinate in ds.coords.items():  # a selection of dimensions loses no attributes of the coordinates
+    for name, coordinate in ds.coords.items():  # they keep their attributes, whatever arithmetic has done to these
         coordinate.attrs = dict(run[name].attrs)
     return ds
 
@@ -168,10 +171,15 @@ def _over_tasks(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _float32(values: xr.DataArray, *, bits: int | None = None) -> xr.DataArray:
-    """The values rounded to float32 and, if ``bits`` is given, to that many bits of the mantissa (ties go up)."""
+    """The values rounded to float32 and, if ``bits`` is given, to that many bits of the mantissa.
+
+    A number in the middle between two goes to the one of larger magnitude.
+    """
     with np.errstate(over="ignore"):
         array = values.values.astype(np.float32)
     if bits is not None:
+        # On the bits of a float32 as an integer, rounding adds half of the last bit that stays, and clears the unused
+        # bits below it.
         unused = 23 - bits
         code = array.view(np.uint32) if array.ndim else array[None].view(np.uint32)[0]
         rounded = ((code + np.uint32(1 << (unused - 1))) & np.uint32(0xFFFFFFFF - ((1 << unused) - 1))).astype(
@@ -186,7 +194,8 @@ def _content(ds: xr.Dataset) -> str:
     content = hashlib.sha256()
     for name in sorted(map(str, ds.variables)):
         values = ds[name].values
-        data = "\0".join(map(str, values)).encode() if values.dtype.kind in "OUT" else values.tobytes()
+        is_text = values.dtype.kind in "OUT"  # objects, and the two kinds of strings of numpy
+        data = "\0".join(map(str, values)).encode() if is_text else values.tobytes()
         content.update(f"{name} {values.dtype} {values.shape} ".encode() + data)
     return content.hexdigest()
 

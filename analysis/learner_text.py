@@ -59,7 +59,10 @@ def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
 
 
 def _shot(shot: Shot) -> str:
-    """SHOT's settings: T and R are the steps of its target and its reference loop, and K those of the inner loop."""
+    """The settings of SHOT, the penalty on the distance between the ends of a target loop and a reference loop.
+
+    T and R are the numbers of steps of these two loops, and K is that of the inner loop.
+    """
     detached = "detached" if shot.detach_reference else "not detached"
     schedule = "" if shot.schedule == "constant" else f", {shot.schedule} over {shot.schedule_steps} meta-iterations"
     return (

@@ -100,7 +100,7 @@ def run_study(
     seeds: seeds in place of those in ``source``; more can be added to a study later.
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
-    kept: the folder of results of this study that were kept; their runs are not made again.
+    kept: a folder of kept results of this study, as ``hessian-tools keep`` writes it; their runs are not made again.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
         a small study, and otherwise the number of cores or, on a GPU, one for each 16 GiB of its memory (0 where that
         makes fewer than two). A script that uses processes needs ``if __name__ == "__main__":``.
@@ -187,6 +187,8 @@ def run(
     study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; what is complete is not trained or measured again."""
+    # ``mend`` needs the first files, and must not run on changed data. ``start`` repeats the two calls, because the
+    # command ``train`` begins with ``start``.
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     mend(study, reporter)
@@ -242,7 +244,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first.
 
-    The figure of all verdicts is drawn here too, because it needs them and not the measurements.
+    The figure of all verdicts is drawn here too, because it shows the verdicts and not the measurements.
     """
     refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data

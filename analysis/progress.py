@@ -103,7 +103,8 @@ class Bars:
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage that is shown as a bar with counts, elapsed time and time left."""
-        # In a narrow terminal, the bar and the note become shorter, so that counts and times are not cut.
+        # In a narrow terminal, the bar and the note become shorter, so that counts and times are not cut. There are six
+        # spaces between the seven columns.
         clock, counts = len("0:00:00"), len(f"{total:.0f}/{total:.0f} {unit}")
         room = self.console.width - (NAME_WIDTH + counts + clock + len("left") + clock + 6 * len(" "))
         columns = (

@@ -212,6 +212,7 @@ def describe_learners(
     names = learner_names(ds)
 
     def labels(by_learner: Mapping[str, str | None], allowed: Sequence[str | None]) -> tuple[str, np.ndarray]:
+        # The result is "" for a learner without a label and for a label that is not allowed, such as an absent learner.
         # The array holds objects, because one of fixed-width strings cuts off a longer name that is written into it.
         given = (by_learner.get(name) for name in names)
         return "learner", np.array([label if label in allowed else "" for label in given], dtype=object)
@@ -246,7 +247,8 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
 
     A learner's name becomes its position along ``learner``, and "" becomes -1. The reasons ``no_alpha`` are replaced by
     ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere. The coordinates that
-    version 0.1 did not have are left out: they follow from the study's settings, and without them its digests hold.
+    version 0.1 did not have are left out: they follow from the study's settings, and without them the digests that
+    version 0.1 wrote stay valid.
     """
     codes = {name: code for code, name in enumerate(learner_names(ds))}
     numbered = {
@@ -294,7 +296,7 @@ def alpha_steps(ds: xr.Dataset, name: str) -> bool:
     return name not in why_no_alpha(ds)
 
 
-def with_alpha(ds: xr.Dataset) -> xr.Dataset:
+def only_with_alpha(ds: xr.Dataset) -> xr.Dataset:
     """The study with only those learners whose inner steps are alpha times the gradient; all, if none is like that."""
     positions = np.flatnonzero(ds["no_alpha"].values == "")
     return ds.isel(learner=positions) if positions.size else ds

@@ -55,14 +55,14 @@ def facts(study: Study) -> dict[str, str]:
         f" {light.probes} probes, {light.eigenvalues} of these eigenvalues and a tolerance of {light.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",
         "Versions": f"hessian-tools {manifest['code']}, Python {manifest['python']}, {libraries}",
-        "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before the runs",
+        "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before anything was measured",
         "Data digest": manifest["data_digest"][:16],
     }
 
 
 def described(study: Study) -> dict[str, Any]:
     """What a report says of the data and the network; it is kept with results, which are read without the data."""
-    for seed in study.kept:
+    for seed in study.kept:  # the first one serves, because all kept seeds have the same data and network
         return dict(kept.seed_facts(study.path, seed)["described"])
     tasks = study.problem.tasks
     # The record is read and the network is not built, because a report must not import what a study names.

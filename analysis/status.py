@@ -133,6 +133,7 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         yield f"trained: {state.trained}; measured: {state.measured}"
     if study is None and stopped is not None:
         yield f"trained: diverged at {stopped}"
+    # Of many checkpoints, the first three and the last ones.
     shown = saved if len(saved) <= MAX_ROWS else [*saved[:3], *saved[3 - MAX_ROWS :]]
     yield f"checkpoints: {len(saved)}" + (f", of which {len(shown)} are listed" if len(shown) < len(saved) else "")
     if shown:
@@ -312,7 +313,7 @@ def _what_next(study: Study, *, complete: bool, missing: Sequence[str], verdicts
 
 
 def _command(study: Study, name: str) -> str:
-    """A command on a study's folder, with the option that its own code needs."""
+    """A command on a study's folder, with ``--trust`` where it would import the user's own code."""
     config = study.config
     own = ":" in config.network.name or any(":" in target for target in config.measure.quantities) or config.claims
     trust = " --trust" if own and name in ("study", "measure", "test") else ""

@@ -8,7 +8,8 @@ flagged unit is complete.
 Every chunk ends with its checksum (CRC-32C), and a flagged unit has a file for every chunk of every variable, even
 where all values are NaN. The digests of the files with which the store was made stand in a file beside the store. For
 each unit a record beside the store names its run and holds the checksums of its chunks. So ``faults`` notices a file
-that was changed or removed, which would otherwise be read as wrong numbers or as NaN, and one of another run.
+that was changed or removed, which would otherwise be read as wrong numbers or as NaN, and a file that comes from the
+store of another run.
 """
 
 import asyncio
@@ -44,8 +45,8 @@ from hessian_tools.runs.files import (
 from hessian_tools.runs.manifest import training_digest
 
 NAME = "measurements.zarr"
-# Beside the store: the SHA-256 (hex) of each file with which it was made, that is of each zarr.json and each chunk of a
-# coordinate or scalar. A version that kept no records of units has only the zarr.json in it.
+# A file beside the store with the SHA-256 (hex) of each file with which the store was made: of each zarr.json and each
+# chunk of a coordinate or a scalar. Versions that kept no records of units listed only the zarr.json files.
 DIGESTS = "measurements.json"
 RECORDS = "measurements.units"  # beside the store: the folder of the records of units, see ``_write_record``
 # The last step of writing a chunk adds four bytes, its checksum.
@@ -98,9 +99,9 @@ def create(
             encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
         blank.to_zarr(_DurableStore(part), zarr_format=3, consolidated=False, encoding=encoding)
-        whole = [str(name) for name in [*blank.coords, *scalars]]
-        _write(part, {name: (..., blank[name].to_numpy()) for name in whole})
-        files = [file for name in whole for file in (part / name).rglob("*") if file.is_file()]
+        in_no_unit = [str(name) for name in [*blank.coords, *scalars]]  # these belong to the store as a whole
+        _write(part, {name: (..., blank[name].to_numpy()) for name in in_no_unit})
+        files = [file for name in in_no_unit for file in (part / name).rglob("*") if file.is_file()]
         write_json(folder / DIGESTS, _file_digests(part, files))
         os.rename(part, path)  # a store under its final name is complete
         fsync(folder)
@@ -178,6 +179,7 @@ def faults(path: Path) -> Iterator[Fault]:
     """
     digests = path.parent / DIGESTS
     if not digests.exists():
+        # An array that has checksums was written by a later version than 0.1, and so the digests must exist.
         if any(b"crc32c" in _content(file) for file in _descriptions(path)):
             yield Fault(digests, "is missing", None)
         return
@@ -193,10 +195,10 @@ def faults(path: Path) -> Iterator[Fault]:
         return
     has_records = any(not name.endswith("zarr.json") for name in recorded)
     arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
-    measured: dict[
-        _UnitIndex | None, dict[str, str]
-    ] = {}  # the checksums of the chunks of each flagged unit, as its record has them
-    for name in sorted(arrays, key=lambda name: name not in FLAGS):  # the flags say which chunks of others must exist
+    # For each flagged unit, the checksums of its chunks by variable, as its record has them; empty without a record.
+    measured: dict[_UnitIndex | None, dict[str, str]] = {}
+    # The flags come first, because they say which chunks of the other variables must exist.
+    for name in sorted(arrays, key=lambda name: name not in FLAGS):
         dims = tuple(arrays[name].get("dimension_names") or ())
         for index, file in _chunk_files(path / name, arrays[name]):
             unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
@@ -214,7 +216,7 @@ def faults(path: Path) -> Iterator[Fault]:
                     problem, measured[unit] = _read_record(path, record)
                     if problem:
                         yield Fault(record, problem, unit)
-            elif _checksum(chunk) != measured.get(unit, {}).get(name, _checksum(chunk)):
+            elif _checksum(chunk) != measured.get(unit, {}).get(name, _checksum(chunk)):  # equal without a record
                 yield Fault(file, "is not the one that was measured, but perhaps that of another run", unit)
 
 
@@ -336,7 +338,8 @@ def _record_file(path: Path, unit: _UnitIndex) -> Path:
 def _run_digests(path: Path) -> dict[str, str]:
     """The digests of what tells the run of a store from any other: the attributes of its store, and its training.
 
-    Where the manifest is lost or has no training, which is a fault of its own, that of the training is left out.
+    Where the manifest is lost or has no training, the digest of the training is left out; the command ``verify``
+    reports the lost manifest.
     """
     digests = {
         "store": hashlib.sha256(_content(path / "zarr.json")).hexdigest(),
@@ -362,7 +365,10 @@ def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _content(file: Path) -> bytes:
-    """The bytes of a file of a store; empty where it is none, or far too large, so that it counts as changed."""
+    """The bytes of a file of a store.
+
+    For something that is no file, or that is far too large, the result is empty, so that it counts as changed.
+    """
     try:
         refuse_unreadable(file)
     except DamagedFileError:
@@ -376,7 +382,7 @@ def _checksum(chunk: bytes) -> str:
 
 
 def _undamaged(chunk: bytes) -> bool:
-    # A power cut can leave a file empty, and the checksum of nothing is 0.
+    # A power cut can leave a file empty. The checksum of no bytes is 0, as is the number that no bytes stand for.
     return len(chunk) > 4 and google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
 
 

@@ -157,7 +157,8 @@ class Study:
     device_share: the share of a card's memory that this process may take; it is below 1 where workers share the card.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
-    kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
+    kept: for each seed, the learners whose results lie in the folder as kept results, the small files that the command
+        ``keep`` writes (``analysis.kept``). Their runs need not be made.
     goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
     """
 
@@ -183,7 +184,8 @@ class Study:
     def limit_memory(self) -> None:
         """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
 
-        If it asks for more than its share, it alone runs out of memory, and it then computes less at once.
+        If the process asks for more than its share, only this process runs out of memory, and then computes fewer tasks
+        or points at once.
         """
         if self.device_share < 1:
             index = torch.device(self.device).index
@@ -203,7 +205,7 @@ class Study:
 
     @property
     def runs_to_train(self) -> list[tuple[str, int]]:
-        """The runs whose results are not kept, and those runs from whose checkpoints they begin."""
+        """The runs whose results are not kept, and all runs from whose checkpoints these runs begin."""
         needed = {(start, seed) for name, seed in self.runs_to_measure for start in (name, *self.config.starts(name))}
         return [run for run in self.runs if run in needed]
 
@@ -328,11 +330,12 @@ class Study:
         """
 
         def measured_loop(learner: StudyLearner) -> tuple[Learner, float | None]:
-            # Curvature is not measured along evaluation_steps, which only say when accuracy is judged.
+            # evaluation_steps only say after how many steps accuracy is measured; curvature does not depend on them.
             loop, step_size = learner.inner_loop
             return replace(loop, evaluation_steps=None), step_size
 
-        # The order is reversed so that, of several learners with the same inner loop, the first one is kept.
+        # A dict keeps the last value of a key, so the order is reversed: of several learners with the same inner loop,
+        # the first one stays.
         untrained = {
             measured_loop(learner): name
             for name, learner in reversed([*self.learners.items()])
@@ -365,7 +368,7 @@ class Study:
 
     @property
     def relations(self) -> dict[str, dict[str, Any]]:
-        """How the learners are related, as the arguments of ``analysis.schema.describe_learners`` that have defaults.
+        """How the learners are related, by the names of arguments of ``analysis.schema.describe_learners``.
 
         Two learners are of one family if their settings differ only in SHOT, in the penalty on the curvature and in
         ``first_order``; the family is named after its first learner.
@@ -377,11 +380,10 @@ class Study:
             if self._bare(settings) == settings:
                 plain.setdefault(settings, name)
             families.setdefault(self._bare(settings, first_order=False), name)
-        penalties = {name: getattr(settings, "penalty", None) for name, settings in configs.items()}
         bare = {name: self._bare(settings) for name, settings in configs.items()}
         return {
             "dose": {name: settings.shot.weight if settings.shot else 0.0 for name, settings in configs.items()},
-            "penalty": {name: penalty.weight if penalty else 0.0 for name, penalty in penalties.items()},
+            "penalty": {name: each.penalty.weight if each.penalty else 0.0 for name, each in configs.items()},
             "without_intervention": {
                 name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]
             },
@@ -393,9 +395,7 @@ class Study:
 
     def _bare(self, settings: LearnerConfig, **changes: Any) -> LearnerConfig:
         """The same settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty."""
-        removed: dict[str, Any] = {"shot": None, "pretraining": None}
-        if "penalty" in LearnerConfig.model_fields:
-            removed["penalty"] = None
+        removed: dict[str, Any] = {"shot": None, "pretraining": None, "penalty": None}
         if settings.start is not None and self.config.learners[settings.start].pretraining is not None:
             removed["start"] = None
         return settings.model_copy(update=removed | changes)
@@ -405,7 +405,7 @@ def _control(settings: LearnerConfig) -> str:
     """The kind of control that a learner is: "untrained", "supervised", "shuffled" or, for the others, ""."""
     if not settings.trained or settings.algorithm == "supervised":
         return settings.algorithm
-    return "shuffled" if getattr(settings, "shuffle_labels", False) else ""
+    return "shuffled" if settings.shuffle_labels else ""
 
 
 def build(

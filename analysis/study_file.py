@@ -101,8 +101,8 @@ def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
     bundled = get_args(DataConfig.model_fields["name"].annotation)
     if "\0" in path:
         raise UserError(f"data={path!r} holds a NUL character, which no path does; give the folder or file of the data")
-    # Unlike those of Path, these functions do not fail on a user that there is not, or on a link to itself; opening the
-    # data then says that there are none.
+    # The functions of os.path are used because Path's would fail on an unknown user, as in ~nobody, and on a link that
+    # points to itself. With them, opening the data later reports that there are no data.
     given = Path(os.path.expanduser(path))
     source = path if path in bundled and not given.exists() else os.path.realpath(given)
     return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": source}})

@@ -36,7 +36,7 @@ def stopwatch(run: Path, part: str) -> Callable[[], None]:
 
 @contextmanager
 def apart(process: str) -> Iterator[None]:
-    """Inside the block, watches of this thread write into files of their own, which ``process`` names."""
+    """Inside the block, the stopwatches of this thread write into a file of their own, named after ``process``."""
     token = _file_name.set(f"times-{process}.jsonl")
     try:
         yield

@@ -60,8 +60,8 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     study = choose_step_size(study, engine, reporter)
     record_run_ownership(study)
     units = [TrainUnit(study, learner, seed) for learner, seed in study.runs_to_train]
-    # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
-    # then those of second order, then those of first order.
+    # The costliest runs come first, so that no worker begins one when the others have finished: those with the penalty
+    # SHOT (``hessian_tools.inner.shot``), then those of second order, then those of first order.
     settings = study.config.learners
     units.sort(key=lambda unit: (settings[unit.learner].shot is None, settings[unit.learner].first_order))
     waiting = [unit for unit in units if not unit.complete]
@@ -130,7 +130,7 @@ def record_run_ownership(study: Study) -> None:
     if own:
         sources["quantity_sources"] = {target: study.source_digest(target) for target in own}
     facts = environment(device=study.device) | {
-        "threads": 1,
+        "threads": 1,  # every process that trains or measures computes on one thread, whatever this one does
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
@@ -162,7 +162,10 @@ def _take_changed_quantities(study: Study, learner: str, seed: int, present: dic
 
 
 def run_settings(study: Study, learner: str, seed: int) -> dict[str, Any]:
-    """The settings of a study on which a run depends, as its manifest records them, without digests of own code."""
+    """The settings of a study on which a run depends, as its manifest records them.
+
+    The digests of the user's own code, which the manifest holds too, are not among them.
+    """
     config = study.config.model_dump(mode="json")
     return {
         **{key: config[key] for key in ("data", "network", "train", "measure")},
@@ -179,7 +182,7 @@ def refuse_other_step_size(study: Study) -> None:
 
     Raises DamagedFileError if the file of the search lacks an entry.
     """
-    step_size_table(study)
+    step_size_table(study)  # called for its error, where the file is damaged
     for learner, seed in study.runs_to_train if (study.path / STEP_SIZE).exists() else ():
         path = study.run(learner, seed) / MANIFEST
         begun = entries(path.parent).get("config", {}).get("step_size")
@@ -289,7 +292,10 @@ def try_candidate(candidate: Candidate, emit: Emit) -> None:
 
 
 def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
-    """The step size with the highest validation accuracy, or for regression the lowest loss; the smallest of equals."""
+    """The step size with the highest validation accuracy or, for regression, the lowest validation loss.
+
+    Of several that are equally good, it is the smallest.
+    """
     criterion = "validation_accuracy" if classification else "validation_loss"
     finite = [row for row in rows if isinstance(row.get(criterion), float)]
     if not finite:

@@ -96,7 +96,7 @@ def mend(study: Study, reporter: Reporter) -> None:
 
 def faults(study: Study) -> Iterator[str]:
     """A line for each fault of a study's folder, with its remedy."""
-    begun = [run for run in study.runs if any(study.run(*run).glob("[!.]*"))]
+    begun = [run for run in study.runs if any(study.run(*run).glob("[!.]*"))]  # their folders hold a visible file
     damaged = [*_errors(partial(read_manifest, study.run(*run)) for run in begun)]
     yield from damaged
     if damaged:
@@ -187,11 +187,13 @@ def _lost_checkpoints(study: Study) -> Iterator[str]:
         folder = study.run(learner, seed)
         reached = _trained_to(folder)
         with suppress(DamagedFileError):  # damaged metrics are a fault of their own
-            # A meta-iteration gets its line before its checkpoint, so the last line says nothing of that checkpoint.
+            # A meta-iteration gets its line before its checkpoint is written, so the last line does not show that the
+            # last checkpoint was written.
             reached = max(reached, len(metrics.read(folder / metrics.NAME)) - 1)
         for step in study.learners[learner].checkpoints:
             file = checkpoints.checkpoint_path(folder, step)
-            # A process that was killed between a state and its checkpoint leaves the same behind, with the same remedy.
+            # A process that was killed after it had written the state and before it wrote the checkpoint leaves the
+            # same files as a lost checkpoint, and the remedy is the same.
             if step <= reached and not file.exists():
                 yield f"{file} is missing; run 'hessian-tools study {study.path}', which makes it again"
 

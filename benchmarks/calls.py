@@ -25,7 +25,7 @@ ROUTES: tuple[Route, ...] = ("direct", "kept", "traced", "auto")
 
 
 class Profile:
-    """The number of calls of library functions, and the largest number of their frames on the stack together."""
+    """The number of calls of library functions, and the largest number of their frames on the stack at one moment."""
 
     def __init__(self) -> None:
         self.calls = self.deepest = 0

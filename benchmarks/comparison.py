@@ -19,7 +19,8 @@ class Figures:
 
     seconds: the median over the rounds of the time of one run; in a "products" row, of the time of one product.
     first: seconds of the whole first call in every row, because tracing is done once, however many products follow.
-    error: the error of the values against the reference, in the row's measure. matvecs: the products at one point.
+    error: the error of the values against the reference, as ``error`` measures it. matvecs: the number of products at
+    one point.
     """
 
     seconds: float
@@ -86,10 +87,9 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
     a, b = (_times(row, entry.samples, clock) for entry in (ours, theirs))
     cpu_a, cpu_b = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
     ratios = [ratio(x, y) for x, y in zip(a, b, strict=True)]
-    floor = theirs.samples[-1]  # only the contestant "floor" has measured the rate of matrix products
-    share = None
-    if "matmul_flop_per_second" in floor:
-        share = float(floor["product_flop"] / own.seconds / floor["matmul_flop_per_second"])
+    last, share = theirs.samples[-1], None
+    if "matmul_flop_per_second" in last:  # only the contestant "floor" measures this, and only on a GPU
+        share = float(last["product_flop"] / own.seconds / last["matmul_flop_per_second"])
     return Line(
         row,
         rival,
@@ -105,7 +105,7 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
 
 def _figures(row: Row, entry: Entry, points: int, clock: Clock) -> Figures:
     first = None if entry.first is None else entry.first[CLOCKS[clock]]
-    # In these rows a number of products at one point says nothing, or there is none.
+    # The benchmark itself sets how many products a "products" row computes, and meta-gradients compute none.
     counts_products = row.quantity not in ("products", META_GRADIENT, SHOT_COST)
     matvecs = entry.samples[-1]["num_matvecs"] / points if counts_products else None
     return Figures(median(_times(row, entry.samples, clock)), first, entry.error, matvecs)

@@ -2,6 +2,11 @@
 
 The Hessian of a linear regression is X'X / n, whose population is the covariance of the examples. 1,000 data sets are
 drawn for each line. Run as ``python -m benchmarks.coverage``; it takes five minutes and prints a table in Markdown.
+
+"covered" is the share of the 95 % intervals that contain the population's value. "stderr" in the last three columns is
+the root mean square of the reported standard errors. They are divided by the standard deviation of the values over the
+data sets ("error / spread"), and divide the mean error of the values ("bias / stderr") and the mean of
+``Jackknife.second_order``.
 """
 
 from typing import NamedTuple
@@ -48,7 +53,7 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case, data_sets: int) -> Jackknife:
-    """The jackknife of that many data sets, one at each point."""
+    """The jackknife of ``data_sets`` data sets. Each is the data of one point, so that all are computed at once."""
     n = len(case.spectrum)
     Q = torch.linalg.qr(torch.randn(n, n, generator=ht.stream(0, "basis"), dtype=DTYPE)).Q
 
@@ -73,9 +78,9 @@ def main() -> None:
         covered = float(((low <= truth) & (truth <= high)).double().mean())
         stderr = float((result.stderr**2).mean().sqrt())
         bias = float(result.value.mean()) - truth
-        first_two = ", ".join(f"{value:g}" for value in case.spectrum.tolist())
+        spectrum = ", ".join(f"{value:g}" for value in case.spectrum.tolist())
         print(
-            f"| {case.quantity} | {case.method} | {first_two} | {case.name} | {100 * covered:.1f} % | "
+            f"| {case.quantity} | {case.method} | {spectrum} | {case.name} | {100 * covered:.1f} % | "
             f"{stderr / float(result.value.std()):.2f} | {bias / stderr:.2f} | "
             f"{float(result.second_order.mean()) / stderr:.2f} |",
             flush=True,

@@ -12,7 +12,7 @@ products: one product at each of many points of W1, W2, W3 and of two residual n
     CUDA graph, which the library does not do unless ``recorded.RECORD`` is set. "Inductor" is the rule with
     ``compile=True``, at some of the sizes, because compiling takes ten seconds or more for each; it is measured with
     and without a CUDA graph.
-top5: the top 5 eigenvalues at many points, first and second call in one process, and how often the host waits.
+top5: the top 5 eigenvalues at many points, in three calls of one process, and how often the host waits for the GPU.
 training: the meta-gradient of MAML on many tasks, in turn and at once, with the three ways to compute convolutions.
     Errors are against tasks in turn in float64.
 precision: how far products are from float64, in float32, in TF32 and under bfloat16 autocast.
@@ -72,9 +72,11 @@ WAYS = ("grouped", "matrices", "rule", "recorded")
 # Where products compiled by Inductor are measured, too.
 INDUCTOR: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (3,)}}
 INDUCTOR_WAYS = ("Inductor", "Inductor, recorded")
-MAX_MEMORY = 2**35  # with less, 256 points of W2 are multiplied in parts, and what is kept is computed for each product
-CHECKED_POINTS = 2  # so many points have products in float64 beside them
-MIN_SECONDS, MIN_CALLS = 0.5, 5
+# In less memory, the tensors that products keep for 256 points of W2 do not fit at once. The points would then be
+# multiplied in parts, and these tensors would be computed anew for each product.
+MAX_MEMORY = 2**35
+CHECKED_POINTS = 2  # the number of points at which products are compared with products in float64
+MIN_SECONDS, MIN_CALLS = 0.5, 5  # every timing goes on until it has taken both
 
 app = App(name="python -m benchmarks.gpu", help="Measures products of many points on a GPU.", version_flags=[])
 
@@ -139,7 +141,7 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
 
 
 def top5(device: Device) -> Iterator[dict[str, Any]]:
-    """Milliseconds a point of the first and of the second call, for ``route="auto"``."""
+    """Milliseconds a point of each of three calls, for ``route="auto"``."""
     for name, sizes in TOP5[device].items():
         for points in sizes:
             problem = at_points(name, points, device)
@@ -172,21 +174,21 @@ def waits(problem: Problem) -> float:
         return float("nan")
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             solve(problem)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing CUDA operation" in str(each.message) for each in said)
+    return sum("synchronizing CUDA operation" in str(each.message) for each in caught)
 
 
 def training(device: Device) -> Iterator[dict[str, Any]]:
-    """Milliseconds a task of a meta-gradient, whose tasks are computed in turn or at once."""
+    """Milliseconds a task of a meta-gradient, whose tasks are computed one after another ("in turn") or at once."""
     for name, sizes in TRAINING[device].items():
         for count in sizes:
             tasks = drawn_problem(name).first(count)
             exact = meta_gradient(outer_step(tasks.to(device, torch.float64), tasks_at_once=1))
-            problem = tasks.to(device, torch.float32)  # the model of the two is the same
+            problem = tasks.to(device, torch.float32)  # both problems share one model, so its dtype is set back
             for way in ("in turn", "grouped", "matrices", "rule"):
                 row = {"problem": name, "tasks": count, "way": way}
                 try:
@@ -199,8 +201,8 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
                     error = float((found.double() - exact).norm() / exact.norm())
                     yield row | {"ms a task": 1e3 * seconds / count, "error": error, "peak, MiB": peak_mib(problem)}
                 except RuntimeError as failure:
-                    nothing = {"ms a task": float("nan"), "error": float("nan")}
-                    yield row | nothing | {"peak, MiB": str(failure).splitlines()[0][:60]}
+                    failed = {"ms a task": float("nan"), "error": float("nan")}
+                    yield row | failed | {"peak, MiB": str(failure).splitlines()[0][:60]}
 
 
 def meta_gradient(job: Job) -> Tensor:
@@ -268,7 +270,7 @@ def in_float64(problem: Problem) -> Tensor:
     few = problem.first(CHECKED_POINTS).to(problem.thetas.device.type, torch.float64)
     H = ht.hessian(few.loss, few.thetas, few.batch, route="kept")
     result = H.products(vectors(problem)[:CHECKED_POINTS].double())[..., 0]
-    problem.model.to(torch.float32)  # the model of the two problems is the same
+    problem.model.to(torch.float32)  # both problems share one model, so its dtype is set back
     return result
 
 

@@ -61,7 +61,10 @@ class LanguageModel(nn.Module):
 
 
 def width_for(num_params: float) -> int:
-    """The multiple of the heads that comes nearest: 12 width^2 parameters a block, and the embedding."""
+    """The multiple of ``HEADS`` at which the model comes nearest to ``num_params`` parameters.
+
+    A block has about 12 width^2 parameters, and the embedding has VOCABULARY width.
+    """
     widths = range(HEADS, 100_000, HEADS)
     return min(widths, key=lambda w: abs(12 * DEPTH * w**2 + VOCABULARY * w - num_params))
 
@@ -70,7 +73,7 @@ def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callab
     """The result of a calculation, after a line with its time and its memory beside the plan."""
     print(f"{planned}\n", flush=True)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    Path("/proc/self/clear_refs").write_text("5")  # tells Linux to count the peak from here on
     start = time.perf_counter()
     result = calculate()
     seconds, added = time.perf_counter() - start, resident("VmHWM") - before

@@ -17,7 +17,8 @@ import hessian_tools as ht
 
 INPUTS, OUTPUTS, EXAMPLES = 1000, 10, 16
 CALCULATIONS = ("product", "trace", "top_eigenpairs")
-# A plan is kept if the process adds no more or less than this beside it: the larger of a share and a number of bytes.
+# A plan counts as kept if the memory that the process adds differs from it by at most this share of the plan or by at
+# most this number of bytes, whichever is larger.
 SHARE, BYTES = 0.1, 64 * 2**20
 
 
@@ -51,7 +52,7 @@ def measure(calculation: str, num_params: int) -> None:
     options = {"trace": {"num_probes": 4}, "top_eigenpairs": {"k": 5, "vectors": True, "max_matvecs": 30}}
     planned = ht.plan(H, calculation, **options.get(calculation, {}))  # type: ignore[arg-type]
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    Path("/proc/self/clear_refs").write_text("5")  # tells Linux to count the peak from here on
     result = calculate(H, calculation)
     added = resident("VmHWM") - before
     assert result is not None

@@ -61,7 +61,7 @@ def speed_rows(name: str, turns: int) -> list[dict[str, Any]]:
     V = torch.randn(*problem.thetas.shape, 1, generator=ht.stream(0, "V"))
     operators = {r: ht.hessian(problem.loss, problem.thetas, problem.batch, route=r) for r in ROUTES}
     first = {route: cpu_seconds(partial(H.products, V), 1) for route, H in operators.items()}
-    convolutional = name < "W3"  # W1 and W2
+    convolutional = workload != "W3"
     times: dict[str, list[float]] = {route: [] for route in (*ROUTES, "floor")}
     for _ in range(turns):
         for route, H in operators.items():
@@ -116,6 +116,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
         probes = torch.randn(H.num_params, 2, generator=ht.stream(0, "probes"))
         before, start = memory(), time.process_time()
         # The first call in a process traces the loss; the parts below reuse the result, so it is timed separately.
+        # ``num_points`` is None where an operator has no point axis, which means one point.
         ht.trace(H.select(torch.arange(H.parts()[0].num_points or 1)), probes=probes)
         tracing = time.process_time() - start
         start, done, peak = time.process_time(), 0, 0.0

@@ -50,6 +50,7 @@ class Problem:
         return replace(self, thetas=self.thetas[:count], x=self.x[:count], y=self.y[:count])
 
     def to(self, device: str, dtype: torch.dtype) -> "Problem":
+        """The problem on a device and in a dtype. It shares the model with this one, whose dtype changes as well."""
         thetas, x, y = (_moved(tensor, device, dtype) for tensor in (self.thetas, self.x, self.y))
         return replace(self, model=self.model.to(device, dtype), thetas=thetas, x=x, y=y)
 
@@ -92,6 +93,7 @@ class TrainingProblem:
         return replace(self, support=(sx[:count], sy[:count]), query=(qx[:count], qy[:count]))
 
     def to(self, device: str, dtype: torch.dtype) -> "TrainingProblem":
+        """The problem on a device and in a dtype. It shares the model with this one, whose dtype changes as well."""
         sx, sy, qx, qy = (_moved(tensor, device, dtype) for tensor in (*self.support, *self.query))
         return replace(self, model=self.model.to(device, dtype), support=(sx, sy), query=(qx, qy))
 
@@ -100,7 +102,7 @@ class TrainingProblem:
 class Answer:
     """The result of one run.
 
-    num_matvecs: the number of products at all points together. values [point, number]: eigenvalues, traces or entries
+    num_matvecs: the number of products, summed over all points. values [point, number]: eigenvalues, traces or entries
     of a meta-gradient; None if only products were computed. stderr: the standard errors of traces. seconds: the time of
     one run, by the wall clock and by processor time, if the run measures it itself; the worker's timing is then
     ignored. rates: further measurements, by name.

@@ -4,8 +4,9 @@
     python -m benchmarks.processes sharded [--processes 1 4] [--width 2000]
 
 ``data`` shares the batches between the processes and reports, for a product with one vector, the median time and the
-bytes that a process sent. ``sharded`` divides a model of 5 width^2 parameters in float32, runs Lanczos for 5 pairs,
-and reports by how much the resident memory of a process rose above that of the process before the model was made.
+bytes that a process sent. ``sharded`` divides a model of 5 width^2 parameters in float32, runs Lanczos for 5
+eigenpairs, and reports by how much the peak of a process's resident memory rose above its value before the model was
+made.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from hessian_tools.distributed import data_parallel, shard, sharded_hessian
 
 REPEATS = 20
 EXAMPLES = 16
-PRODUCTS = 32  # enough to fill the basis and to restart; what follows needs no more memory
+PRODUCTS = 32  # enough for Lanczos to fill its basis and to restart; further products need no more memory
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def _sent() -> int:
     return int(line.split(":")[1].split()[8])
 
 
-def _data(rank: int, size: int, width: int) -> str:
+def _data(rank: int, size: int, _: int) -> str:
     model = ht.seeded(lambda: ht.MLP((64, 256, 256, 256, 10)), seed=0)
     theta, layout = ht.flatten(model)
     loss = ht.make_loss(model, F.cross_entropy, layout)
@@ -82,7 +83,7 @@ def _data(rank: int, size: int, width: int) -> str:
 
 def _sharded(rank: int, size: int, width: int) -> str:
     F.cross_entropy(nn.Linear(8, 8)(torch.ones(2, 8)), torch.tensor([0, 1])).backward()  # what torch loads at first use
-    warm = _resident()
+    before = _peak_memory()
     model = ht.seeded(
         lambda: nn.Sequential(*[m for _ in range(5) for m in (nn.Linear(width, width), nn.Tanh())]), seed=0
     )
@@ -96,16 +97,17 @@ def _sharded(rank: int, size: int, width: int) -> str:
     else:
         H = sharded_hessian(shard(model), F.cross_entropy, (x[rank::size], y[rank::size]))
         pairs, n = H.top_eigenpairs(k=5, rtol=1e-2, max_matvecs=PRODUCTS), H.num_params
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - warm
-    vectors = peak / (4 * n)
+    added = _peak_memory() - before
+    vectors = added / (4 * n)  # n numbers of four bytes
     return (
         f"n = {n:,}, lambda_max {float(pairs.values[0]):.6g} ± {float(pairs.residuals[0]):.1g}, "
         f"{int(pairs.num_matvecs)} products in {time.perf_counter() - start:.0f} s, "
-        f"{peak / 1e6:.0f} MB above a warm process, which are {vectors:.1f} vectors of length n"
+        f"{added / 1e6:.0f} MB above a warm process, which are {vectors:.1f} vectors of length n"
     )
 
 
-def _resident() -> int:
+def _peak_memory() -> int:
+    """The largest resident memory that this process has had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

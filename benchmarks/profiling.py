@@ -45,7 +45,7 @@ def main(
     points: Annotated[int | None, Parameter(help="The number of points; by default all.")] = None,
     task: Annotated[str, Parameter(help="The quantity: products or top5.")] = "products",
     threads: int = 1,
-    each: Annotated[bool, Parameter(negative="", help="List every operation by itself instead of by kind.")] = False,
+    each: Annotated[bool, Parameter(negative="", help="List every operation separately, not by kind.")] = False,
 ) -> None:
     """Print the milliseconds of one product, or of the top 5 eigenvalues at one point, by kind of operation."""
     torch.set_num_threads(threads)

@@ -93,7 +93,7 @@ def race(
 
 
 def environment(threads: int, allocator: str) -> dict[str, str]:
-    """The environment of a worker, the same for every contestant; settings of malloc are not inherited from ours."""
+    """The environment of a worker, the same for every contestant; this process's settings of malloc are left out."""
     count = str(threads)
     fixed = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}

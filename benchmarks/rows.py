@@ -6,8 +6,8 @@ the quantities of W1 to W3.
 
 from dataclasses import dataclass
 
-# Every contestant is asked for a top-5 to 1e-3. If our true error is this large or larger, the goal is missed at any
-# speed.
+# Every contestant is asked for the top 5 eigenvalues to a relative tolerance of 1e-3. If our true relative error is
+# this large or larger, the goal is missed at any speed.
 MAX_ERROR = 1e-4
 META_GRADIENT = "meta-gradient"
 # The quantity that compares the time of a meta-gradient with and without SHOT, which is a penalty on the distance

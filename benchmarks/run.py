@@ -87,8 +87,8 @@ def _reference(row: Row, file: Path, count: int, settings: Settings, progress: C
         progress.print(f"{row.workload} {row.quantity}: reference values in float64 at {count} points ...")
         problem = load(row.workload, file).first(count).to(settings.device, torch.float64)
         path.write_text(json.dumps(reference(problem, row.quantity)))
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return kept
+    stored: dict[str, Any] = json.loads(path.read_text())
+    return stored
 
 
 def kept_row(

@@ -50,7 +50,7 @@ def cells(line: Line) -> list[str]:
     goal = "" if line.rival.goal is None else f"{limit} {line.rival.goal:g}"
     head = [line.row.workload, line.row.title, line.rival.contestant.rpartition(".")[2], goal]
     if line.ours is None or line.theirs is None:
-        return [*head, line.absent or ""] + [""] * 11
+        return [*head, line.absent or ""] + [""] * 11  # the rest of the 16 columns
     sides = (line.ours, line.theirs)
     return [
         *head,
@@ -65,9 +65,9 @@ def cells(line: Line) -> list[str]:
     ]
 
 
-def _lines(kept: dict[str, Any], clock: Clock) -> list[Line]:
-    row = next(row for row in ROWS if (row.workload, row.quantity) == (kept["workload"], kept["quantity"]))
-    return compare(row, [Entry(**contestant) for contestant in kept["contestants"]], kept["points"], clock)
+def _lines(stored: dict[str, Any], clock: Clock) -> list[Line]:
+    row = next(row for row in ROWS if (row.workload, row.quantity) == (stored["workload"], stored["quantity"]))
+    return compare(row, [Entry(**contestant) for contestant in stored["contestants"]], stored["points"], clock)
 
 
 def _number(value: float | None) -> str:

@@ -73,6 +73,7 @@ class CurvatureWorkload(Workload):
         for index in range(self.num_tasks):
             x, y = tasks.episode(seed=SEED, split="test", index=index).support
             x = self.enlarged(x, index)
+            # ``record`` also needs a query set, on which the parameter vectors do not depend.
             path = ht.record(learner, loss, start, (x, y), (x, y), save=ht.SaveAt(thetas=True))
             assert path.thetas is not None
             columns["thetas"].append(path.thetas[: self.steps])

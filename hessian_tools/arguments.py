@@ -39,7 +39,8 @@ MADE_BY = {
     "Trajectory": "ht.record(learner, loss, theta, support, query)",
 }
 
-# The ranges of numbers, by the names of the arguments. First the smallest whole number that is allowed.
+# The ranges of numbers, by the names of the arguments. First whole numbers: the smallest allowed one, and for which
+# arguments it holds.
 AT_LEAST = {
     0: "ends fine_tuning_steps index last point validation_tasks",
     1: "channels chunk depth evaluation_steps every factor groups heads hidden image_size k l magnitude max_basis "
@@ -64,8 +65,9 @@ class Rule(NamedTuple):
 class TensorRule:
     """The dtypes of a tensor, and the names of its axes.
 
-    dims: the axes that are always there. points: the name of all axes before these, "" if it has none; None where there
-    may be no others. broadcasts: whether axes of length one may stand for any length.
+    kind: the dtypes in words, such as "floating-point". dims: the axes that are always there. points: the name of all
+    axes before these, "" if they have no name; None if there may be no others. broadcasts: whether axes of length one
+    may stand for any length.
     """
 
     dtypes: frozenset[torch.dtype]
@@ -80,7 +82,7 @@ class TensorRule:
         return [(i, name) for i, name in enumerate(self.dims) if name.isidentifier() and name != "_"]
 
     def accepts(self, value: Any) -> bool:
-        """Whether the value is a tensor of such a dtype with such axes, none of them empty."""
+        """Whether the value is a tensor with one of the dtypes and with these axes, none of them empty."""
         if not isinstance(value, Tensor) or value.dtype not in self.dtypes or value.numel() == 0:
             return False
         return value.ndim == len(self.dims) if self.points is None else value.ndim >= len(self.dims)
@@ -144,8 +146,8 @@ def _plain(size: Any) -> Any:
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
-    if isinstance(value, Real) and WHOLE[None].expected in rule.expected:
-        # Its message is the more exact one. It passes where a whole number came for a list of whole numbers.
+    # check_whole has a more exact message. Where a list of whole numbers is expected, 1 is not accepted.
+    if isinstance(value, Real) and WHOLE[None].expected in rule.expected and rule.accepts(1):
         check_whole(at_least=LEAST.get(name), **{name: value})
     if name in ("theta", "thetas") and not isinstance(value, Tensor | np.ndarray):
         raise ValueError(f"{name} is {described(value)}; give {rule.expected}: theta, layout = ht.flatten(model)")
@@ -186,8 +188,8 @@ def rules_of(function: Callable[..., Any]) -> Rules:
             rules.by_name[name] = rule if parameter.default is not None or rule.accepts(None) else _any_of([rule, NONE])
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
-    # Most functions have one tensor or none, and are spared the comparison: no name of an axis occurs twice in them,
-    # and no H or layout states the number of parameters. "" stands for the axes of the points.
+    # Sizes are compared only where two arguments can disagree: if the name of an axis occurs twice, or if an argument H
+    # or layout states the number of parameters. Every tensor may have axes of points, for which "" stands here.
     axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]
     states_size = "H" in rules.by_name or "layout" in rules.by_name
     return rules._replace(compares=len(axes) > len(set(axes)) or (bool(axes) and states_size))
@@ -362,7 +364,10 @@ def _any_of(rules: Sequence[Rule]) -> Rule:
 
 
 def _callable_rule(arguments: Any, result: Any) -> Rule:
-    """The rule of a function: neither what it shall build, nor a class of networks where it builds nothing."""
+    """The rule of a function.
+
+    For a function that builds an object, the object itself is refused; for any other, a class of networks is refused.
+    """
     result = result if isinstance(result, type) else object
     builds = arguments == [] and result is not object
     expected = f"a function that builds a {result.__name__}" if builds else "a function"
@@ -381,7 +386,7 @@ def _callable_rule(arguments: Any, result: Any) -> Rule:
 
 def _tensor_rule(hint: Any) -> Rule:
     """The rule of a jaxtyping annotation, such as ``Float[Tensor, "*point param"]``."""
-    axes = hint.dim_str.split()
+    axes = hint.dim_str.split()  # in jaxtyping, "*" is any number of axes, and "#" an axis that may have length one
     points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
     dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
     kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"

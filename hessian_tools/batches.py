@@ -27,9 +27,8 @@ POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
     """The batches of an objective, from one batch or a list of batches.
 
-    For a network, a list or tuple that begins with a tensor is one batch, as is a tuple of anything, and a list of
-    tuples, lists or mappings is several. For a plain function every list is several batches. Raises ValueError for no
-    batches.
+    For a network, a tuple is one batch, and so is a list that holds a tensor or an array; any other list is several
+    batches. For a plain function every list is several batches. Raises ValueError for an empty list.
     """
     refuse_share(batch)
     if not isinstance(batch, list):
@@ -108,8 +107,9 @@ def arguments(x: Any, takes: Signature) -> tuple[tuple[Any, ...], dict[str, Any]
     """The arguments with which the network is called on its inputs: positional ones, and ones by name.
 
     A tuple or list is spread over several arguments if the network requires several, or if the further ones are
-    optional tensors, whose default is None. A mapping is passed by name unless the network has one argument for all of
-    it. Raises ValueError for a name that the network does not take.
+    optional tensors, whose default is None. A mapping is passed by name, unless the network has one argument that takes
+    all of it, or the mapping holds none of the arguments that the network requires. Raises ValueError for a name that
+    the network does not take.
     """
     if isinstance(x, Tensor):
         return (x,), {}
@@ -133,7 +133,7 @@ def arguments(x: Any, takes: Signature) -> tuple[tuple[Any, ...], dict[str, Any]
         defaults = [p.default for p in positional[: len(x)]]
         optional = len(positional) >= len(x) > 1 and all(default is None for default in defaults[1:])
         several = sum(default is Parameter.empty for default in defaults) > 1
-        if several or (optional and len(x) > 1) or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        if several or optional or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
             return tuple(x), {}
     return (x,), {}
 
@@ -187,5 +187,5 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
 
 def _as_tensor(leaf: Any) -> Any:
     """A NumPy array of numbers as a tensor; anything else as it is."""
-    is_numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub"
+    is_numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub"  # floats, integers, unsigned ones, booleans
     return torch.from_numpy(np.ascontiguousarray(leaf)) if is_numbers else leaf

@@ -81,6 +81,7 @@ def check_entries(library: ModuleType) -> None:
     for module, named in (exported | {module: names.split() for module, names in FUNCTIONS.items()}).items():
         for name in named:
             function = vars(module)[name]
+            # A function that several packages export has one entry.
             if isinstance(function, FunctionType) and name not in UNCHECKED and function not in entries.values():
                 if function not in entries:
                     entries[function] = checked(function, module=module.__name__)

@@ -50,12 +50,13 @@ def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batc
     that holds it. own_batch: whether every point has its own batch, along the first axis.
     """
     layout = getattr(loss, "layout", None)
-    theta = thetas.reshape(-1, thetas.shape[-1])[0]
+    theta = thetas.reshape(-1, thetas.shape[-1])[0]  # the first point
+    # Some learners append parameters of their own to those of the network, which come first.
     theta = theta if layout is None else theta[: layout.numel]
     for each in batch if isinstance(batch, list) and batch else [batch]:
         first = each.batches[0] if hasattr(each, "batches") else each
         try:
-            if own_batch and first is each:
+            if own_batch and first is each:  # not for ragged batches, which hold one batch for each point
                 first = pytree.tree_map_only(Tensor, lambda leaf: leaf[0], first)
             with torch.no_grad():
                 value = loss(theta, first)
@@ -83,6 +84,7 @@ def why_criterion_fails(outputs: Any, targets: Any, error: Exception) -> str | N
         if not isinstance(error, TypeError | AttributeError | LookupError):
             return None
         names = list(outputs) if isinstance(outputs, Mapping) else []
+        # The part to suggest: an entry of logits, or else the first entry; of a tuple the part at position 0.
         logits = [name for name in names if str(name).endswith("logits")] or names or [0]
         entries = f" with the entries {', '.join(map(str, names))}" if names else ""
         return (

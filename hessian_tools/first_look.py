@@ -1,7 +1,7 @@
-"""A look at a loss at its first call: is it a function of theta alone, and does its derivative reach all of it?
+"""A look at a loss at its first call: is it a function of theta alone, and is its derivative complete?
 
 Some losses give wrong curvature without any error. A loss that draws random numbers is another function at each call. A
-network whose weights were put in beside theta has the Hessian 0. A module that is run again inside its own backward
+network that uses stored weights in place of theta has the Hessian 0. A module that is run again inside its own backward
 pass, as by adjoint methods and hand-written checkpoints, runs at the weights stored in it and not at theta. All of this
 shows in two passes and one backward pass at the first point, in torch's ordinary mode. A third pass is made if some
 parameters have no gradient, to see whether the loss depends on them all the same. Derivatives that the user's code
@@ -42,8 +42,8 @@ from hessian_tools.watches import BackwardWatch, ForwardWatch
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
-# Where perhaps only beartype drew random numbers, so many further values are compared with the first. Of the losses
-# that toss one coin, one in 256 then goes unnoticed.
+# How many further values are compared with the first one if random numbers were drawn, but perhaps only by beartype. A
+# loss that tosses one coin at each call gives 8 equal values, and is not noticed, with probability 1/256.
 VALUES_AFTER_DRAWING = 8
 # A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
 Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]
@@ -51,7 +51,7 @@ Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[
 
 @full_precision
 def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> None:
-    """Raises HiddenStateError for a plain function that is none of theta alone; see the head of this file.
+    """Raises HiddenStateError for a plain function that depends on more than theta; see the head of this file.
 
     Errors that the function itself raises are left to the engines, which explain them.
     """
@@ -67,7 +67,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             with watch:
                 value = function(leaf, batch)
         except Exception:
-            if watch.spread:
+            if watch.spread:  # this error is the watch's own
                 raise
             return
         drew = drawn_between(before, global_states(theta.device))
@@ -120,8 +120,9 @@ def look_at_network(
     """Raises HiddenStateError for a network's loss that is no function of theta alone; see the head of this file.
 
     evaluate: a generator that yields the network's outputs and then the loss, for parameters and buffers by name and a
-        batch. parameters: theta as parameters by name. buffers: copies of the buffers, those of the criterion too.
-    stored: the model's own parameters that theta takes the place of.
+        batch. parameters: makes the parameters by name of a theta. buffers: makes copies of the buffers by name, of
+        the network and of the criterion.
+    stored: by name, the parameters of the model that theta replaces.
     """
     names = {id(p): name for name, p in stored.items()}
 
@@ -159,6 +160,7 @@ def look_at_network(
     with _ordinary_mode(theta):
         if unreached:
             here, elsewhere = parameters(theta.detach().clone().requires_grad_()), parameters(_elsewhere(theta))
+            # Only the unreached parameters move; if the loss moves too, it depends on them.
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
             if not agree(value.detach(), moved_value.detach()):
                 raise unreached_parameter(model, unreached[0])
@@ -167,7 +169,10 @@ def look_at_network(
 
 
 class _FirstPass(NamedTuple):
-    """What the first pass of a network's loss gave, and what it drew from the global random generators."""
+    """What the first pass of a network's loss gave, and whether it drew random numbers.
+
+    drew_in_network: whether the network drew some. drew: whether the network or the criterion did.
+    """
 
     outputs: Any
     value: Tensor
@@ -323,10 +328,14 @@ def _backward(
 
 
 def _where_in(theta: Tensor, parameter: Tensor) -> str:
-    """Which entries of theta hold a parameter's numbers, in words; "" where none do, or where all numbers are equal."""
+    """Which entries of theta hold a parameter's numbers, in words; "" if none do.
+
+    It is also "" for a parameter whose numbers are all equal, which may be found in theta by chance.
+    """
     numbers = parameter.detach().flatten().to(theta)
     if len(numbers) < 2 or len(numbers) > len(theta) or bool((numbers == numbers[0]).all()):
         return ""
+    # The first number may occur often, so that only the first 16 places are compared.
     for start in (theta[: len(theta) - len(numbers) + 1] == numbers[0]).nonzero()[:16, 0].tolist():
         if torch.equal(theta[start : start + len(numbers)], numbers):
             return f"entries {start} to {start + len(numbers) - 1} of theta"

@@ -5,8 +5,8 @@ import os
 import sys
 from contextlib import suppress
 
-# The number of the setting in malloc.h: from which size on the C library takes a block from the system, and gives it
-# back when it is freed; and the size in bytes that is set here.
+# The number of the setting in malloc.h, and the size in bytes that is set here. The C library takes each block of this
+# size or more from the system, and gives it back when it is freed.
 M_MMAP_THRESHOLD, RETURNED = -3, 2**19
 # The variables in the environment by which users make a choice of their own.
 CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -15,10 +15,11 @@ CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_
 def return_freed_blocks() -> None:
     """Make the C library of Linux return freed blocks of RETURNED bytes or more to the system at once.
 
-    It would keep such blocks of up to 32 MB, in a heap for each thread. A product with a large Hessian frees one such
-    block after the other: a process of a sharded model of 20 million parameters kept 450 MB that nobody used, and a
-    trace at 100 million parameters 0.1 to 0.3 GB. The setting holds for the whole process, and costs time where many
-    blocks of this size are made. A setting by the user in the environment stays. Other C libraries have none.
+    By default it keeps freed blocks of up to 32 MB, in a heap for each thread. A product with a large Hessian frees one
+    such block after the other: a process of a sharded model of 20 million parameters kept 450 MB that nobody used, and
+    a trace at 100 million parameters 0.1 to 0.3 GB. The setting holds for the whole process, and costs time where many
+    blocks of this size are made. A choice that the user has made in the environment stays. C libraries without this
+    setting are left alone.
     """
     if sys.platform == "linux" and not any(name in os.environ for name in CHOICES):
         with suppress(OSError, AttributeError):

@@ -42,6 +42,7 @@ def hand_written(value: Tensor) -> str:
     """The name of a Function of the user's among the operations that made a value; "" if there is none."""
     for node in graph_nodes(value):
         written = isinstance(node, BackwardCFunction) and not is_ours(node)
+        # torch's own fake quantisation is a straight-through estimator as well.
         if written or "FakeQuantize" in node.name():
             name = node.name().removesuffix("Backward")
             return "a backward hook of a module" if name == "BackwardHookFunction" else name
@@ -103,8 +104,8 @@ def _wrong_at(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
 def direction_of(slope: Tensor, random: Tensor, inner: Inner = torch.dot) -> Tensor:
     """A direction of length one in which every entry of the gradient counts. random: numbers between 0 and 1."""
     direction = slope * (0.5 + random)
-    size = inner(direction, direction)
-    if not bool(size > 0) or not bool(size.isfinite()):
+    squared_norm = inner(direction, direction)
+    if not bool(squared_norm > 0) or not bool(squared_norm.isfinite()):
         direction = random - 0.5
     return direction / inner(direction, direction).sqrt()
 
@@ -133,12 +134,13 @@ def which_is_wrong(
     product and the length of whole vectors, where these are in shards.
     """
 
-    def size(vector: Tensor) -> Tensor:
+    def norm(vector: Tensor) -> Tensor:
         return inner(vector, vector).sqrt() if vector.ndim else vector.abs()
 
     eps = torch.finfo(theta.dtype).eps
-    step = STEP * eps**0.5 * max(1.0, float(size(theta)) / (num_params or len(theta)) ** 0.5)
-    errors, sizes = [], []
+    # Relative to the root mean square of theta, if that is above 1.
+    step = STEP * eps**0.5 * max(1.0, float(norm(theta)) / (num_params or len(theta)) ** 0.5)
+    errors, norms = [], []  # at each of the two steps, a pair: for the gradient and for the product
     for h in (step, step / 8):
         (upper, g_upper), (lower, g_lower) = (
             value_and_slope(theta + h * direction),
@@ -146,12 +148,13 @@ def which_is_wrong(
         )
         change, change_of_slope = (upper - lower) / (2 * h), (g_upper - g_lower) / (2 * h)
         errors.append((change - inner(slope, direction), change_of_slope - product))
-        sizes.append((change.abs(), size(change_of_slope)))
+        norms.append((change.abs(), norm(change_of_slope)))
+    # The rounding error of a computed number is taken as 100 eps of it; a difference divides it by the step.
     noise = 100 * eps / (step / 8)
-    stated, rounding = (size(slope), size(product)), (noise * value.abs(), noise * size(slope))
+    stated, rounding = (norm(slope), norm(product)), (noise * value.abs(), noise * norm(slope))
     for i, name in enumerate(("gradient", "Hessian") if second else ("gradient",)):
         large, small = errors[0][i], errors[1][i]
-        allowed = TOLERANCE * torch.maximum(sizes[0][i], stated[i]) + rounding[i]
-        if bool(size(large) > allowed) and bool(size(large - small) <= CONSISTENT * size(large)):
+        allowed = TOLERANCE * torch.maximum(norms[0][i], stated[i]) + rounding[i]
+        if bool(norm(large) > allowed) and bool(norm(large - small) <= CONSISTENT * norm(large)):
             return name
     return ""

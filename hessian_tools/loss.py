@@ -25,7 +25,7 @@ from hessian_tools.outputs import own_loss, tensors_of
 from hessian_tools.recompute import blocks_of, recomputing
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
-# Names that others take from here: what a loss is called with, and how it is looked at.
+# The names that other modules import from here; some of them are defined elsewhere.
 __all__ = ["Batch", "Criterion", "HiddenStateError", "Loss", "LossFunction", "make_loss", "require_network"]
 
 Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
@@ -43,9 +43,9 @@ class LossFunction(Protocol):
 
 
 class AtState(NamedTuple):
-    """A batch, or the inputs of one, at a state of the network: what it holds there in place of its own, by name.
+    """A batch, or the inputs of one, with tensors that the network holds in place of its own while it runs on them.
 
-    tensors: buffers, such as running statistics, and parameters outside of the layout.
+    tensors: by name, buffers, such as running statistics, and parameters outside of the layout.
     """
 
     tensors: dict[str, Tensor]
@@ -77,15 +77,16 @@ class Loss:
         return self.criterion(self.outputs(theta, x), y)
 
     def fresh(self) -> "Loss":
-        """The same loss, which has not been looked at yet."""
+        """A new object of the same loss, so that :meth:`refuse_hidden_state` looks at it again."""
         return Loss(self.model, self._criterion, self.layout, tuple(self.recomputed))
 
     def in_states(
         self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
     ) -> tuple[Sequence[Batch], bool]:
-        """The batches with what the network holds at each point, and whether all points share them.
+        """The batches, with the tensors that the network holds at each point; and whether all points share the batches.
 
-        Here it holds the same everywhere; the loss of a recorder knows better.
+        This loss holds the same tensors at every point and returns the batches as they are. The loss of a recorder,
+        which knows the buffers of each recorded point, returns batches of the class AtState.
         """
         return batches, shared
 
@@ -174,20 +175,20 @@ class Loss:
         self._checked.add(modes)
 
     def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
-        """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
+        """Yields the outputs, and then the loss, at parameters and buffers given by name; may change the buffers."""
         like = next(iter(parameters.values()))
         x, y = self.split(batch.batch if isinstance(batch, AtState) else batch)
-        own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
+        of_model = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
         positional, by_name = arguments(cast_like(x, like), self._takes)
         with self._replacing():
-            outputs = self._call(self._tensors(parameters, like) | own, positional, by_name)
+            outputs = self._call(self._tensors(parameters, like) | of_model, positional, by_name)
         yield outputs
         if not isinstance(self._criterion, nn.Module):
             yield self.criterion(outputs, y)
             return
         y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
         held = {name: p.detach() for name, p in self._criterion.named_parameters()}
-        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
+        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in of_model}
         try:
             with self._replacing():
                 value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
@@ -232,6 +233,7 @@ class Loss:
         :class:`~hessian_tools.torch_fixes.function_modes.PrimitiveNormalisation`.
         """
         loss = copy(self)
+        # No block is computed again, because such a block has no third derivative.
         loss._plain, loss._replacing, loss.recomputed = set(), PrimitiveNormalisation, {}
         return loss
 
@@ -265,9 +267,10 @@ class Loss:
     def _frozen(self, name: str, parameter: Tensor, like: Tensor) -> Tensor:
         """A parameter outside of theta, as a constant on the device of ``like``, in the dtype that suits it.
 
-        A weight of low precision keeps its dtype as long as theta has that of the model, because the network itself
-        then changes between the two. Elsewhere it is cast once and kept, because casting all of a large frozen network
-        at every pass would take most of the time and as much memory again.
+        A weight of low precision keeps its dtype as long as theta has the dtype of the parameters that it replaces,
+        because the network itself then casts between the two dtypes. For another theta the weight is cast once, and
+        the result is kept: casting all of a large frozen network at every pass would take most of the time and as much
+        memory again.
         """
         held = parameter.detach()
         low = held.is_floating_point() and held.dtype not in (torch.float32, torch.float64)

@@ -16,11 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-# Vectors that differ by more than this share of their length are different vectors, not rounding.
+# Vectors of two processes are different if their sums or their norms differ by more than this fraction of the norm;
+# a smaller difference is rounding.
 SAME_VECTOR = 1e-5
-# The numbers that say which vectors a process multiplies: their shape [point, param, probe], sum and length.
-NUMBERS = 5
-# The entry of a group's store that says that a process was lost, and the seconds between looks at it.
+# How many numbers describe the vectors that a process multiplies: three for the shape [point, param, probe], one for
+# the sum of all entries and one for their norm.
+COUNT_OF_NUMBERS = 5
+# The entry of torch's store, which all processes can read, that says that a process was lost; and the seconds between
+# two looks at it.
 LOST, LOOK_EVERY = "hessian_tools/lost", 1.0
 
 
@@ -53,8 +56,9 @@ def data_parallel(batch: Any, process_group: Any = None) -> Share:
     with the same parameters and vectors.
 
     batch: one batch, a list of batches, or a ``DataLoader`` that does not shuffle. The shares may differ in size, and a
-        share may be an empty list. Batches count by what the criterion divides them by, over all processes; with
-        ``weights=`` each process gives one number for each of its batches.
+        share may be an empty list. A batch is weighted by the number by which the criterion divides its sum, such as
+        its number of examples, relative to the batches of all processes. With ``weights=`` each process gives one
+        number for each of its batches.
     process_group: a group of ``torch.distributed``; None for all processes.
 
     Raises ValueError where there is no process group.
@@ -91,7 +95,7 @@ def refuse_share(batch: Any) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a group that compute together. device: where the tensors lie that they exchange."""
+    """The processes of a group that compute one result. device: the device of the tensors that they exchange."""
 
     group: Any
     device: torch.device
@@ -107,7 +111,7 @@ class Ranks:
         return dist.get_world_size(self.group)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, the same to the bit on each of them; it may be changed in place."""
+        """The sum of a tensor over the processes, the same to the bit on each of them. The argument may be changed."""
         tensor = tensor.detach().contiguous()
         self._call(dist.all_reduce, tensor)
         return tensor
@@ -123,14 +127,14 @@ class Ranks:
         self._call(dist.broadcast, tensor, group_src=rank)
 
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
-        """The numbers of each process, as many on each."""
+        """One row for each process: the numbers that it gives. Every process must give the same count of numbers."""
         own = torch.tensor(list(values), dtype=torch.float64, device="cpu").to(self.device)
         rows = [torch.empty_like(own) for _ in range(self.size)]
         self._call(dist.all_gather, rows, own)
         return torch.stack(rows).tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """An object of each process, in their order."""
+        """The objects that the processes give, in the order of the processes."""
         own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
         sizes = [int(row[0]) for row in self.numbers([len(own)])]
         rows = [own.new_empty(max(sizes)) for _ in sizes]
@@ -146,44 +150,50 @@ class Ranks:
         self.broadcast(data, rank)
         return _object(data)
 
-    def together(self, function: Callable[[], T]) -> T:
-        """``function()``, whose error on one process is raised on every process, so that none waits for another.
+    def with_shared_errors(self, function: Callable[[], T]) -> T:
+        """``function()``; if it fails on one process, an error is raised on every process.
 
+        Otherwise the processes without an error would wait in their next collective for the one that has failed.
         Raises OtherProcessFailed on the processes without an error of their own.
         """
-        return self._together(function, ())[0]
+        return self._call_and_compare(function, ())[0]
 
     def product(self, compute: Callable[[], Tensor], V: Tensor) -> Tensor:
-        """The sum over the processes of ``compute()``, their part of a product with the vectors V.
+        """The sum over the processes of ``compute()``, which is one process's part of a product with the vectors V.
 
-        Raises ValueError on every process where their vectors differ by more than rounding.
+        Raises ValueError on every process if the vectors of two processes differ by more than rounding.
         """
-        total, length = V.sum(dtype=torch.float64), torch.linalg.vector_norm(V, dtype=torch.float64)
-        part, rows = self._together(compute, [*map(float, V.shape), float(total), float(length)])
+        total, norm = V.sum(dtype=torch.float64), torch.linalg.vector_norm(V, dtype=torch.float64)
+        part, rows = self._call_and_compare(compute, [*map(float, V.shape), float(total), float(norm)])
         first = torch.tensor(rows[0], dtype=torch.float64, device="cpu")
         for rank, row in enumerate(rows):
             apart = (torch.tensor(row, dtype=torch.float64, device="cpu") - first).abs()
-            if apart[:-2].any() or (apart[-2:] > SAME_VECTOR * first[-1]).any():  # False for NaN
+            # Shapes must be equal; sum and norm may differ by rounding. Comparisons with NaN are False, so vectors that
+            # hold NaN are not refused.
+            if apart[:-2].any() or (apart[-2:] > SAME_VECTOR * first[-1]).any():
                 raise ValueError(
                     f"process {rank} multiplies other vectors than process 0, or makes other calls; give the same on "
                     "every process (random vectors from one seed), in the same order"
                 )
+        # ``sum`` may change its argument, and V is the caller's.
         return self.sum(part.clone() if _shares_memory(part, V) else part)
 
-    def _together(self, function: Callable[[], T], numbers: Sequence[float]) -> tuple[T, list[list[float]]]:
-        """The result of the function, and the numbers of each process."""
+    def _call_and_compare(self, function: Callable[[], T], numbers: Sequence[float]) -> tuple[T, list[list[float]]]:
+        """The result of the function, and the numbers of each process; an error is raised on every process."""
         error: Exception | None = None
         try:
             result = function()
         except Exception as raised:
             error = raised
-        # Always as many numbers, so that processes that make different calls find out here.
-        rows = self.numbers([float(error is not None), *numbers, *[0.0] * (NUMBERS - len(numbers))])
+        # Every call exchanges the same count of numbers. Processes that make different calls therefore meet in the same
+        # all_gather, and ``product`` sees that their numbers differ.
+        rows = self.numbers([float(error is not None), *numbers, *[0.0] * (COUNT_OF_NUMBERS - len(numbers))])
         if any(row[0] for row in rows):
-            self._raise_together(error)
+            self._raise_on_all(error)
         return result, [row[1:] for row in rows]
 
-    def _raise_together(self, error: Exception | None) -> NoReturn:
+    def _raise_on_all(self, error: Exception | None) -> NoReturn:
+        """Raise the error of this process, or OtherProcessFailed with that of another; all processes call this."""
         reasons = self.gather(None if error is None else f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
         if error is not None:
             raise error
@@ -191,29 +201,30 @@ class Ranks:
         raise OtherProcessFailed(f"process {rank} of {self.size} has stopped, so this one does too: {reason}")
 
     def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
-        with self.named_losses():
+        with self.reporting_lost_process():
             work = collective(*args, group=self.group, async_op=True, **options)
             if self.device.type == "cpu":
                 self._watch(work)
             work.wait()
 
     @contextmanager
-    def named_losses(self, *, among_others: bool = False) -> Iterator[None]:
-        """A context for calls of torch's collectives, whose errors are raised as ProcessLost and told to the others.
+    def reporting_lost_process(self, *, connection_errors_only: bool = False) -> Iterator[None]:
+        """A context for calls of torch's collectives: raises ProcessLost for an error, and reports it to the others.
 
-        among_others: True where a calculation calls collectives, whose own errors are left as they are.
+        connection_errors_only: True for a calculation that calls collectives somewhere inside it. A RuntimeError that
+            does not come from the connection is then left as it is.
         """
         try:
             yield
         except RuntimeError as error:
-            if among_others and not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            if connection_errors_only and not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
                 raise
             if "No backend type" in str(error):
                 raise ValueError(
                     f"the process group has no backend for tensors on {self.device}; make it with "
                     "torch.distributed.init_process_group('cpu:gloo,cuda:nccl')"
                 ) from error
-            with suppress(Exception):
+            with suppress(Exception):  # the store is lost as well if the process that keeps it has ended
                 _store().set(LOST, str(self.rank))
             reason = (str(error).strip().splitlines() or [""])[0][:200]
             raise ProcessLost(
@@ -222,10 +233,11 @@ class Ranks:
             ) from error
 
     def _watch(self, work: Any) -> None:
-        """Wait until a collective is done; raises RuntimeError where another process has lost its connection.
+        """Wait until a collective is done; raises RuntimeError if another process has reported a lost process.
 
-        The end of a process is seen at once by those that wait for it alone. They say so in the store of the group, so
-        that those who wait for others do not wait until the time limit.
+        When a process ends, only those processes that wait for it directly see their connection break. They report it
+        in the store (:meth:`reporting_lost_process`), so that the others, which wait for processes that are still
+        alive, need not wait until the time limit.
         """
         pause, next_look = 0.0, time.monotonic() + LOOK_EVERY
         while not work.is_completed():
@@ -234,7 +246,7 @@ class Ranks:
             if time.monotonic() > next_look:
                 next_look += LOOK_EVERY
                 if _store().check([LOST]):
-                    raise RuntimeError("another process has said so")
+                    raise RuntimeError("another process has reported it")
 
 
 def _store() -> Any:

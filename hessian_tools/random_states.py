@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Whether the code that was watched drew random numbers: not at all; perhaps, or only the checks of types of beartype,
-# which choose the entry of a list that they look at with Python's generator; or surely.
+# Whether the watched code drew random numbers; "" is no. It is "perhaps" if only the state of Python's generator has
+# changed while beartype is loaded, whose type checks use that generator to choose which entry of a list they check.
 Drew = Literal["", "perhaps", "surely"]
 
 

@@ -1,9 +1,10 @@
 """Blocks of a network whose activations are computed again where a derivative needs them, instead of being kept.
 
 ``torch.utils.checkpoint`` runs a block again in the backward pass at the parameters that are stored in the module, and
-what it computes there is kept for a second derivative after all. Here a block runs again at theta, and both its first
-and its second derivative are released as soon as they have been used (Chen, Xu, Zhang and Guestrin 2016, for one
-derivative). A graph then holds the inputs and the outputs of each block, and the activations of one block at a time.
+what it computes there is kept for a second derivative after all. Here a block runs again at theta, once for each
+derivative, and its activations are released as soon as that derivative is known (Chen, Xu, Zhang and Guestrin 2016, for
+the first derivative). A graph then holds the inputs and the outputs of each block, and the activations of one block at
+a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from hessian_tools.hidden_state import HiddenStateError
 # Values that a block cannot change. A cache of keys and values would hold each of them twice when a block is computed
 # again, which leaves the attention's output as it was and halves its derivative.
 UNCHANGEABLE = (type(None), bool, int, float, complex, str, Enum, torch.dtype, torch.device, torch.layout)
-_FLOATING = object()
+_FLOATING = object()  # stands for a floating-point tensor among the outputs of a block
 
 
 def blocks_of(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
@@ -47,10 +48,10 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]
 
 @contextmanager
 def recomputing(blocks: Mapping[str, nn.Module], context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Within it, a forward pass of these blocks that records a graph keeps their inputs and outputs alone.
+    """A context in which a graph holds only the inputs and outputs of these blocks, and not their activations.
 
-    context: what has to surround a block when it runs again. Inside of a transform of ``torch.func`` blocks run as
-    usual.
+    context: makes the context in which a block has to run when it runs again. Inside of a transform of ``torch.func``
+    blocks run as usual.
     """
     own = {name: block.__dict__.get("forward") for name, block in blocks.items()}
     for name, block in blocks.items():
@@ -67,7 +68,7 @@ def recomputing(blocks: Mapping[str, nn.Module], context: Callable[[], AbstractC
 
 @dataclass(frozen=True, eq=False)
 class _Recomputed:
-    """The forward pass of a block that takes the place of its own, ``forward``."""
+    """What replaces the forward pass of a block; ``forward`` is the block's own forward pass."""
 
     name: str
     block: nn.Module
@@ -109,7 +110,7 @@ class _Run:
     """One call of a block as a function of the tensors that are differentiated; everything else is constant.
 
     leaves: all tensors and other values of the call, with None in the places ``moving`` of those that are
-    differentiated. outputs: those of the first run, with _FLOATING in the places of floating-point tensors.
+    differentiated. outputs: the outputs of the first run, with _FLOATING in the places of floating-point tensors.
     """
 
     def __init__(self, of: _Recomputed, leaves: list[Any], spec: pytree.TreeSpec, moving: list[int]) -> None:
@@ -140,7 +141,7 @@ class _Run:
 
     def check(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         """Raises HiddenStateError if a second run gave other outputs than the first."""
-        if any(isinstance(output, FakeTensor) for output in outputs):  # counted without numbers
+        if any(isinstance(output, FakeTensor) for output in outputs):  # it has a shape and a dtype, but no numbers
             return
         same = len(outputs) == len(expected) and all(map(agree, outputs, expected))
         if not same and all(bool(output.isfinite().all()) for output in outputs):
@@ -201,6 +202,7 @@ class _Pullback(Function):
 def _pulled_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], slopes: Sequence[Tensor], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
+    """The derivatives of <slopes, outputs> in the inputs; zeros if no output depends on an input."""
     chosen = [(output, slope) for output, slope in zip(outputs, slopes, strict=True) if output.requires_grad]
     if not chosen:
         return tuple(torch.zeros_like(t) for t in inputs)

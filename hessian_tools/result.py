@@ -136,7 +136,7 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _words(value: Any) -> str:
-    """A value in a few words: the shape and the range of a tensor, and how many entries of a truth table are true."""
+    """A value in a few words: the shape and range of a tensor, or how many of its entries are true for booleans."""
     if isinstance(value, tuple | list) and any(isinstance(part, Tensor | Result) for part in value):
         return f"({', '.join(map(_words, value))})"
     if isinstance(value, tuple | list) and len(value) > MAX_WORDS:

@@ -20,7 +20,7 @@ def stream_seed(seed: int, *path: PathPart) -> bytes:
     if seed is None:  # check_whole lets None pass
         raise ValueError("seed=None is not a whole number; give one, such as 1")
     check_whole(seed=seed)
-    text = "/".join([repr(int(seed)), *(repr(part) for part in path)])
+    text = "/".join([repr(int(seed)), *map(repr, path)])
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -21,7 +21,8 @@ CUTS |= {Tensor.__float__: "float()", Tensor.tolist: "tolist()", Tensor.numpy: "
 class ForwardWatch(TorchFunctionMode):
     """Sees which stored parameters a forward pass uses where theta should have taken their place.
 
-    is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
+    is_stored: whether a tensor is such a parameter. used: the stored parameters that the pass has used; reading the
+    shape of one or detaching it does not count.
     spread: the error message for a loss that would compare every output with every target; "" if there is none.
     sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
     whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
@@ -75,10 +76,10 @@ class ForwardWatch(TorchFunctionMode):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
             return
         try:
-            together = torch.broadcast_shapes(a.shape, b.shape)
+            broadcast = torch.broadcast_shapes(a.shape, b.shape)
         except RuntimeError:
             return  # torch's own error says which sizes do not fit
-        if together.numel() > max(a.numel(), b.numel()):
+        if broadcast.numel() > max(a.numel(), b.numel()):
             self.spread = (
                 f"{func.__name__} gets outputs {list(a.shape)} and targets {list(b.shape)}, and would compare every "
                 f"output with every target; give targets of the shape {list(a.shape)}, such as "

@@ -1,10 +1,15 @@
 """The page of results says nothing that the kept results do not show: its numbers are recomputed from them.
 
-A paragraph or a table row of ``docs/results/README.md`` ends with HTML comments, which readers do not see. Each of them
-names one number or several:
+A paragraph or a table row of ``docs/results/README.md`` and of its further pages ends with HTML comments, which readers
+do not see. Each of them names one number or several:
 
 * ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
-  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
+  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign.
+  ``=OUTCOME`` instead of a field says which outcome the verdict has, after the correction if it is a primary one: if a
+  later seed changes it, the sentence must change too;
+* ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
+  axis, names the mean of a variable over tasks and seeds;
+* ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
 * ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
@@ -30,12 +35,14 @@ from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict
 from analysis.compare import Comparison, primary_table
 from analysis.folder import open_study
+from analysis.report.paper_numbers import TRANSFER
 from hessian_tools.intervals import student_t
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
+PAGES = [PAGE, RESULTS / "by_data_set.md", RESULTS / "variants.md"]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|outcomes): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|search|outcomes): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -62,6 +69,14 @@ def quoted(kind: str, words: str) -> list[str]:
         values = dataset(study)[f"evaluation_{kind}"].sel(learner=learner, checkpoint=int(checkpoint))
         mean = float(values.mean("evaluation_task").mean("seed"))
         return [f"{100 * mean:.1f}" if kind == "accuracy" else number(mean)]
+    if kind == "mean":
+        study, variable, learner, checkpoint, *places = words.split()
+        values = dataset(study)[variable].sel(learner=learner, checkpoint=int(checkpoint))
+        further = [dim for dim in values.dims if dim not in ("seed", "task")]
+        values = values.isel(dict(zip(further, map(int, places), strict=True)))
+        return [number(float(values.mean("task").mean("seed")))]
+    if kind == "search":
+        return [f"{100 * float(row['validation_accuracy']):.1f}" for row in searches() if _row_of(row) == words]
     if kind == "outcomes":
         study, claim, *outcomes = words.split()
         found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
@@ -70,7 +85,19 @@ def quoted(kind: str, words: str) -> list[str]:
     study, *names = where.split()
     rows = [v for v in verdicts(study) if all(map(_matches, names, (getattr(v, key) for key in KEYS)))]
     assert len(rows) == 1, f"{words}: {len(rows)} verdicts"
-    return [_written(rows[0], field) for field in fields.split()]
+    outcome = "=" + (rows[0].corrected_outcome or rows[0].outcome).replace(" ", "_")
+    assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
+    return [_written(rows[0], field) for field in fields.split() if not field.startswith("=")]
+
+
+def searches() -> list[dict[str, str]]:
+    """The rows of the searches for a step size."""
+    with (RESULTS / "step_sizes.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _row_of(row: dict[str, str]) -> str:
+    return f"{row['study']} {row['learner']} {row['step_size']}"
 
 
 def _matches(word: str, value: str) -> bool:
@@ -84,8 +111,13 @@ def _written(verdict: Verdict, field: str) -> str:
 
 
 def paragraphs() -> list[str]:
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    return [block for block in re.split(r"\n\n|\n(?=[|*-] )", text) if REFERENCE.search(block)]
+    return [block for page in PAGES for block in blocks(page) if REFERENCE.search(block)]
+
+
+def blocks(page: Path) -> list[str]:
+    """The paragraphs, table rows and list entries of a page, without the table of all primary verdicts."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    return re.split(r"\n\n|\n(?=[|*-] )", re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL))
 
 
 @pytest.mark.heavy
@@ -100,13 +132,24 @@ def test_every_quoted_number_follows_from_the_kept_results(block: str):
             )
 
 
+@pytest.mark.parametrize("study", KEPT)
+def test_no_curvature_along_a_gradient_exceeds_the_largest_eigenvalue(study: str):
+    rho, largest, residual = (
+        dataset(study)[name].values for name in ("rho", "eigenvalue_max", "eigenvalue_max_residual")
+    )
+    both = np.isfinite(rho) & np.isfinite(largest)
+    assert both.sum() > 1000
+    excess = rho - largest - residual - 0.01 * abs(largest)
+    assert excess[both].max() <= 0
+
+
 def primary() -> str:
     return primary_table(Comparison(dict.fromkeys(KEPT), all_verdicts(), 0.95))
 
 
-def test_every_number_with_decimals_is_checked():
-    text = (PAGE.read_text(encoding="utf-8") if PAGE.exists() else "").replace(primary(), "")
-    for block in re.split(r"\n\n|\n(?=[|*-] )", text):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_number_with_decimals_is_checked(page: Path):
+    for block in blocks(page):
         visible = re.sub(r"`[^`]*`|\([^)]*\.(?:md|png|json|html|yaml)\)", "", REFERENCE.sub("", block))
         if re.search(r"\d\.\d", visible) and "not from the dataset" not in block:
             assert REFERENCE.search(block), f"no reference for the numbers in: {block}"
@@ -139,6 +182,12 @@ def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
         half = student_t(len(difference), 0.95) * difference.std(ddof=1) / len(difference) ** 0.5
         interval = f"{difference.mean():+.1f} [{difference.mean() - half:+.1f}, {difference.mean() + half:+.1f}]"
         assert cells == [f"{untrained.mean():.1f}", f"{plain.mean():.1f}", f"{shot.mean():.1f}", interval]
+
+
+def test_the_papers_numbers_beside_the_table_of_transfer_are_those_of_the_reports():
+    text = (RESULTS / "transfer.md").read_text("utf-8")
+    for (trained, tested), (plain, shot) in TRANSFER.items():
+        assert f"| {trained}, {tested} | {plain:.2f} | {shot:.2f} | {shot - plain:+.2f} |" in text
 
 
 @pytest.mark.heavy

@@ -41,7 +41,8 @@ Judge = Callable[[xr.Dataset, Plan], list[Verdict]]
 class Claim:
     """A claim as a function of the Dataset and the plan, and what a study must have for it.
 
-    judge: the function that returns the verdicts. variables: the variables without which there is none.
+    judge: the function that returns the verdicts.
+    variables: the variables of the Dataset that the claim needs; a study without one of them gets no verdict.
     needs: what else a study must have, in words that follow "the study has no".
     """
 
@@ -50,7 +51,7 @@ class Claim:
     needs: str
 
     def __call__(self, ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-        """Return the verdicts; none where the study lacks one of the variables."""
+        """Return the verdicts; the list is empty where the study lacks one of the variables."""
         return self.judge(ds, plan) if has(ds, *self.variables) else []
 
     def missing(self, ds: xr.Dataset) -> str:
@@ -65,7 +66,10 @@ def _no_verdict(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 LEARNER = "trained learner with an untrained start"
 PAIR = "learner with SHOT beside the same learner without it"
-# The primary claims come first.
+# The primary claims come first. Here g is the inner gradient, H the Hessian of the support loss, and alpha the inner
+# learning rate. The variables "rho", "alpha_rho" and "hg_ratio" are g'Hg / g'g, alpha times that, and |Hg| / |g|. SHOT
+# penalises the distance between the ends of few large and of many small inner steps, and the penalty on the curvature
+# penalises alpha |Hg| / |g|.
 CLAIMS: Mapping[str, Claim] = {
     "suppression": Claim(suppression_verdicts, ("rho",), LEARNER),
     "suppression-hg": Claim(partial(suppression_verdicts, name="suppression-hg"), ("hg_ratio",), LEARNER),
@@ -92,8 +96,9 @@ CLAIMS: Mapping[str, Claim] = {
     "shot-distance": Claim(shot_distance_verdicts, ("shot_direction_cosine",), LEARNER),
     "shot-accuracy": Claim(shot_accuracy_verdicts, ("evaluation_accuracy",), PAIR),
     "shot-speed": Claim(shot_speed_verdicts, ("evaluation_accuracy",), PAIR),
+    # No study can answer this claim. It is listed for ``unjudged``, which names the benchmark that answers it.
     "shot-cost": Claim(
-        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks.training measures it"
+        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks --only shot measures it"
     ),
 }
 
@@ -101,15 +106,16 @@ CLAIMS: Mapping[str, Claim] = {
 def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) -> list[Verdict]:
     """Return the verdicts on the claims that the plan names, in the order of ``CLAIMS``; the Dataset is not changed.
 
-    extra: further claims by name, such as those of a user's own file. One that the plan does not describe is judged all
-        the same, as an exploratory claim.
+    extra: further claims by name, such as those of a user's own file. A claim that the plan does not describe is judged
+        all the same, as an exploratory claim.
 
-    A claim whose variables or learners the study does not have yields nothing; ``unjudged`` says why. The primary
-    verdicts are corrected together for their number (``holm``), beside their outcomes without the correction.
+    A claim whose variables or learners the study does not have yields no verdict; ``unjudged`` says why. Each primary
+    verdict also has a p-value and an outcome after Holm's correction for multiple testing (``holm``), which covers all
+    primary verdicts of the study.
 
     The list is empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the
-    study does not have, or names a claim that there is not, and if a further claim fails. Raises NotMeasuredError,
-    which says what to run, if a part of the study has not been measured.
+    study does not have, if it names a claim that does not exist, or if the function of a further claim fails. Raises
+    NotMeasuredError, which says what to run, if a part of the study has not been measured.
     """
     if not trained_learners(ds):
         return []
@@ -120,7 +126,8 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
         for name, claim in _claims(plan, extra).items()
         for verdict in (claim(ds, plan) if name in CLAIMS else _own_verdicts(name, claim, ds, plan))
     ]
-    return holm([("", verdicts)], confidence=plan.confidence)[0][1]
+    ((_, corrected),) = holm([("", verdicts)], confidence=plan.confidence)  # one study, whose name is not used
+    return corrected
 
 
 def _own_verdicts(name: str, claim: Judge, ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -167,16 +174,16 @@ def _claims(plan: Plan, extra: Mapping[str, Judge] | None) -> dict[str, Judge]:
 
 
 def _kind(plan: Plan, claim: str, verdict: Verdict, plain: list[str]) -> Literal["primary", "exploratory"]:
-    """Whether a verdict is primary, which the plan fixes by its claim, its comparison and its learner.
+    """The kind of a verdict. It is primary if the claim is, and if the plan corrects its comparison and its learner.
 
     plain: the learners that have neither SHOT nor the penalty, and are no control.
     """
     entry = plan.claims.get(claim)
     if entry is None or entry.kind != "primary":
         return "exploratory"
-    corrected = verdict.comparison in (entry.corrected or (verdict.comparison,))
-    counts = entry.learners == "all" or verdict.learner in plain
-    return "primary" if corrected and counts else "exploratory"
+    comparison_counts = not entry.corrected or verdict.comparison in entry.corrected
+    learner_counts = entry.learners == "all" or verdict.learner in plain
+    return "primary" if comparison_counts and learner_counts else "exploratory"
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 The alignment of the K inner gradients g of a task is A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1). It is 0 for orthogonal
 gradients, whatever their norms, and 1 for equal gradients. Orthogonal gradients alone are too weak a null hypothesis,
 because A -> 1 for any network as the inner learning rate alpha -> 0. So each learner is also compared with the
-untrained network at the same alpha, and the claim needs both of a learner's verdicts.
+untrained network at the same alpha, and the claim holds for a learner only if both of its verdicts support it.
 """
 
 from dataclasses import replace
@@ -26,7 +26,9 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     The second one is left out where the study has no untrained network to compare with.
     """
     learners = trained_learners(ds) if QUANTITY in ds else []
-    first, last = first_and_last(ds) if learners else (0, 0)
+    if not learners:
+        return []
+    first, last = first_and_last(ds)
     verdicts = []
     for learner in learners:
         start = untrained_start(ds, learner)
@@ -39,7 +41,7 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         words = {"learner": learner, "baseline": "0", "steps": "all steps"}
         question = ask(plan, "alignment", "against orthogonal", QUANTITY, "positive", **words)
         trained_diverged = diverged(part, learner, checkpoint=last)
-        # Each null hypothesis has its question, the values of its baseline, and the units that diverged on either side.
+        # For each null hypothesis: its question, the values of its baseline, and the units that diverged on a side.
         nulls = [(question, np.zeros_like(trained), trained_diverged)]
         if start is not None:
             untrained = points(part, QUANTITY, start, checkpoint=first)[..., None]

@@ -1,13 +1,13 @@
 """Claims on quantities whose change over meta-training is compared task by task, and on SHOT's distance.
 
-* "stability": the fraction of points with alpha rho < 2 rises, where a gradient step lowers the quadratic model of the
-  loss.
+* "stability": the fraction of points with alpha rho < 2 rises. At such a point, a gradient step lowers the quadratic
+  model of the loss.
 * "meta-gradient": the first-order and the full meta-gradient approach each other.
-* "shot-distance": the ends of few large and of many small inner steps differ by what the leading term of the expansion
-  in the step size predicts, theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g. Here T steps lead to the target and R to
-  the reference, and tau, the number of steps times their size, is the same for both. The claim is about a formula and
-  not about training, so the cosine of both vectors is compared with a number, and not with that of the untrained
-  network.
+* "shot-distance": SHOT compares the end theta_t of T large inner steps (the target) with the end theta_r of R small
+  inner steps (the reference). The leading term of an expansion in the step size predicts their difference:
+  theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g, where tau, the number of steps times their size, is the same for
+  both. The claim is that the prediction holds. It is about a formula and not about training, so the cosine of the
+  actual with the predicted difference is compared with a fixed number, and not with the untrained network's cosine.
 """
 
 from dataclasses import replace
@@ -23,7 +23,8 @@ from analysis.claims.verdict import Verdict, judged
 from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
 
 THRESHOLD = 2.0  # of alpha rho
-# The mean cosine counts as close to 1 if its whole interval lies above this, and reaches this plus the margin.
+# The mean cosine counts as close to 1 if its whole interval lies above this number, and if the interval's upper end
+# reaches this number plus the margin.
 LEAST_COSINE = 0.8
 
 
@@ -87,8 +88,8 @@ def _starts(ds: xr.Dataset) -> list[tuple[str, str]]:
 def _sides(ds: xr.Dataset, name: str, learner: str, start: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A quantity after and before meta-training [seed, task, step], and the diverged units [seed, task].
 
-    The seeds are those that both learners have. Tasks on which it was measured in no seed are left out, because some
-    quantities are measured for a part of them.
+    The seeds are those that both learners have. Tasks on which the quantity was measured in no seed are left out,
+    because some quantities are measured for only a part of the tasks.
     """
     ds = with_seeds_of(ds, learner, start)
     first, last = first_and_last(ds)

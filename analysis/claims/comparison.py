@@ -22,9 +22,11 @@ SIDES_IDENTICAL = "both sides are identical to the last bit; so there is no diff
 class Question:
     """A question: how a quantity of a learner differs from that of a baseline, at some steps of the inner loop.
 
-    steps: the name of the inner steps that are judged together, as the plan has it, or "all steps".
-        It is "" where the quantity has no inner steps, as the accuracy.
+    claim, title: the claim's name, and its statement as a part of a longer sentence.
+    steps: the name of a step group of the plan (inner steps that are judged together), or "all steps". It is "" where
+        the quantity has no inner steps, such as the accuracy.
     comparison: what kind of comparison it is, such as "raw" or "equal support loss".
+    units: the unit of the quantity, "1" if it has none.
     predicted: the sign of the effect (learner minus baseline) that the claim predicts.
     measure: the quantity in words; "" if the name of ``quantity`` has words of its own (``NAMES`` in ``sentence.py``).
     against: the baseline in words, such as "along rotated gradients"; "" for a learner, the untrained network or 0.
@@ -48,8 +50,8 @@ def ask(
 ) -> Question:
     """A question of a claim.
 
-    words: other fields of a Question. Those that are left out are the claim's statement in the plan for ``title``, "1"
-    for ``units``, and "" for the others. Raises ValueError for another ``predicted`` than "negative" and "positive".
+    words: other fields of a Question. Their defaults are the claim's statement in the plan for ``title``, "1" for
+    ``units``, and "" for the others. Raises ValueError if ``predicted`` is neither "negative" nor "positive".
     """
     check_choice("predicted", predicted, get_args(Direction))
     title = words.pop("title", None) or plan.title(claim)
@@ -74,7 +76,8 @@ class Comparison:
 
     effects: trained minus baseline over the same units [seed]. trained, baseline: the means of the two sides [seed].
         All three are NaN for a seed of which no unit is left.
-    scale: the mean of |baseline| over the paired points; a margin that is given as a fraction is a fraction of it.
+    scale: the mean of |baseline| over the paired points. Where the plan gives a margin as a fraction, it is a fraction
+        of this mean.
     bootstrap: the bounds of the interval from resampled tasks.
     num_tasks: the number of tasks of each seed. num_units: the number of all units.
     num_diverged: the number of units left out because at least one side diverged.
@@ -111,18 +114,19 @@ class Comparison:
 def compare_seeds(
     trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray, diverged: np.ndarray, **fields: Any
 ) -> Comparison:
-    """A comparison of two numbers for each seed [seed] that were made of the units in ``keep`` [seed, task].
+    """Compare two numbers of each seed [seed] that were computed from the units in ``keep`` [seed, task].
 
-    It has no bootstrap interval. If the claim is about one number, ``baseline`` is NaN and ``trained`` is the effect.
+    The result has no bootstrap interval. If the claim is about one number and not about a difference, give NaN as
+    ``baseline`` and the number as ``trained``.
     diverged: True for each unit that diverged on at least one side. fields: other fields of the Comparison.
 
-    Units that are neither kept nor diverged are not counted, because some quantities are measured for a part of the
-    tasks alone. ``num_tasks`` is then the largest number of tasks that a seed has.
+    Units that are neither in ``keep`` nor diverged are not counted, because some quantities are measured for only a
+    part of the tasks. ``num_tasks`` is then the largest number of tasks that a seed has.
     """
-    alone = bool(np.isnan(baseline).all())
+    no_baseline = bool(np.isnan(baseline).all())
     return Comparison(
-        effects=trained if alone else trained - baseline,
-        trained=np.full_like(trained, np.nan) if alone else trained,
+        effects=trained if no_baseline else trained - baseline,
+        trained=np.full_like(trained, np.nan) if no_baseline else trained,
         baseline=baseline,
         scale=float("nan"),
         bootstrap=(float("nan"), float("nan")),

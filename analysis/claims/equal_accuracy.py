@@ -32,8 +32,8 @@ CLAIM = "shot-equal-accuracy"
 
 def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts for every pair with and without SHOT, step group, and alpha rho and alpha |Hg| / |g|."""
-    better = 1.0 if has_accuracy(ds) else -1.0
-    scores = better * mean_scores(ds)
+    # The query loss of regression gets a minus sign, so that a higher score is better in either case.
+    scores = (1.0 if has_accuracy(ds) else -1.0) * mean_scores(ds)
     verdicts = []
     for learner, without in shot_pairs(ds):
         pair = (learner, without)
@@ -82,7 +82,7 @@ def at_equal_score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values of two learners [seed] at the smaller of their final scores; all arguments are [seed, checkpoint].
 
-    Both are NaN for a seed in which the better learner's score never was as low.
+    Both are NaN for a seed in which the better learner's score was at no checkpoint as low as that.
     """
     level = np.minimum(one_score[:, -1], other_score[:, -1])
     pair = np.array([_where_last(*side, level) for side in ((one, one_score), (other, other_score))])
@@ -92,7 +92,7 @@ def at_equal_score(
 
 def _where_last(values: np.ndarray, score: np.ndarray, level: np.ndarray) -> np.ndarray:
     """The values [seed] where the score last passed the level [seed], interpolated between checkpoints."""
-    found = np.where(score[:, -1] == level, values[:, -1], np.nan)
+    found = np.full_like(values[:, -1], np.nan)
     for index in range(score.shape[1] - 1):  # a later passage overwrites an earlier one
         low, high = score[:, index], score[:, index + 1]
         passes = (low <= level) & (high > level)

@@ -62,7 +62,8 @@ def compare_at_equal_loss(
     estimates, shares, draws = [], [], []
     for seed, tasks in enumerate(keep):
         y, x, y0, x0 = (side[seed, tasks] for side in sides)  # value and log loss: trained, then baseline
-        value, reference, share = matched_means(x, y, x0, y0, np.ones((len(y), 1)), caliper=caliper)[:, 0]
+        each_task_once = np.ones((len(y), 1))
+        value, reference, share = matched_means(x, y, x0, y0, each_task_once, caliper=caliper)[:, 0]
         shares.append(share)
         if share < plan.equal_loss.least_share:
             estimates.append((np.nan, np.nan))

@@ -3,7 +3,7 @@
 A relative fall is 1 - trained / untrained, where both are means over the tasks of one seed and over the inner steps of
 a step group, and the untrained network is the learner's own start. It has no unit, so falls of different quantities and
 of learners with different inner step sizes can be compared. The ratio of two means is biased by about the squared
-relative error of the lower one; the jackknife over tasks (Quenouille 1956) removes this bias to first order.
+relative error of its denominator; the jackknife over tasks (Quenouille 1956) removes this bias to first order.
 
 * "trajectory": along the inner trajectory the curvature falls more than elsewhere. rho = g'Hg / g'g is compared with
   the same quotient for gradients that are rotated at random within each parameter tensor, and with the eigenvalue of
@@ -13,7 +13,7 @@ relative error of the lower one; the jackknife over tasks (Quenouille 1956) remo
 * "weight-growth": the fall of rho is not explained by growing weights.
 * "first-order": the fall is smaller for learners whose outer gradient contains no Hessian.
 * "head-and-body": the fall is larger in the part of the network that a learner adapts.
-* "supervised": the fall is larger than that which a control gives, such as ordinary supervised training.
+* "supervised": the fall is larger than that of a control, such as a network with ordinary supervised training.
 """
 
 from collections.abc import Iterator
@@ -111,6 +111,7 @@ def compare_falls(one: Change, other: Change, *, must_fall: bool) -> Comparison:
 
 def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "trajectory": up to three comparisons for each trained learner and step group."""
+    # The quantity, the one with whose fall its fall is compared, the name of the comparison, the baseline in words.
     others = (
         ("rho", "rho_rotated", "against rotated gradients", "along rotated gradients"),
         ("rho", "eigenvalue", "against the largest eigenvalue", "for the eigenvalue of largest magnitude"),
@@ -134,8 +135,9 @@ def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "weight-growth", one for each trained learner and step group.
 
-    The effect is the fall of log |rho| at unit filter norm minus half of its raw fall. It is above 0 if growing weights
-    explain less than half of the fall. Unlike the share itself, it is well behaved where the raw fall is small.
+    The raw fall is that of log |rho| as it was measured. The effect is the fall of log |rho| at unit filter norm minus
+    half of the raw fall. It is above 0 if growing weights explain less than half of the raw fall. Unlike the share that
+    they explain, this difference is well behaved where the raw fall is small.
     """
     verdicts = []
     for learner in trained_learners(ds):

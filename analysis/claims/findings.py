@@ -1,4 +1,4 @@
-"""What a study found, in one plain sentence for each claim, made from its verdicts."""
+"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example."""
 
 import math
 from collections import Counter
@@ -6,22 +6,26 @@ from collections.abc import Sequence
 
 from analysis.claims.sentence import baseline, measure, number, plural, where
 from analysis.claims.verdict import OUTCOMES, Verdict
+from analysis.statistics import Outcome
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
 TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
 
-# The claims of the three sentences at the top of a report and at the end of a command, as far as a study has them.
+ANSWERS: dict[Outcome, str] = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
+
+# The claims for the sentences at the top of a report and at the end of a command. There are at most three sentences, on
+# the first three of these claims that the study has.
 SUMMARISED = ("suppression", "trajectory", "shot", "alignment")
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """At most three of the findings: those on suppression, on the trajectory and on SHOT, or on the first claims."""
+    """At most three findings: those on the claims in ``SUMMARISED``, or on the first claims if the study has none."""
     chosen = [verdict for verdict in verdicts if verdict.claim in SUMMARISED]
     return findings(chosen or verdicts)[:3]
 
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
-    """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison.
+    """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
     The primary claims come first, in the order of the verdicts. A comparison that an untrained network may pass as well
     is not counted, unless there is no other.
@@ -36,8 +40,8 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """Each (learner, step group) for which every comparison of a claim supports it.
 
-    Of a claim on curvature that is also compared at unit filter norm or at equal support loss, only these count as
-    suppression: elsewhere, a fall may be one of the loss, or come from growing weights.
+    A claim on curvature is also compared at unit filter norm and at equal support loss. A fall counts as suppression
+    only where these comparisons support it too. Otherwise it may be due to growing weights or to a lower loss.
     """
     places: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
@@ -47,12 +51,22 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 
 def _finding(verdicts: list[Verdict]) -> str:
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
+    title = verdicts[0].title
     counts = Counter(verdict.outcome for verdict in verdicts)
     total = plural(len(verdicts), "comparison")
     seen = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
     details = _corrected(verdicts) + _throughout(verdicts) + _example(verdicts)
-    return f"Of {total} on whether {verdicts[0].title}, the claim is {_listed(parts)}{details}."
+    return f"{title[:1].upper()}{title[1:]}? {_answer(verdicts)}: of {total}, it is {_listed(parts)}{details}."
+
+
+def _answer(verdicts: list[Verdict]) -> str:
+    """What the comparisons of a claim say together; for a primary one, its outcome after the correction counts."""
+    counts = Counter(verdict.corrected_outcome or verdict.outcome for verdict in verdicts)
+    outcome, count = counts.most_common(1)[0]
+    if count == len(verdicts):
+        return ANSWERS[outcome].capitalize()
+    return f"Mostly {ANSWERS[outcome]}" if 2 * count > len(verdicts) else "Divided"
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -86,8 +100,8 @@ def _example(verdicts: list[Verdict]) -> str:
     """The numbers of the first plain comparison that has the most frequent outcome.
 
     A primary comparison is preferred, because an exploratory one may be that of a control, such as a network trained on
-    shuffled labels. If no plain comparison has that outcome, they are those of the first plain one. In a claim without
-    plain comparisons, all of them count as plain. If nothing could be compared, the text is empty.
+    shuffled labels. If no plain comparison has that outcome, the numbers are those of the first plain comparison. In a
+    claim without plain comparisons, all comparisons count as plain. If nothing could be compared, the text is empty.
     """
     known = [verdict for verdict in verdicts if not math.isnan(verdict.effect)]
     plain = [verdict for verdict in known if verdict.comparison in PLAIN]

@@ -1,18 +1,21 @@
 """The intervention: if suppression is the mechanism, the accuracy rises when the curvature is lowered from outside.
 
-The doses of one instrument are learners that differ in one number alone: the weight of SHOT, which may be negative, or
-the weight of an explicit penalty on alpha |Hg| / |g|. The learner without both has the dose 0. If two learners have the
-same dose, the first one is taken.
+Two instruments lower the curvature from outside. SHOT penalises the distance between the ends of few large and of many
+small inner steps (Lee, Yoo, Kwak 2023). The curvature penalty penalises alpha |Hg| / |g| itself, where g and H are the
+gradient and the Hessian of the support loss, and alpha is the inner learning rate. A series of learners differs in one
+number alone, the weight of one instrument, which may be negative. The learner with neither instrument has the weight 0.
+If two learners have the same weight, the first one is taken. In a study's Dataset, the weight of SHOT is the coordinate
+"dose", and the weight of the curvature penalty is the coordinate "penalty".
 
-* "manipulation": does the instrument work, so that a higher dose lowers |Hg| / |g|? For each seed, the logarithm (base
-  2) of its mean is fitted by a straight line in the rank of the dose; the effect is the fitted change from the lowest
-  to the highest dose.
-* "intervention": the slope of the accuracy, over all doses of a seed, against the number of halvings of |Hg| / |g|.
+* "manipulation": does the instrument work, so that a larger weight lowers |Hg| / |g|? For each seed, a straight line in
+  the rank of the weight is fitted to the logarithm (base 2) of the mean |Hg| / |g|. The effect is the fitted change
+  from the smallest to the largest weight.
+* "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|.
 * "association": the same slope without an intervention: over the checkpoints of each seed, and between the seeds at the
   last checkpoint. Over checkpoints, both change with training, so that this association shows no cause.
 
-alpha is the same for all doses, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the evaluation
-tasks.
+alpha is the same for all learners of a series, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the
+evaluation tasks.
 """
 
 from collections.abc import Mapping
@@ -32,36 +35,44 @@ from analysis.schema import plain_learners, setting, trained_learners
 from analysis.statistics import slope_interval
 
 QUANTITY = "hg_ratio"
+# The coordinate of the Dataset that holds an instrument's weight, and the instrument in words.
 INSTRUMENTS = {"dose": "SHOT", "penalty": "the penalty"}
-LEAST_DOSES = 3
+LEAST_POINTS = 3  # the least number of weights, or of checkpoints, for a slope
 LEAST_RANGE = 0.26  # halvings: a factor of 1.2 between the smallest and the largest curvature
 
 
-def dose_series(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
-    """The learners by dose of an instrument ("dose" or "penalty"), in rising order; the dose 0 is ``base``."""
+def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
+    """The learners of a series by their weight, from the smallest weight on; the weight 0 is that of ``base``.
+
+    instrument: the coordinate that holds the weight, "dose" or "penalty".
+    """
     other = "penalty" if instrument == "dose" else "dose"
-    doses = {0.0: base}
+    series = {0.0: base}
     for name in trained_learners(ds):
-        if setting(ds, "without_intervention", name) == base and setting(ds, other, name) == 0:
-            doses.setdefault(float(setting(ds, instrument, name)), name)
-    return dict(sorted(doses.items()))
+        # This coordinate is the name of the learner with the same settings but without either instrument.
+        without = setting(ds, "without_intervention", name)
+        if without == base and setting(ds, other, name) == 0:
+            series.setdefault(float(setting(ds, instrument, name)), name)
+    return dict(sorted(series.items()))
 
 
 def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on "manipulation", for each instrument, series of doses and step group."""
+    """Return the verdicts on "manipulation", for each series of learners and step group."""
     verdicts = []
-    for base, instrument, doses in _all_series(ds, least=2):
+    for base, instrument, series in _all_series(ds, least=2):
         for steps, rows in step_groups(ds, plan):
-            halvings, keep, lost = _log_curvature(ds, doses, rows)
-            rank = np.arange(len(doses)) - (len(doses) - 1) / 2
-            fitted = -(rank @ halvings) / (rank @ rank) * (len(doses) - 1)
+            halvings, keep, has_diverged = _halvings_of_series(ds, series, rows)
+            # The slope on the centred ranks, times the number of ranks from the smallest to the largest weight. The
+            # minus sign turns halvings into the logarithm (base 2).
+            rank = np.arange(len(series)) - (len(series) - 1) / 2
+            fitted = -(rank @ halvings) / (rank @ rank) * (len(series) - 1)
             first, last = (2 ** -mean_over_seeds(side) for side in (halvings[0], halvings[-1]))
             note = (
-                f"the mean goes from {number(first)} at the weight {number(min(doses))} to {number(last)} at the weight"
-                f" {number(max(doses))}"
+                f"the mean goes from {number(first)} at the weight {number(min(series))} to {number(last)} at the"
+                f" weight {number(max(series))}"
             )
-            comparison = compare_seeds(fitted, np.full_like(fitted, np.nan), keep, lost, note=note)
-            measure = f"the change of log2 |Hg| / |g| over {len(doses)} weights of {INSTRUMENTS[instrument]}"
+            comparison = compare_seeds(fitted, _no_baseline(fitted), keep, has_diverged, note=note)
+            measure = f"the change of log2 |Hg| / |g| over {len(series)} weights of {INSTRUMENTS[instrument]}"
             words = {"learner": base, "steps": steps, "measure": measure}
             question = ask(plan, "manipulation", _kind(instrument), QUANTITY, "negative", **words)
             verdicts.append(judged(plan, question, comparison))
@@ -69,21 +80,21 @@ def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 
 def intervention_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on "intervention", for each instrument, series of doses and step group."""
-    if not has_accuracy(ds):
+    """Return the verdicts on "intervention", for each series of learners and step group."""
+    if not has_accuracy(ds) or not trained_learners(ds):
         return []
-    scores, last = mean_scores(ds), first_and_last(ds)[1] if trained_learners(ds) else 0
+    scores, last = mean_scores(ds), first_and_last(ds)[1]
     verdicts = []
-    for base, instrument, doses in _all_series(ds, least=LEAST_DOSES):
-        accuracy = np.stack([scores.sel(learner=name, checkpoint=last).values for name in doses.values()])
+    for base, instrument, series in _all_series(ds, least=LEAST_POINTS):
+        accuracy = np.stack([scores.sel(learner=name, checkpoint=last).values for name in series.values()])
         for steps, rows in step_groups(ds, plan):
-            halvings, keep, lost = _log_curvature(ds, doses, rows)
+            halvings, keep, has_diverged = _halvings_of_series(ds, series, rows)
             spread = np.ptp(halvings, axis=0)
             obstacle = None
             if np.isfinite(spread).any() and np.nanmean(spread) < LEAST_RANGE:
                 obstacle = "the weights hardly move the curvature; so its effect on the accuracy cannot be seen"
             slopes = seed_slopes(halvings, accuracy)
-            comparison = compare_seeds(slopes, np.full_like(slopes, np.nan), keep, lost, obstacle=obstacle)
+            comparison = compare_seeds(slopes, _no_baseline(slopes), keep, has_diverged, obstacle=obstacle)
             measure = f"the change of accuracy per halving of |Hg| / |g| by {INSTRUMENTS[instrument]}"
             words = {"learner": base, "steps": steps, "measure": measure}
             question = ask(plan, "intervention", _kind(instrument), QUANTITY, "positive", **words)
@@ -100,20 +111,21 @@ def association_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     for learner in plain_learners(ds):
         if not has(ds, QUANTITY, learner=learner):
             continue
-        curve, lost = curvature_curve(ds, QUANTITY, learner)
+        curve, has_diverged = curvature_curve(ds, QUANTITY, learner)
         accuracy = scores.sel(learner=learner).values
         for steps, rows in step_groups(ds, plan):
             values = curve[..., rows].mean(axis=-1)  # [seed, checkpoint, task]
             keep = np.isfinite(values).all(axis=1)
             halvings = np.stack([_halvings(one, keep) for one in np.moveaxis(values, 1, 0)])  # [checkpoint, seed]
             comparisons = []
-            if len(halvings) >= LEAST_DOSES:
+            if len(halvings) >= LEAST_POINTS:
                 slopes = seed_slopes(halvings, accuracy.T)
                 note = "both change with training, so that this shows no cause"
                 comparisons.append(
-                    ("over checkpoints", compare_seeds(slopes, np.full_like(slopes, np.nan), keep, lost, note=note))
+                    ("over checkpoints", compare_seeds(slopes, _no_baseline(slopes), keep, has_diverged, note=note))
                 )
-            comparisons.append(("between seeds", _between_seeds(halvings[-1], accuracy[:, -1], keep, lost, plan)))
+            between = _between_seeds(halvings[-1], accuracy[:, -1], keep, has_diverged, plan)
+            comparisons.append(("between seeds", between))
             for kind, comparison in comparisons:
                 question = ask(
                     plan, "association", kind, QUANTITY, "positive", learner=learner, steps=steps, measure=measure
@@ -130,35 +142,41 @@ def seed_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _between_seeds(
-    halvings: np.ndarray, accuracy: np.ndarray, keep: np.ndarray, lost: np.ndarray, plan: Plan
+    halvings: np.ndarray, accuracy: np.ndarray, keep: np.ndarray, has_diverged: np.ndarray, plan: Plan
 ) -> Comparison:
+    """The slope of the accuracy [seed] on the number of halvings [seed], as a comparison with its own interval."""
     interval = slope_interval(halvings, accuracy, confidence=plan.confidence)
     obstacle = "a slope between seeds needs at least four seeds" if interval.num < 4 else None
-    nothing = np.full_like(accuracy, np.nan)
+    # All seeds share one slope. It stands for the effect of each seed that was used, and the interval decides.
     effects = np.where(np.isfinite(halvings + accuracy), interval.mean, np.nan)
-    return compare_seeds(effects, nothing, keep, lost, interval=interval, obstacle=obstacle)
+    return compare_seeds(effects, _no_baseline(effects), keep, has_diverged, interval=interval, obstacle=obstacle)
+
+
+def _no_baseline(effects: np.ndarray) -> np.ndarray:
+    """The NaN by which ``compare_seeds`` is told that the effects are numbers of their own, not differences."""
+    return np.full_like(effects, np.nan)
 
 
 def _all_series(ds: xr.Dataset, *, least: int) -> list[tuple[str, str, Mapping[float, str]]]:
-    """Each (base learner, instrument, learners by dose) that has at least ``least`` doses with a curvature."""
-    series: list[tuple[str, str, Mapping[float, str]]] = []
+    """Each (base learner, instrument, learners by weight) with at least ``least`` weights, all of them measured."""
+    found: list[tuple[str, str, Mapping[float, str]]] = []
     for base in plain_learners(ds):
         for instrument in INSTRUMENTS:
-            doses = dose_series(ds, base, instrument)
-            if len(doses) >= least and all(has(ds, QUANTITY, learner=name) for name in doses.values()):
-                series.append((base, instrument, doses))
-    return series
+            series = learners_by_weight(ds, base, instrument)
+            if len(series) >= least and all(has(ds, QUANTITY, learner=name) for name in series.values()):
+                found.append((base, instrument, series))
+    return found
 
 
-def _log_curvature(
-    ds: xr.Dataset, doses: Mapping[float, str], rows: slice
+def _halvings_of_series(
+    ds: xr.Dataset, series: Mapping[float, str], rows: slice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Minus log2 of the mean |Hg| / |g| [dose, seed], the tasks used and the diverged units, both [seed, task]."""
+    """Minus log2 of the mean |Hg| / |g| [weight, seed], the tasks used and the diverged ones, both [seed, task]."""
     last = first_and_last(ds)[1]
-    values = np.stack([points(ds, QUANTITY, name, checkpoint=last)[..., rows].mean(-1) for name in doses.values()])
-    lost = np.logical_or.reduce([diverged(ds, name, checkpoint=last) for name in doses.values()])
+    values = np.stack([points(ds, QUANTITY, name, checkpoint=last)[..., rows].mean(-1) for name in series.values()])
+    has_diverged = np.logical_or.reduce([diverged(ds, name, checkpoint=last) for name in series.values()])
     keep = np.isfinite(values).all(axis=0)
-    return np.stack([_halvings(one, keep) for one in values]), keep, lost
+    return np.stack([_halvings(one, keep) for one in values]), keep, has_diverged
 
 
 def _halvings(values: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -4,9 +4,10 @@
 * "shot-speed": SHOT reaches a given accuracy in fewer meta-iterations. The accuracy is fixed for a pair of learners: it
   lies at 90 % of the way from the untrained accuracy to the smaller of the two mean final accuracies, so that neither
   learner is favoured. The meta-iteration at which a seed first reaches it is interpolated linearly between checkpoints.
-  A seed that never reaches it is censored: all that is known is that it takes longer than the last checkpoint, which is
-  put in its place. This understates the difference, whichever learner is faster. A pair in which both are censored says
-  nothing and is left out. If a learner is censored in more than half of the seeds, there is no verdict.
+  A learner that never reaches it in a seed is censored there: all that is known is that it needs more meta-iterations
+  than the last checkpoint, whose number is used in place of the time. This understates the difference, whichever
+  learner is faster. A seed in which both learners are censored says nothing and is left out. If a learner is censored
+  in more than half of the seeds, there is no verdict.
 """
 
 import numpy as np
@@ -40,11 +41,11 @@ def shot_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             .values[..., None]
             for one in (learner, without)
         )
-        lost = np.isnan(trained + plain)[..., 0]
+        has_diverged = np.isnan(trained + plain)[..., 0]  # the score is NaN where the inner loop diverged
         words = {"learner": learner, "baseline": without, "against": f"for {without}"}
         measure = "the accuracy on the evaluation tasks"
         question = ask(plan, "shot-accuracy", "accuracy", "evaluation_accuracy", "positive", measure=measure, **words)
-        verdicts.append(judged(plan, question, compare_task_by_task(trained, plain, plan, diverged=lost)))
+        verdicts.append(judged(plan, question, compare_task_by_task(trained, plain, plan, diverged=has_diverged)))
     return verdicts
 
 
@@ -80,7 +81,7 @@ def shot_speed_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         if any(num_late):
             note += f", which {plural(num_late[0], 'seed')} with and {plural(num_late[1], 'seed')} without SHOT"
             note += " never reached: they count as if they had at the last checkpoint"
-        keep = np.isfinite(logs[0] + logs[1])[:, None]
+        keep = np.isfinite(logs[0] + logs[1])[:, None]  # a seed has one time, so it counts as one task
         comparison = compare_seeds(logs[0], logs[1], keep, np.zeros_like(keep), obstacle=obstacle, note=note)
         words = {"learner": learner, "baseline": without, "against": f"for {without}"}
         measure = "the logarithm (base 2) of the meta-iterations to the accuracy"

@@ -21,7 +21,8 @@ BUNDLED = Path(__file__).with_name("claims.yaml")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Margin = Annotated[float, Field(gt=0, lt=1e6, strict=True)]
 Text = Annotated[str, Field(min_length=1)]
-BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]  # refuses a slip such as 50 for 50 %
+# The bound is loose. It only refuses a slip, such as a percentage (50) in place of a fraction (0.50).
+BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]
 
 
 # The statements of the claims of version 0.1, whose plans do not hold them.
@@ -38,17 +39,19 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class ClaimPlan:
-    """What is fixed beforehand about one claim, in words, with the smallest effect of interest as a number.
+    """What is fixed beforehand about one claim, in words; only the smallest effect of interest is a number.
 
     statement: the claim in one plain sentence.
-    estimand: the number that is estimated, and from what. null_hypothesis: the one that is tested.
+    estimand: the number that is estimated, and from what. null_hypothesis: the hypothesis that is tested.
     unit: the unit of replication. rule: how the outcome follows from the interval. interval: how the interval is made.
-    kind: the verdicts on primary claims are corrected together (Holm 1979), those on exploratory ones are not.
-    margin: the smallest effect of interest. margin_unit: what the margin is a number of.
-    corrected: the comparisons of a primary claim that are corrected together; by default all. The other comparisons
-        count as exploratory.
-    learners: "plain" if, in a primary claim, the verdicts on learners with SHOT or with the penalty on the curvature
-        and on controls count as exploratory, because other claims are about them; "all" otherwise.
+    kind: the verdicts on all "primary" claims are corrected for their number (Holm 1979). Those on "exploratory" claims
+        are not.
+    margin: the smallest effect of interest. margin_unit: the unit of the margin, in words.
+    corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty: all of them. The
+        verdicts on its other comparisons count as exploratory.
+    learners: of a primary claim, the learners whose verdicts are corrected: "all", or "plain" for those without SHOT
+        and without the penalty on the curvature that are no controls. The verdicts on other learners count as
+        exploratory, because other claims are about those learners.
     """
 
     statement: Text
@@ -107,7 +110,8 @@ class EqualLoss:
     A point is one inner step of one task.
 
     caliper: the largest difference between the logarithms of the support losses of a point and its match.
-    least_share: the fraction of a seed's points that must have a match for the seed to be compared.
+    least_share: the fraction of a seed's points that must have a match for the seed to be compared. Above 1, no seed is
+        ever compared.
     """
 
     caliper: BelowTen
@@ -126,8 +130,9 @@ class Bootstrap:
 class Plan:
     """The whole plan; two plans with equal content have equal digests, however their files are laid out.
 
-    confidence: that of all intervals. step_groups: the ranges of inner steps that are judged together, by name.
-    claims: the claims that are judged, by name. margins: what a plan of version 0.1 has in their place.
+    confidence: the confidence of all intervals.
+    step_groups: the ranges of inner steps that are judged together, by name.
+    claims: the claims that are judged, by name. margins: what a plan of version 0.1 has in place of ``claims``.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)]
@@ -152,7 +157,9 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
-        content = {key: value for key, value in asdict(self).items() if value}  # a plan of 0.1 keeps its digest
+        # Only the unused one of ``claims`` and ``margins`` is empty. Without it, a plan of version 0.1, which had no
+        # ``claims``, keeps the digest that it had then.
+        content = {key: value for key, value in asdict(self).items() if value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -165,7 +172,10 @@ class Plan:
         return self.claims[claim].margin if self.margins is None else float(getattr(self.margins, claim))
 
     def title(self, claim: str) -> str:
-        """The statement of a claim as a part of a longer sentence: without its full stop and its capital."""
+        """The statement of a claim as a part of a longer sentence: without its full stop and its first capital.
+
+        A first word such as "SHOT" or "ANIL" stays as it is.
+        """
         text = (self.claims[claim].statement if self.margins is None else EARLIER_STATEMENTS[claim]).rstrip(".")
         return text[:1].lower() + text[1:] if text[1:2].islower() else text
 

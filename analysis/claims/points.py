@@ -18,7 +18,8 @@ from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT,
 # control.
 UNTRAINED = "untrained"
 
-# These quantities are divided by the squared norm of inner gradients, so they are undefined where a gradient is zero.
+# These quantities are divided by the norm of inner gradients or by its square, so they are undefined where the gradient
+# is zero.
 _RATIOS = ("alpha_rho", "rho", "rho_normalised", "hg_ratio", "alpha_hg_ratio", "hg_ratio_normalised", "alignment")
 
 
@@ -54,7 +55,7 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 
 
 def has(ds: xr.Dataset, *variables: str, learner: str | None = None) -> bool:
-    """True if the study has a number for each of the variables, at all or for one learner."""
+    """True if each of the variables has at least one finite number, in the whole study or for one learner."""
     at = {} if learner is None else {"learner": learner_names(ds).index(learner)}
     return all(name in ds and bool(np.isfinite(ds.variables[name].isel(at).values).any()) for name in variables)
 
@@ -63,8 +64,9 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allo
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
     All values of a unit that diverged are NaN, and so are those of a seed that the learner does not have. A quantity
-    that is divided by the squared norm of a gradient is NaN where that gradient is zero. The alignment of a task's
-    inner gradients (see ``analysis/claims/alignment.py``) is NaN where all of them are zero, or where there is one.
+    that is divided by the norm of a gradient, or by its square, is NaN where that gradient is zero. The alignment of a
+    task's inner gradients (see ``analysis/claims/alignment.py``) is NaN where all of them are zero, or where there is
+    only one.
 
     Raises NotMeasuredError if any unit has not been measured: a verdict speaks of the whole study, and cannot rest on a
     part of it. Raises it also if a unit that is marked as measured lacks a number that should exist, unless
@@ -83,7 +85,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allo
 
 
 def _at(ds: xr.Dataset, learner: str, checkpoint: int, *names: str) -> dict[str, np.ndarray]:
-    """Variables of a learner at a checkpoint, those that have these dimensions as [seed, task, ...]."""
+    """Variables of a learner at a checkpoint, by name; the dimensions seed and task come first where they exist."""
     # Selection from the whole Dataset would also select from each coordinate along ``learner``, which is slow.
     at = {"learner": learner_names(ds).index(learner), "checkpoint": ds.get_index("checkpoint").get_loc(checkpoint)}
     variables = {name: ds.variables[name] for name in names}

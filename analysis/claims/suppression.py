@@ -16,8 +16,9 @@ variants of itself with SHOT. Both sides share the seed's initialisation, tasks 
 begins from a network that was pre-trained with SHOT alone also counts as one with SHOT; it has had that training in
 addition.
 
-The claims whose names end in "-hg" judge |Hg| / |g| in place of rho: it measures how large the Hessian-gradient product
-is at all, where rho measures its part along the gradient, which may be negative. Both are scaled by alpha.
+The claims whose names end in "-hg" judge |Hg| / |g| in place of rho. |Hg| / |g| measures the size of the whole
+Hessian-gradient product. rho measures only the part of that product along the gradient, and may be negative. Both are
+scaled by alpha.
 
 A step group names the inner steps that the plan judges together. Three comparisons are made for each learner and step
 group:
@@ -44,7 +45,7 @@ from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, poi
 from analysis.claims.verdict import UNIT_NORM, Verdict, conclude
 from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
 
-# The quantity, the one in its place for a learner without alpha, and the one at unit filter norm.
+# The quantity itself, the quantity that replaces it for a learner without alpha, and the quantity at unit filter norm.
 QUANTITIES = ("alpha_rho", "rho", "rho_normalised")
 HG_QUANTITIES = ("alpha_hg_ratio", "hg_ratio", "hg_ratio_normalised")
 LOSS = "support_loss"
@@ -56,7 +57,9 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "suppression
     name: "suppression" for alpha rho, "suppression-hg" for alpha |Hg| / |g|.
     """
     learners = trained_learners(ds)
-    first, last = first_and_last(ds) if learners else (0, 0)
+    if not learners:
+        return []
+    first, last = first_and_last(ds)
     verdicts = []
     for learner in learners:
         start = untrained_start(ds, learner)
@@ -74,7 +77,9 @@ def shot_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "shot") -> list[Ver
     name: "shot" for alpha rho, "shot-hg" for alpha |Hg| / |g|.
     """
     pairs = shot_pairs(ds)
-    last = first_and_last(ds)[1] if pairs else 0
+    if not pairs:
+        return []
+    _, last = first_and_last(ds)
     verdicts = []
     for learner, without in pairs:
         question = _question(ds, plan, name, (learner, without), without)
@@ -111,6 +116,7 @@ def lower_curvature(
         return []
     quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
     at_unit_norm = quantities[2]
+    # Where this quantity was not measured, the question's own takes its place, and the comparison is left out below.
     has_unit_norm = has(ds, at_unit_norm)
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))

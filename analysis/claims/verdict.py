@@ -44,7 +44,7 @@ class Verdict(Question):
     seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
         decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
     obstacle: the reason why no verdict was possible, whatever the numbers are; None if there is none.
-    effects: the effect of each seed, of which ``effect`` is the mean; empty where it is no mean over seeds.
+    effects: the effect of each seed, of which ``effect`` is the mean; empty where ``effect`` is no mean over seeds.
     p: the two-sided p-value of the t-test that the effect is 0; NaN with an obstacle.
     kind: "primary" for a verdict that is corrected together with the other primary ones, "exploratory" for the others.
     p_corrected: the p-value after Holm's correction; NaN for an exploratory verdict.
@@ -103,6 +103,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         required = mean_interval(comparison.required, confidence=confidence)
         p = max(p, required.p)  # both tests must reject (an intersection-union test; Berger 1982)
         if outcome == "supported" and not required.low > 0:
+            # A requirement that fails for certain refutes the claim; one that is uncertain leaves it open.
             outcome = "not supported" if required.high < 0 else "inconclusive"
             # What is required has no smallest effect of interest; it only must be above 0.
             num_needed = seeds_to_decide(required.mean, required.sd, margin=1e-9, confidence=confidence)
@@ -182,9 +183,9 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
     """Yield the verdicts as aligned lines for a terminal; the full sentences are in the report.
 
     Each claim has a heading, followed by one line for each comparison with the outcome, the learner and the baseline,
-    the effect and its interval over seeds. A primary one also has its p-value after Holm's correction, and its outcome
-    after it where that differs. The heading names the quantities. A line is about rho in place of alpha rho if it is at
-    unit filter norm, or if the learner's steps are not alpha times the gradient.
+    the effect and its interval over seeds. The line of a primary verdict also has the p-value after Holm's correction,
+    and the outcome after the correction where it differs. The heading names the quantities. A line is about rho in
+    place of alpha rho if it is at unit filter norm, or if the learner's steps are not alpha times the gradient.
 
     longest: if there are more verdicts, exploratory ones are counted, and only the primary ones have lines.
     """
@@ -195,6 +196,7 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
         minus = ", learner minus baseline" if any(math.isfinite(v.baseline_value) for v in rows) else ""
         yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}{minus}, [interval over seeds])"
         shown = [v for v in rows if len(verdicts) <= longest or v.kind == "primary"]
+        # The columns of several claims line up, unless a line is longer than 54 characters.
         width = max([54, *(len(_sides(v)) for v in shown)])
         for v in shown:
             yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_correction(v)}{_remark(v)}"

@@ -14,7 +14,7 @@ from analysis.errors import UserError
 class ClusterConfig(Strict):
     """The settings of a cluster, as its YAML file holds them; docs/cluster.md has an example.
 
-    executor: "slurm", or "local" for jobs on this machine, to try the file out.
+    executor: "slurm", or "local" for jobs on this machine, with which the file can be tried out.
     jobs: the largest number of jobs into which a part of a study (training, measuring) is divided.
     minutes, memory_gb, cpus, gpus: what each job gets. A unit of work computes on one thread.
     partition, account, qos, constraint: as SLURM's ``sbatch`` takes them.

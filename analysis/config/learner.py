@@ -89,8 +89,8 @@ class LearnerConfig(Strict):
         the ``inner.steps`` of the study.
     shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
         Kwak 2023). pretraining: the settings of training by this distance alone, without query labels (SHOT_p).
-    penalty: the penalty on the mean of alpha |Hg| / |g| over the inner steps; see
-        ``hessian_tools.inner.penalty.CurvaturePenalty``.
+    penalty: the penalty on the mean of alpha |Hg| / |g| over the inner steps, where alpha is the inner step size, g the
+        gradient of the support loss and H its Hessian; see ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser: the optimiser of the outer loop; by default that of the algorithm (sgd for reptile) or of the study.

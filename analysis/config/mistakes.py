@@ -37,6 +37,8 @@ def first_mistake(error: ValidationError, model: type) -> str:
     got = "" if mistake["type"] == "missing" else f" (got {_short(repr(mistake['input']))})"
     if mistake["type"] in ("tuple_type", "list_type"):
         return f"{place}: give a list in brackets, such as [{_short(str(mistake['input']))}]{got}"
+    if mistake["type"] == "too_short":
+        return f"{place}: give a list of at least {mistake['ctx']['min_length']}{got}"
     hint = ""
     if mistake["type"] == "literal_error":
         hint = did_you_mean(str(mistake["input"]), re.findall(r"'([^']+)'", mistake["ctx"]["expected"]))

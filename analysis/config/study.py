@@ -38,7 +38,7 @@ class DataConfig(Strict):
     channels: 1 for grey images or 3 for coloured ones; by default as the data set has them.
     test_path: the path of other data from which the held-out tasks are drawn; by default they are drawn from the same
         data. The images of both need the same size and channels.
-    test_split: how the classes of these other data are divided.
+    test_split: the split of the data at ``test_path``, given as ``split`` is for the data at ``path``.
 
     The other settings are those of ``hessian_tools.data.open_data``.
     """
@@ -218,8 +218,8 @@ class StepSizeSearch(Strict):
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
-    learner: the name of the learner that is trained with each candidate. Give one without SHOT, because a step size
-        that is best for a learner with SHOT would favour SHOT in every comparison.
+    learner: the name of the learner that is trained with each candidate. Give one without the penalty SHOT, because a
+        step size that is best for a learner with SHOT would favour SHOT in every comparison.
     meta_steps: the number of meta-iterations of each such training.
     validation_tasks: the number of tasks on which a candidate is validated.
     seed: the seed of the trainings, which must not be one of the study's seeds.

@@ -1,8 +1,8 @@
 """Draws the mean of a quantity over seeds, with a band and error bars, over meta-training or along the inner loop.
 
-Lines, bands and bars have a matplotlib group id (gid) such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a
-test or a drawing program finds them. Learners and methods are the same here: the style and the label of
-a method depend on the learner's name alone.
+Lines, bands and bars have a matplotlib group id (gid), such as ``mean:<name>`` or ``seed:<name>:<seed>``. Tests find
+them by this id. A learner's name is also the name of its method: ``method_style`` and ``method_label`` choose the style
+and the label from the name alone. Only untrained controls are grey whatever their names are.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ SEED_ALPHA = 0.45
 
 
 def untrained_learners(ds: xr.Dataset) -> list[str]:
-    """The learners that are not trained, as the study's settings say; their names are not looked at."""
+    """The learners that are not trained by the study's settings, whatever their names are."""
     trained = trained_learners(ds)
     return [name for name in learner_names(ds) if name not in trained]
 
@@ -86,10 +86,11 @@ def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, col
 def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: xr.DataArray) -> None:
     """Draw a summary with dimensions learner and checkpoint against the meta-iteration, one line per learner.
 
-    An untrained control has one checkpoint and is drawn as a horizontal line. ``num_diverged`` [learner, checkpoint]
-    counts the units that diverged and are therefore missing from a mean; a unit is one task of one seed. A mean that
-    lacks units gets a cross. Where every unit diverged, there is no mean, and the cross stands at the top edge of the
-    panel.
+    An untrained control has values at one checkpoint and is drawn as a horizontal line.
+
+    num_diverged: [learner, checkpoint] the number of units that diverged and are therefore missing from a mean; a unit
+        is one task of one seed. A mean that lacks units gets a cross. Where every unit diverged, there is no mean, and
+        the cross stands at the top edge of the panel.
     """
     x = ds["checkpoint"].values.astype(float)
     for position, name in enumerate(learner_names(ds)):
@@ -100,20 +101,20 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
         else:
             curve(ax, x, part, style=style, name=name)
         lacks_units = num_diverged.isel(learner=position).values > 0
-        partial, no_mean = lacks_units & has_mean, lacks_units & ~has_mean
+        with_mean, without_mean = lacks_units & has_mean, lacks_units & ~has_mean
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6.5, "markeredgewidth": 1.1}
         cross |= {"color": style.color, "zorder": 5}
-        if partial.any():
-            ax.plot(x[partial], part.mean.values[partial], gid=f"diverged:{name}", **cross)
-        if no_mean.any():
+        if with_mean.any():
+            ax.plot(x[with_mean], part.mean.values[with_mean], gid=f"diverged:{name}", **cross)
+        if without_mean.any():
             # With this transform, y is a fraction of the axis: 0.97 keeps the whole cross inside the panel.
             edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"all diverged:{name}"}
-            ax.plot(x[no_mean], np.full(no_mean.sum(), 0.97), **edge, **cross)
+            ax.plot(x[without_mean], np.full(without_mean.sum(), 0.97), **edge, **cross)
     training_axis(ax, ds["checkpoint"].values)
 
 
 def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
-    """The named learners in groups whose untrained networks have equal values.
+    """The named learners in groups; the untrained networks of a group have equal values.
 
     means: a quantity of the study [learner, checkpoint, ...]. Learners with the same inner loop start from the same
     network and have equal values; those with another inner loop or another step size do not. A learner that begins from
@@ -127,35 +128,38 @@ def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) ->
         values = start.sel(learner=name).values
         if untrained_start(ds, name) != name or not np.isfinite(values).any():
             continue
-        # Equal networks may differ by rounding in float32. A relative difference of 1e-4 cannot be seen in a figure.
+        # The values of equal networks may differ by the rounding of float32. A relative difference of 1e-4 is larger,
+        # and yet too small to be seen in a figure.
         close = partial(np.allclose, values, rtol=1e-4, atol=1e-9, equal_nan=True)
-        alike = (group for group in groups if close(start.sel(learner=group[0]).values))
-        found = next(alike, None)
-        if found is None:
+        alike = next((group for group in groups if close(start.sel(learner=group[0]).values)), None)
+        if alike is None:
             groups.append([name])
         else:
-            found.append(name)
+            alike.append(name)
     return groups
 
 
 def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
     """Draw a dotted horizontal line at the mean of each untrained network from which the trained learners start.
 
-    A network that adapts by another inner loop has another mean, so each learner is compared with its own start. The
-    lines are returned as legend entries. No line is drawn where an untrained control already has one, which
-    ``over_training`` draws. The only line is grey; of several, each has the colour of its first learner.
+    There is a line for each group of ``alike_at_start``, because the mean of an untrained network depends on the inner
+    loop by which it adapts. A group with the same mean as an untrained control gets no line, because ``over_training``
+    draws the control's line there. If there is a single group and no untrained control, the line is grey. Otherwise
+    each line has the colour of the group's first learner. The lines are returned as legend entries.
     """
-    # Networks that are trained on shuffled labels, or without episodes, are controls as well, and get no line.
+    # Learners that are trained on shuffled labels, or without episodes (supervised), are controls as well. They get no
+    # line.
     names = [name for name in trained_learners(ds) if not is_control(ds, name)]
     groups = alike_at_start(ds, summary.mean, names)
-    known = [float(value) for value in summary.mean.isel(checkpoint=0).sel(learner=untrained_learners(ds)).values]
+    start = summary.mean.isel(checkpoint=0)
+    control_means = [float(value) for value in start.sel(learner=untrained_learners(ds)).values]
     lines = []
     for group in groups:
-        level = float(summary.mean.isel(checkpoint=0).sel(learner=group[0]))
-        if any(np.isclose(level, other, rtol=1e-4, atol=1e-9) for other in known):
+        level = float(start.sel(learner=group[0]))
+        if any(np.isclose(level, control_mean, rtol=1e-4, atol=1e-9) for control_mean in control_means):
             continue
         color, label = CONTROL_STYLE.color, "untrained"
-        if len(groups) > 1 or known:
+        if len(groups) > 1 or control_means:
             color, label = method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
         look: dict[str, Any] = {"color": color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
         lines.append(ax.axhline(level, label=label, gid=f"untrained:{group[0]}", zorder=2.5, **look))
@@ -203,18 +207,23 @@ class LearnerState:
 
     @property
     def shift(self) -> float:
-        """The distance along x by which markers are moved, so that those of the two states do not overlap."""
+        """The distance, in inner steps, by which the state's markers are moved along x.
+
+        The markers of the first and of the last state then do not overlap.
+        """
         return -0.12 if self.is_first else 0.12
 
 
-def states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[LearnerState]:
-    """The states of a learner at the first and the last checkpoint at which ``values`` has values of it.
+def first_and_last_states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[LearnerState]:
+    """The states of a learner at the first and the last checkpoint at which ``values`` has a value of the learner.
 
-    There is one state if these are the same checkpoint, and none if the learner has no value at all.
+    If these are the same checkpoint, there is one state, which counts as the first. If the learner has no value at all,
+    there is none.
     """
     learner = learner_names(ds).index(name)
     present = values.isel(learner=learner).notnull()
     checkpoints = np.flatnonzero(present.any([dim for dim in present.dims if dim != "checkpoint"]).values)
+    # As the keys of a dict, the checkpoints keep their order, and a repeated one is dropped.
     ends = dict.fromkeys(int(checkpoints[end]) for end in (0, -1)) if checkpoints.size else {}
     return [LearnerState(learner, checkpoint, name, is_first=place == 0) for place, checkpoint in enumerate(ends)]
 
@@ -233,16 +242,19 @@ def draw_states(
 ) -> None:
     """Draw the states of every learner into the learner's panel with the function ``draw``.
 
-    values: a quantity of the whole study, from which the checkpoints are read at which a learner was measured.
+    values: a quantity of the whole study. A learner was measured at the checkpoints at which it has values.
     """
     for name, ax in zip(panel_learners(ds), axes, strict=True):
-        for state in states(ds, values, name):
+        for state in first_and_last_states(ds, values, name):
             draw(ax, state)
         ax.set_title(method_label(name), color=learner_style(ds, name).color)
 
 
 class TitledState(NamedTuple):
-    """The title of a map, the colour of the title, and the position of what it shows along learner and checkpoint."""
+    """The state that a heat map shows, with the map's title and the colour of the title.
+
+    position: the position of the state along learner and checkpoint, as ``isel`` takes it.
+    """
 
     title: str
     color: str
@@ -250,13 +262,16 @@ class TitledState(NamedTuple):
 
 
 def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[TitledState]:
-    """The states that a figure of heat maps shows, in order: each untrained network, then those that start from it.
+    """The states that a figure of heat maps shows, in their order.
 
-    A learner is shown in its last state.
+    Each untrained network is followed by the last states of the named learners that start from it. The last states of
+    learners that are in no group of ``alike_at_start`` come at the end. A learner without values is left out.
 
-    means: the quantity of the maps [learner, checkpoint, ...], without seeds; positions are those in it.
+    means: the quantity of the maps [learner, checkpoint, ...], without seeds. The positions of the states are those in
+        ``means``, which may have fewer learners than the study.
     """
-    last = {name: states(means.to_dataset(name="means"), means, name)[-1:] for name in names}
+    shown = means.to_dataset(name="means")
+    last = {name: first_and_last_states(shown, means, name)[-1:] for name in names}  # a list of one state, or empty
     names = [name for name in names if last[name]]
     groups = alike_at_start(ds, means, names)
     ungrouped = [[name] for name in names if not any(name in group for group in groups)]
@@ -272,19 +287,19 @@ def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -
 
 
 def where_shown(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
-    """The values ``means`` where a map shows them, and NaN elsewhere."""
+    """The values ``means`` at the states that the maps show, and NaN elsewhere."""
     shown = xr.zeros_like(means, dtype=bool)
     for one in maps:
         shown[one.position] = True
     return means.where(shown)
 
 
-def only_states(ds: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
+def state_mask(ds: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
     """True [learner, checkpoint] at the states that ``draw_states`` draws of the quantity ``values``."""
     axes = {dim: values[dim] for dim in ("learner", "checkpoint")}
     drawn = xr.DataArray(np.zeros([len(axis) for axis in axes.values()], dtype=bool), axes)
     for name in panel_learners(ds):
-        for state in states(ds, values, name):
+        for state in first_and_last_states(ds, values, name):
             drawn[state.position] = True
     return drawn
 
@@ -302,6 +317,7 @@ def along_steps(
 
     summary: that of the quantity in the whole study. Its number of seeds decides whether bands are intervals or ranges,
         so that all panels have the same kind.
+    name: the quantity's name in the gids, which the state's label follows.
     error: the errors of the quantity's means in the whole study, which are drawn as bars.
     """
     summary = summary.at(**state.position)

@@ -1,9 +1,9 @@
 """A forest plot: the effect of every verdict with its interval, in units of the smallest effect of interest.
 
-The effects of different claims have different units and different claimed directions. Divided by the smallest effect of
-interest of its claim, and turned so that the claimed direction points to the right, each of them can be read on one
-axis by the rule of the verdicts: the claim is supported where the whole interval lies right of 0 and reaches 1, and it
-is not supported where the whole interval lies left of 1.
+The effects of different claims have different units and different claimed directions. So each effect is divided by the
+smallest effect of interest of its claim, which is also called the margin, and gets the sign with which the claimed
+direction is positive. Then all effects can be read on one axis by the rule of the verdicts: a claim is supported where
+the whole interval lies right of 0 and reaches 1, and it is not supported where the whole interval lies left of 1.
 """
 
 import math
@@ -29,10 +29,11 @@ from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 MAX_ROWS = 60
-"""The most verdicts that are drawn unless the user chooses; of more, only the primary ones are, if there are any."""
+"""The most verdicts that are drawn unless the user chooses. If there are more, only the primary ones are drawn."""
 MAX_DRAWN = 120
 """The most verdicts of which a figure can be read at all."""
-# The outcome of a verdict: its colour, its marker, and whether the marker is filled, which tells them apart in grey.
+# For each outcome of a verdict: its colour, its marker, and whether the marker is filled. Marker and filling tell the
+# outcomes apart without colour.
 LOOKS = {
     "supported": ("#0072B2", "o", True),
     "not supported": ("#D55E00", "s", True),
@@ -42,13 +43,13 @@ ROW, LINE, GAP = 0.14, 0.115, 0.1  # inches: of a row, of a line of a heading, a
 ABOVE, BELOW = 0.08, 0.78  # inches above the first heading, and for the axis and the legend
 RIGHT = 0.08  # inches, so that the last tick label is not cut
 LABELS = 0.49  # the share of the width that the labels of the rows take
-INCHES_A_CHARACTER = 0.047  # of the labels, on average; headings are in bold, and take a quarter more
+INCHES_A_CHARACTER = 0.047  # the mean width of a character of a label; those of headings, in bold, are a quarter wider
 TICKS = (-100, -10, -1, 0, 1, 10, 100)
 
 
 @dataclass(frozen=True)
 class ForestPlot:
-    """The forest plot of a study's verdicts, as a function with the methods of ``analysis.figures``.
+    """The forest plot of a study's verdicts: calling it draws it, and its methods are those of ``analysis.figures``.
 
     The arguments of all methods:
     verdicts: those of ``analysis.open_verdicts``.
@@ -88,8 +89,8 @@ class ForestPlot:
         """The numbers behind the figure, with one verdict in a row.
 
         ``effect``, ``low`` and ``high`` are in the units of the quantity; ``drawn``, ``drawn low`` and ``drawn high``
-        are the same in units of the margin, with the claimed direction as positive. ``outcome`` is after the correction
-        for many comparisons, where there is one.
+        are the same in units of the margin, with the claimed direction as positive. ``outcome`` is the one after the
+        correction for many comparisons, if the verdict was corrected.
         """
         rows = []
         for v in _chosen(verdicts, claims, learners):
@@ -158,12 +159,12 @@ forest = ForestPlot()
 
 
 def final_outcome(verdict: Verdict) -> str:
-    """The outcome of a verdict after the correction for many comparisons, or its only one."""
+    """The outcome of a verdict: the one after the correction for many comparisons, if it was corrected."""
     return verdict.corrected_outcome or verdict.outcome
 
 
 def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners: Sequence[str] | None) -> list[Verdict]:
-    """The verdicts that are drawn, with those of one claim together."""
+    """The verdicts that are drawn, grouped by claim in the order in which the claims first appear."""
     if not verdicts:
         raise ValueError("there are no verdicts; run 'hessian-tools test' on the study first")
     shown = list(verdicts)
@@ -176,7 +177,7 @@ def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners:
     if not shown:
         raise ValueError(f"no verdict is on the claims {claims} and the learners {learners}; choose others")
     if (claims, learners) == (None, None) and len(shown) > MAX_ROWS:
-        shown = [v for v in shown if v.kind == "primary"] or shown
+        shown = [v for v in shown if v.kind == "primary"] or shown  # all, if none is primary
     if len(shown) > MAX_DRAWN:
         raise ValueError(
             f"{len(shown)} verdicts do not fit in one figure of at most {MAX_DRAWN};"
@@ -188,7 +189,7 @@ def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners:
 
 def _scaled(v: Verdict) -> tuple[float, float, float]:
     """The effect and the ends of its interval in units of the margin, with the claimed direction as positive."""
-    if not v.margin > 0:
+    if not v.margin > 0:  # also if the margin is NaN
         return math.nan, math.nan, math.nan
     scale = (-1.0 if v.predicted == "negative" else 1.0) / v.margin
     low, high = sorted((scale * v.low, scale * v.high))
@@ -196,39 +197,46 @@ def _scaled(v: Verdict) -> tuple[float, float, float]:
 
 
 def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
+    """Draw the verdicts in a figure of ``width`` inches.
+
+    Inches are also the unit of y, which grows downwards from the top of the axes.
+    """
     groups = [[v for v in shown if v.claim == claim] for claim in dict.fromkeys(v.claim for v in shown)]
-    left = LABELS * width
+    label_width = LABELS * width
     headings = [
         wrap(f"{rows[0].title[:1].upper()}{rows[0].title[1:]}?", int(width / INCHES_A_CHARACTER / 1.25))
         for rows in groups
     ]
-    labels = [[wrap(label, int(left / INCHES_A_CHARACTER)) for label in _labels(rows)] for rows in groups]
+    labels = [[wrap(label, int(label_width / INCHES_A_CHARACTER)) for label in _labels(rows)] for rows in groups]
     height_of_rows = sum(
-        len(heading) * LINE + GAP + sum(ROW + (len(lines) - 1) * LINE for lines in of)
-        for heading, of in zip(headings, labels, strict=True)
+        len(heading) * LINE + GAP + sum(ROW + (len(lines) - 1) * LINE for lines in row_labels)
+        for heading, row_labels in zip(headings, labels, strict=True)
     )
     height = ABOVE + height_of_rows + BELOW
     with style.context(width=width, height=height):
         figure = ShownFigure(figsize=(width, height))
-        figure.set_layout_engine("none")  # the one axes has its place
-        ax = figure.add_axes((left / width, BELOW / height, (width - left - RIGHT) / width, height_of_rows / height))
+        figure.set_layout_engine("none")  # the axes gets its place below
+        place = (label_width, BELOW, width - label_width - RIGHT, height_of_rows)  # inches: left, bottom, width, height
+        ax = figure.add_axes((place[0] / width, place[1] / height, place[2] / width, place[3] / height))
         _set_axis(ax, shown, height_of_rows)
+        # x is a fraction of the figure's width, and y is the axes' y.
         at_left = blended_transform_factory(figure.transFigure, ax.transData)
         y = 0.0
-        for rows, heading, of in zip(groups, headings, labels, strict=True):
+        for rows, heading, row_labels in zip(groups, headings, labels, strict=True):
             y += GAP / 2
             figure.text(
                 0.01, y, "\n".join(heading), transform=at_left, va="top", fontsize=7, fontweight="bold", color=DARK
             )
             y += GAP / 2 + len(heading) * LINE
             top = y
-            for v, lines in zip(rows, of, strict=True):
-                taken = ROW + (len(lines) - 1) * LINE
+            for v, lines in zip(rows, row_labels, strict=True):
+                row_height = ROW + (len(lines) - 1) * LINE
+                middle = y + row_height / 2
                 figure.text(
-                    0.03, y + taken / 2, "\n".join(lines), transform=at_left, va="center", fontsize=6.5, linespacing=1.1
+                    0.03, middle, "\n".join(lines), transform=at_left, va="center", fontsize=6.5, linespacing=1.1
                 )
-                _row(ax, v, y + taken / 2)
-                y += taken
+                _row(ax, v, middle)
+                y += row_height
             ax.vlines(0.0, top, y, color=DARK, lw=0.7, zorder=1)
             ax.vlines(1.0, top, y, color=GREY, lw=0.7, ls="--", zorder=1)
         entries = [
@@ -275,6 +283,7 @@ def _labels(rows: Sequence[Verdict]) -> list[str]:
         [f"vs {method_label(v.baseline)}" if v.baseline else "" for v in rows],
         [measure(v) for v in rows],
     ]
+    # A column is added if it tells verdicts apart that are alike in all columns before it.
     telling = columns[:1]
     for column in columns[1:]:
         if len(set(zip(*telling, column, strict=True))) > len(set(zip(*telling, strict=True))):

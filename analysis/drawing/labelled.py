@@ -27,10 +27,10 @@ PER_CURVATURE = "parameter^2/loss"
 CURVATURE_SQUARED = "loss^2/parameter^4"
 
 # A ``curvature.Check`` is a list of findings, each about one property of a product, such as its symmetry. A finding has
-# passed (True), failed (False) or was not judged (None). A Dataset stores these as numbers, whose meanings its
-# attributes flag_values and flag_meanings give (the CF conventions for climate data).
+# passed (True), failed (False) or was not judged (None). The variable ``passed`` of a Dataset stores these as numbers.
+# Its attributes flag_values and flag_meanings say what they mean, as in the CF conventions for climate data.
 VERDICTS = {False: 0, None: 1, True: 2}
-VERDICT_MEANINGS = "wrong not_judged ok"
+VERDICT_MEANINGS = "wrong not_judged ok"  # of the numbers 0, 1 and 2
 
 
 class Column(NamedTuple):
@@ -99,8 +99,8 @@ def _from_findings(read: Callable[[curvature.Finding], float], dtype: str = "flo
 def _padded_vectors(spectrum: curvature.Spectrum) -> Tensor | None:
     """The eigenvectors as columns, one for each eigenvalue.
 
-    A Spectrum may hold fewer eigenvectors than eigenvalues: those of the eigenvalue 0 at its end were not computed.
-    Their columns are filled with zeros.
+    A Spectrum may hold fewer eigenvectors than eigenvalues: the last eigenvalues are 0, and their eigenvectors were not
+    computed. The columns of these are filled with zeros.
     """
     if spectrum.vectors is None:
         return None
@@ -112,7 +112,7 @@ _FINITE = "whether value and error are finite"
 _PRODUCTS = "matrix-vector products used at each point"
 _NODE_RESIDUAL = "at least one exact eigenvalue lies within this distance of the node"
 _RESIDUAL = "|Hv - lambda v|: at least one exact eigenvalue lies within this distance"
-_NONZERO = "eigenvalues by falling magnitude; all others are zero"
+_BY_MAGNITUDE = "eigenvalues by falling magnitude; those that are not listed are zero"
 _COMPLETE = "whether it was shown that no wanted eigenvalue is missing"
 _EIGEN, _GRID, _NODE, _STEP = ("eigen_index",), ("grid",), ("probe", "node"), ("inner_step",)
 
@@ -125,7 +125,7 @@ COLUMNS: dict[type, Columns] = {
     | _pairs("eigenvalue_min", "end_index", "smallest algebraic eigenvalues", prefix="smallest.")
     | _num_matvecs(prefix="magnitude."),
     curvature.Spectrum: {
-        "eigenvalue": Column(_EIGEN, CURVATURE, _NONZERO, "eigenvalue_error", "values"),
+        "eigenvalue": Column(_EIGEN, CURVATURE, _BY_MAGNITUDE, "eigenvalue_error", "values"),
         "eigenvalue_error": Column((), CURVATURE, "bound on the error of every eigenvalue of a point", source="error"),
         "eigenvalue_vector": Column(("param", *_EIGEN), DIMENSIONLESS, "unit eigenvectors", source=_padded_vectors),
         "dense": Column((), DIMENSIONLESS, "whether the whole matrix was computed"),
@@ -238,7 +238,7 @@ def to_xarray(
 
 
 def _array(result: Any, name: str, source: str | Callable[[Any], Any]) -> Any:
-    """A copy of a variable's values as a numpy array; None if the result lacks them, like optional eigenvectors."""
+    """A copy of a variable's values as a numpy array; None if the result lacks them, such as eigenvectors."""
     values = source(result) if callable(source) else attrgetter(source or name)(result)
     return values.numpy(force=True).copy() if isinstance(values, Tensor) else values
 

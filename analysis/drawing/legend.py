@@ -11,7 +11,14 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.drawing.curves import BAND_ALPHA, QuantityLook, learner_style, panel_learners, states, untrained_learners
+from analysis.drawing.curves import (
+    BAND_ALPHA,
+    QuantityLook,
+    first_and_last_states,
+    learner_style,
+    panel_learners,
+    untrained_learners,
+)
 from analysis.drawing.style import CONTROL_STYLE, DARK, GREY, method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seed_counts, seeds_with_values, tasks_per_seed
 from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
@@ -52,13 +59,14 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
     The marker of the first states is grey and open, as in the panels. That of the last states is filled and dark, which
     stands for the colours of all learners.
     """
-    drawn = [state for name in panel_learners(ds) for state in states(ds, values, name)]
+    drawn = [state for name in panel_learners(ds) for state in first_and_last_states(ds, values, name)]
     entries: list[Artist] = []
     for is_first in (True, False):
         iterations = {int(ds["checkpoint"][state.checkpoint]) for state in drawn if state.is_first is is_first}
         if not iterations:
             continue
-        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
+        which = "first" if is_first else "last"
+        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else f"each learner's {which} checkpoint"
         look: dict[str, Any] = {"color": DARK, "linestyle": "none"}
         if is_first:
             look = {"color": GREY, "linestyle": CONTROL_STYLE.linestyle, "markerfacecolor": "white"}

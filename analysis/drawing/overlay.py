@@ -40,8 +40,8 @@ def draw(studies: Mapping[str, xr.Dataset], learner: str) -> Figure:
     """Draw the means of one learner over meta-training in every study, with a band over the seeds of each.
 
     studies: the Datasets by the names of the studies, each of which has the learner.
-    The accuracy is left out if a study has none, because a loss has another scale, and so is a quantity that no study
-    has, as alpha rho of a learner whose steps are not alpha times the gradient.
+    The accuracy is left out if a study has none, because a loss has another scale. A quantity that no study has is
+    left out too, such as alpha rho of a learner whose steps are not alpha times the gradient.
     """
     parts = [ds.sel(learner=[learner]) for ds in studies.values()]
     quantities = {

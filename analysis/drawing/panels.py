@@ -81,11 +81,11 @@ def grid(
 
 
 def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
-    """Break titles and x labels that are longer than a panel's width into lines, for which the figure grows."""
+    """Break titles and x labels that are longer than ``inches`` into lines, for which the figure becomes higher."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     more_lines: dict[str, int] = {}
     for ax in axes:
-        row = str(ax.get_position().y0)
+        row = str(ax.get_position().y0)  # the same for all panels of a row
         for kind, text, write in (
             ("title", ax.get_title("left"), partial(ax.set_title, loc="left")),
             ("label", ax.get_xlabel(), ax.set_xlabel),
@@ -93,6 +93,7 @@ def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
             place = figure.text(0, 0, text, fontsize=style.rc_params()["axes.titlesize"])
             share = place.get_window_extent(renderer).width / figure.dpi / inches
             place.remove()
+            # A formula cannot be broken. A row becomes higher by the most lines that one of its panels needs.
             if share > 1 and "$" not in text:
                 lines = wrap(text, int(len(text) / share))
                 write("\n".join(lines))
@@ -102,7 +103,7 @@ def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
 
 
 def left_labels(axes: list[Axes], label: str) -> None:
-    """Label the common y axis of all panels: beside the only row, or once beside several rows."""
+    """Label the common y axis of all panels once: beside the first panel of a single row, or beside all rows."""
     figure = axes[0].figure
     if len({ax.get_position().y0 for ax in axes}) > 1:
         figure.supylabel(label, multialignment="center")
@@ -130,9 +131,9 @@ def _fitting_legend(
     if not entries:
         return 0.0
     renderer = FigureCanvasAgg(figure).get_renderer()  # only a renderer knows how wide the texts are
-    for rows in range(-(-len(entries) // 5), len(entries) + 1):
+    for rows in range(ceil(len(entries) / 5), len(entries) + 1):
         # The entries are spread evenly over the rows, so that the last row does not hold a single entry.
-        columns = -(-len(entries) // rows)
+        columns = ceil(len(entries) / rows)
         legend = figure.legend(handles=list(entries), loc=loc, ncols=columns)
         extent = legend.get_window_extent(renderer)
         if extent.width <= figure.bbox.width or columns == 1:
@@ -160,7 +161,7 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:
     path = stem.with_name(stem.name + suffix)
-    # Drawn in memory first, because matplotlib hides the error of a full disk behind an AttributeError of its own.
+    # The figure is drawn in memory first, because matplotlib hides the error of a full disk behind an AttributeError.
     content = BytesIO()
     with style.context():
         figure.savefig(content, format=suffix[1:], metadata=METADATA[suffix], dpi=style.DPI)

@@ -38,8 +38,8 @@ def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") ->
 def cosine_null(ax: Axes, steps: int) -> Patch:
     """Draw the band in which a mean cosine lies if the inner gradients are orthogonal to each other.
 
-    It is the mean over the inner steps of the cosine between a step's gradient and the displacement of the whole inner
-    loop.
+    The mean cosine is the mean, over the inner steps, of the cosine between a step's descent direction and the
+    displacement of the whole inner loop.
 
     steps: the number K of inner steps.
     """
@@ -68,9 +68,9 @@ def plane(ax: Axes) -> list[Line2D]:
 
     The curvature along any direction is at most the largest eigenvalue, so no point lies below the diagonal.
     """
-    limits = ax.get_xlim(), ax.get_ylim()
+    x_limits, y_limits = ax.get_xlim(), ax.get_ylim()
     look: dict[str, Any] = {"color": "black", "linewidth": 0.8, "zorder": 1.5}
-    low, high = (end(limits[0][index], limits[1][index]) for index, end in enumerate((min, max)))
+    low, high = min(x_limits[0], y_limits[0]), max(x_limits[1], y_limits[1])
     # The diagonal needs many points, because it is not straight on axes that are linear only around 0.
     places = np.concatenate([-np.geomspace(max(-low, 1e-3), 1e-3, 50), np.geomspace(1e-3, max(high, 1e-3), 50)])
     unstable, descent = (0, (4, 2)), (0, (1, 1.5))
@@ -79,8 +79,8 @@ def plane(ax: Axes) -> list[Line2D]:
         ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=descent, **look),
         ax.plot(places, places, label=r"$\rho=\lambda_{\max}$", gid="diagonal", **look | {"color": LIGHT_GREY})[0],
     ]
-    ax.set_xlim(limits[0])
-    ax.set_ylim(limits[1])
+    ax.set_xlim(x_limits)
+    ax.set_ylim(y_limits)
     return lines
 
 
@@ -100,7 +100,7 @@ TICK_INCHES = 0.35
 
 
 def step_axis(ax: Axes, points: Sequence[int] | np.ndarray) -> None:
-    """Put a tick at each of the given points of the inner loop, which are numbered from 0; many get fewer ticks."""
+    """Put a tick at each of the given points of the inner loop, numbered from 0; more than 12 get fewer ticks."""
     if len(points) <= 12:
         ax.xaxis.set_major_locator(FixedLocator([int(point) for point in points]))
     else:
@@ -122,7 +122,8 @@ def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
     transform = ax.xaxis.get_transform()
     places = transform.transform(np.asarray(checkpoints, dtype=float))
     width = max(float(places[-1] - places[0]), 1e-9)
-    # The first and the last checkpoint get labels first; then, from right to left, every other one that has room.
+    # The first and the last checkpoint get labels first. The others follow from right to left, as far as there is room:
+    # labels whose distance is below 0.17 of the axis would touch.
     order = [0, len(places) - 1, *range(len(places) - 2, 0, -1)]
     labelled = _spaced((places - places[0]) / width, order, gap=0.17)
     # 1500 is written as 1.5k, because panels are too narrow for long numbers.
@@ -176,6 +177,7 @@ def symlog_axis(axis: Axis, low: float, high: float, *, linear: float = 0.1) -> 
     start, end = transform.inverted().transform(ends + np.array([-pad, pad]))
     axis.axes.set(**{"xlim" if is_x else "ylim": (start, end)})
     powers = [10.0**power for power in range(int(np.floor(np.log10(linear))), 7)]
+    # The order of the ticks is their priority.
     ticks = [0.0, *_both_signs([digit * power for digit in (1, 2, 5, 3, 1.5, 4, 7) for power in powers])]
     _set_spaced_ticks(axis, ticks, [f"{value:.4g}" for value in ticks], gap=0.12)
 
@@ -232,21 +234,21 @@ def _spaced(places: np.ndarray, order: list[int], *, gap: float) -> list[int]:
 
     places: positions as fractions of the axis. order: the indices in the order in which they are considered.
     """
-    kept: list[int] = []
+    chosen: list[int] = []
     for index in order:
-        if all(abs(places[index] - places[other]) >= gap for other in kept):
-            kept.append(index)
-    return kept
+        if all(abs(places[index] - places[other]) >= gap for other in chosen):
+            chosen.append(index)
+    return chosen
 
 
 def _set_spaced_ticks(axis: Axis, ticks: list[float], labels: list[str], *, gap: float = 0.06) -> None:
-    """Set the ticks that are within the limits and ``gap`` of the axis apart; earlier ticks take precedence."""
+    """Set those ticks that lie within the limits, at least ``gap`` of the axis apart; earlier ticks take precedence."""
     scale = axis.get_transform().transform
     start, end = scale(np.array(axis.get_view_interval()))
     places = (scale(np.array(ticks)) - start) / (end - start)
     in_sight = [index for index, place in enumerate(places) if 0 <= place <= 1]
-    kept = sorted(_spaced(places, in_sight, gap=gap), key=lambda index: ticks[index])
-    _set_ticks(axis, [ticks[index] for index in kept], [Formatter.fix_minus(labels[index]) for index in kept])
+    shown = sorted(_spaced(places, in_sight, gap=gap), key=lambda index: ticks[index])
+    _set_ticks(axis, [ticks[index] for index in shown], [Formatter.fix_minus(labels[index]) for index in shown])
 
 
 def _set_ticks(axis: Axis, ticks: Any, labels: list[str]) -> None:

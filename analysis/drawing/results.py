@@ -36,8 +36,8 @@ def plot(
         same axes. A result with several series has the label before each of theirs, and keeps its own colours.
     options: those of the function that plots this kind of result, such as ``names=["displacement"]`` for a Trajectory
         or ``name="frobenius_squared"`` for Moments.
-    Raises TypeError for a kind of result that has no plot, and for an option where there are none; ValueError for
-    another option than there is.
+    Raises TypeError for a kind of result that has no plot, and for any option if the plot of this kind has none.
+    Raises ValueError for an option that the plot of this kind does not have.
 
     A legend or a text that is added later has the fonts of the plot if it is added inside
     ``with analysis.drawing.style.context():``. To name the axis of points, call
@@ -71,6 +71,7 @@ def plot(
 # ---- eigenvalues
 
 MANY_POINTS = 40
+"""The number of points above which markers of the usual size would merge."""
 _ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "smallest algebraic")}
 
 
@@ -118,7 +119,7 @@ def _eigenvalue_markers(
     places = places + shift * np.min(np.diff(places), initial=1.0)
     x = np.broadcast_to(places.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
     error_bars(ax, x.ravel(), y.ravel(), error.ravel(), color=one.color, name=name)
-    size = 1.5 if len(places) > MANY_POINTS else None  # larger markers would merge
+    size = 1.5 if len(places) > MANY_POINTS else None
     look: dict[str, Any] = {"marker": marker, "markersize": size, "linestyle": "none", "color": one.color, "zorder": 3}
     for is_converged, fill, suffix in ((True, one.color, ""), (False, "white", ":open")):
         chosen = np.isfinite(y) & (converged == is_converged)
@@ -141,7 +142,7 @@ def spectrum(ds: xr.Dataset, ax: Axes) -> Axes:
         ax.axhline(error, color=one.color, linestyle=":", linewidth=0.8, gid=f"error:{one.label}")
     ax.set_yscale("log")
     if errors and max(errors) > 0:
-        ax.set_ylim(bottom=min(error for error in errors if error > 0) / 3)
+        ax.set_ylim(bottom=min(error for error in errors if error > 0) / 3)  # a little below the lowest dotted line
         ax.plot([], [], color="black", linestyle=":", linewidth=0.8, label="rounding error")
     return name_axes(ax, ds["eigenvalue"], name="magnitude of the eigenvalue", x="rank")
 
@@ -188,6 +189,7 @@ def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
     ax.plot(x, y, color=one.color, label=label, gid=f"density:{one.label}")
     nodes = np.unique(one.ds["node_value"].values[one.ds["node_isolated"].values.astype(bool)])
     heights = np.interp(nodes, x, y)
+    # The lines begin below the axis, so that they reach its end.
     ax.vlines(nodes, bottom / 10, heights, color=one.color, linewidth=0.8, gid=f"stems:{one.label}")
     ax.plot(nodes, heights, linestyle="none", marker="o", markersize=2.5, color=one.color, gid=f"isolated:{one.label}")
 
@@ -203,7 +205,7 @@ def _density_scale(ax: Axes, magnitudes: list[float]) -> str:
         return ""
     narrowest, widest = min(magnitudes), max(magnitudes)
     ax.set_xscale("asinh", linear_width=narrowest)
-    # A decade far below the narrowest spectrum would lie on the zero.
+    # The tick of a decade far below the narrowest spectrum would lie on the tick of 0.
     decades = [10.0**power for power in range(floor(log10(3 * narrowest)), floor(log10(widest)) + 1)]
     ticks = [*(-value for value in reversed(decades)), 0.0, *decades]
     ax.set_xticks(ticks, [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in ticks])
@@ -275,7 +277,7 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
     for row, name in enumerate(names):
         value, allowed, verdict = (ds[part].values[row] for part in ("value", "allowed", "passed"))
         ratio = value / allowed if allowed > 0 else 0.0
-        ratio = ratio if np.isfinite(ratio) else 1e3
+        ratio = ratio if np.isfinite(ratio) else 1e3  # an error that is not finite is drawn at 1000
         if verdict == VERDICTS[None]:
             ax.text(1e-3, row, "not judged", color=GREY, va="center", ha="center", gid=f"open:{name}")
         elif verdict == VERDICTS[True]:

@@ -2,6 +2,10 @@
 
 A study of twenty learners would fill a panel with lines that cannot be told apart. The rules here leave learners out by
 their settings, and ``shown_sentence`` says in the caption which ones are drawn.
+
+SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023);
+the coordinate ``dose`` of a study holds its weight. "The penalty" below is another one, on the curvature along the
+inner loop; the coordinate ``penalty`` holds its weight.
 """
 
 from collections import Counter
@@ -29,7 +33,7 @@ def lacks(ds: xr.Dataset, *variables: str) -> str | None:
 def family(ds: xr.Dataset, name: str) -> str:
     """The label that learners share which differ only in SHOT, the penalty and ``first_order``.
 
-    In a Dataset of a version without such labels, a learner shares it with the same learner with SHOT.
+    A Dataset of an earlier version has no such labels. There, the label is the learner's ``base``.
     """
     return str(setting(ds, "family", name) if "family" in ds.coords else base(ds, name))
 
@@ -45,23 +49,23 @@ def is_control(ds: xr.Dataset, name: str) -> bool:
 
 
 def without_variants(ds: xr.Dataset) -> list[str]:
-    """The learners without those that are another variant of a learner with SHOT, and without those with the penalty.
+    """The learners without those that have the penalty, and with at most one learner with SHOT for each ``base``.
 
-    Of the learners with SHOT that have the same base, the one with the most common weight of the study is kept.
+    Of the learners with SHOT that have the same base, the one whose weight is the most common in the study is chosen.
     """
     doses = {name: float(setting(ds, "dose", name)) for name in learner_names(ds)}
     counts = Counter(dose for dose in doses.values() if dose)
-    kept: dict[str, str] = {}
+    chosen: dict[str, str] = {}  # the learner with SHOT, by its base
     for name, dose in doses.items():
         if dose == 0.0:
             continue
-        # A positive weight goes before a negative one, and the first of equal ones stays.
+        # Of equally common weights, a positive one goes before a negative one. Of equal ranks, the first learner stays.
         rank = (counts[dose], dose > 0)
-        best = kept.setdefault(base(ds, name), name)
+        best = chosen.setdefault(base(ds, name), name)
         if rank > (counts[doses[best]], doses[best] > 0):
-            kept[base(ds, name)] = name
-    usual = set(kept.values())
-    return [name for name in doses if not setting(ds, "penalty", name) and (not doses[name] or name in usual)]
+            chosen[base(ds, name)] = name
+    shown = {name for name in doses if doses[name] == 0.0} | set(chosen.values())
+    return [name for name in doses if name in shown and not setting(ds, "penalty", name)]
 
 
 def for_lines(ds: xr.Dataset) -> xr.Dataset:
@@ -103,7 +107,10 @@ def for_panels(ds: xr.Dataset) -> xr.Dataset:
 
 
 def main_learners(ds: xr.Dataset, at_most: int) -> list[str]:
-    """The first trained learners that are no control, from those whose lines share a panel."""
+    """The first ``at_most`` trained learners that are no control, from those whose lines share a panel.
+
+    If there are none, they are the first trained ones or, without these, the first ones.
+    """
     shown = for_lines(ds)
     names = [name for name in trained_learners(shown) if not is_control(shown, name)]
     return (names or trained_learners(shown) or learner_names(shown))[:at_most]

@@ -55,7 +55,7 @@ DARK = "#333333"
 """The colour of legend entries that stand for all methods, each of which has its own colour in the panels."""
 
 CONTROL_STYLE = MethodStyle(GREY, "s", ":")
-"""The style of an untrained control, whatever its name: grey is kept for networks that are not trained."""
+"""The style of an untrained control, whatever its name: grey is reserved for networks that are not trained."""
 
 # A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without their
 # yellow, which vanishes on white. SHOT is the penalty on the distance between the ends of few large and of many small
@@ -88,8 +88,7 @@ def method_style(name: str) -> MethodStyle:
     """The style of one method: from the table of known methods, or computed from the name alone.
 
     A method has the same style in every study, because only its name matters. Two names that are not in the table can
-    get the same colour. Their markers and line styles come from other digits of the same checksum, so that these mostly
-    differ.
+    get the same colour. Their markers and line styles come from other digits of the same checksum and mostly differ.
     """
     key = name.lower().replace("_", "-")
     if key in METHODS:

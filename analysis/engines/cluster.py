@@ -15,7 +15,7 @@ from analysis.errors import UserError
 from analysis.study import Study
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel")  # of SLURM
-LATE_SECONDS = 15.0  # that the result of a job which has ended may need to become visible here
+LATE_SECONDS = 15.0  # how long the result of a job that has ended may take to become visible on this machine
 MAX_TIMEOUTS = 10  # how often a job that needs more than its time is queued again; it goes on from what it has saved
 
 
@@ -53,7 +53,7 @@ def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
 
 
 def _parameters(config: ClusterConfig) -> dict[str, Any]:
-    """The settings by submitit's names; it leaves those of SLURM out for local jobs."""
+    """The settings by submitit's names, where None means not given; for local jobs, submitit ignores those of SLURM."""
     return {
         "name": "hessian-tools",
         "timeout_min": config.minutes,
@@ -80,7 +80,8 @@ class _Task:
         import submitit
 
         failure = do_share(self.share)
-        # Submitit raises this error wherever the work is when the time is up too often; so the job is lost.
+        # submitit raises this error inside the work once the job has used up its time more than MAX_TIMEOUTS times. The
+        # job has then no answer, so the error is raised again, and the command counts the job as lost.
         if failure is not None and isinstance(failure.error, submitit.core.utils.UncompletedJobError):
             raise failure.error
         return failure
@@ -100,7 +101,7 @@ class _Job:
         self._ended: float | None = None  # when it was first seen to have ended without a result
 
     def done(self) -> bool:
-        """True if there is a result, or if the cluster says that the job has ended, and no result appears."""
+        """True if the job has ended, and its result is there or has not appeared within ``LATE_SECONDS``."""
         if not self._job.done():
             return False
         if self._ended is None:

@@ -16,8 +16,8 @@ def dask_cluster(study: Study, address: str) -> AbstractContextManager[RemoteEng
     """An engine that does a study's work on the workers of a Dask cluster, one unit in a worker at a time.
 
     address: that of the scheduler, such as "tcp://10.0.0.1:8786", or the path of its scheduler file (.json).
-    Raises UserError where distributed is missing; entering the engine does where no scheduler answers, or where its
-    workers have several threads.
+    Raises UserError where distributed is missing. Entering the engine raises UserError where no scheduler answers, or
+    where a worker has several threads.
     """
     try:
         from distributed import Client
@@ -44,7 +44,7 @@ def _connected(study: Study, address: str, connect: Callable[..., Any]) -> Itera
                 )
 
         def submit(shares: list[Share]) -> list[_Job]:
-            # pure=False, because Dask would take an equal call for one whose answer it has already.
+            # pure=False, because Dask would otherwise answer an equal call with the result of an earlier one.
             return [_Job(client.submit(do_share, share, pure=False)) for share in shares]
 
         yield RemoteEngine(study.path, submit)
@@ -66,7 +66,7 @@ class _Job:
             return self._future.result()  # type: ignore[no-any-return]
         except ImportError as error:
             raise JobLost(f"{error}; install hessian-tools in the environment of the workers") from None
-        except Exception as error:  # of Dask itself; those of the work are answers
+        except Exception as error:  # an error of Dask itself; an error of the work is returned as a Failure
             raise JobLost(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
         finally:
             self._future.release()  # so that the scheduler forgets it

@@ -19,7 +19,7 @@ class Place:
     cluster: the file with the settings of a cluster; see ``analysis.config.ClusterConfig``.
     dask: the address of the scheduler of a Dask cluster.
 
-    Raises UserError where several are given, or where one of them is not what it must be.
+    Raises UserError where several are given, or where a value is not allowed.
     """
 
     workers: int | None = None
@@ -45,11 +45,11 @@ class Place:
             )
 
     def device(self, device: str) -> str:
-        """The device of the study, "cpu" or "cuda", where ``device`` is the one that is asked for beside this place."""
+        """The device of the study, "cpu" or "cuda". device: the value of the option ``--device``."""
         if not self.devices:
             return device
         kind = self.devices[0].partition(":")[0]
-        if device not in ("cpu", kind):
+        if device not in ("cpu", kind):  # "cpu" is the default of --device, so it contradicts nothing
             raise UserError(f"--device {device} and --devices {','.join(self.devices)} disagree; leave --device out")
         return kind
 

@@ -12,19 +12,19 @@ from analysis.study import Study
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
 # On a card a worker that measures needs some 9 GiB: half a GiB for its CUDA context, 4 GiB for products and 4 GiB for
-# the Lanczos bases of an eigenvalue run. The rest of the 16 GiB is room for the tasks that it trains at once.
+# the Lanczos bases of a search for eigenvalues. The rest of the 16 GiB is room for the tasks that it trains at once.
 CARD_BYTES_PER_WORKER = 16 * 2**30
-# The part of a card's memory that the tensors of all its workers may take together, where it has several. The rest is
-# for their CUDA contexts.
+# The share of a card's memory that the tensors of all its workers may take, where several workers are on one card. The
+# rest is for their CUDA contexts.
 SHARED_PART = 0.9
 
 
 def pool(study: Study, place: Place) -> WorkerPool:
     """The worker processes of a study.
 
-    There is one for each device that is listed, or as many as are asked for. By default there is one for each core; on
-    a card there is one for each 16 GiB of its memory, but no more than runs or cores. By default a small study has
-    none. Workers on one card have equal shares of its memory.
+    There is one for each entry of ``place.devices``, or ``place.workers`` of them. If the place gives neither, a small
+    study has none, and any other study has one for each core or, on a card, one for each 16 GiB of its memory, but no
+    more than runs or cores. Workers on one card have equal shares of its memory.
 
     Raises UserError for a card that this machine lacks.
     """
@@ -63,7 +63,7 @@ def workers_on_card(card_bytes: int, runs: int) -> int:
 
 
 def on_device(devices: tuple[str, ...], unit: Any, worker: int) -> Any:
-    """The unit of work as the worker with that number does it: on its own device, with its share of that memory."""
+    """The unit of work as the worker with that number does it: on the worker's device, with its share of the memory."""
     number = devices.count(devices[worker])
     share = 1.0 if number == 1 or devices[worker] == "cpu" else SHARED_PART / number
     return replace(unit, study=replace(unit.study, device=devices[worker], device_share=share))

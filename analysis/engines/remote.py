@@ -23,7 +23,7 @@ from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progre
 HIDDEN = ".cluster"  # in the study's folder: permits, and what the jobs of a cluster print; removed when all is well
 ERROR = "error.txt"  # the traceback of the error that ended the last command
 POLL_SECONDS = (0.2, 5.0)  # the shortest and the longest pause of the command that waits for its jobs
-STOP_SECONDS = 3.0  # that the command waits for the jobs that it has cancelled
+STOP_SECONDS = 3.0  # how long the command waits for the jobs that it has cancelled
 
 
 class UnitFailed(RuntimeError):
@@ -82,9 +82,9 @@ class RemoteEngine:
             return
         permit = self.folder.absolute() / HIDDEN / f"permit-{uuid4().hex}"
         permit.mkdir(parents=True)
-        units, number = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
-        # Every number-th unit, because the costly ones come first in the list.
-        shares = [Share(work, tuple(units[i::number]), permit, i, versions()) for i in range(number)]
+        units, num_jobs = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
+        # The units are dealt out like cards, because the costly ones come first in the list.
+        shares = [Share(work, tuple(units[i::num_jobs]), permit, i, versions()) for i in range(num_jobs)]
         jobs: Sequence[Job] = ()
         try:
             jobs = self.submit(shares)
@@ -119,6 +119,7 @@ class RemoteEngine:
                     self._raise(job, failure)
                 progress.finish(index)
             if waiting:
+                # A twentieth of the time so far: a long wait needs no frequent look at a slow file system.
                 shortest, longest = POLL_SECONDS
                 sleep(min(max((monotonic() - begun) / 20, shortest), longest))
         return lost
@@ -165,7 +166,7 @@ class _Progress:
             report = json.loads(report_file(self.permit, index).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # a shared file system may be late
             return
-        # A job that was started again begins again at 0, and what is in the folder already counts once.
+        # A job that was started again counts from 0 again. The work that it reported before must not count twice.
         seen = self._seen.get(index, {"done": 0.0})["done"]
         if report["done"] > seen:
             self.emit(report["done"] - seen, report["note"])
@@ -188,12 +189,15 @@ def _withdraw(permit: Path) -> None:
 
 
 def _anywhere(unit: Any) -> Any:
-    """The unit as it is done in any working folder."""
+    """The unit of work with absolute paths, so that it can be done in any working folder."""
     return replace(unit, study=_with_absolute_paths(unit.study))
 
 
 def _with_absolute_paths(study: Study) -> Study:
-    """The study with the absolute paths of its folder and its data; links are not followed, as they may differ."""
+    """The study with the absolute paths of its folder and its data.
+
+    Links are not followed, because they may point elsewhere on another machine.
+    """
     config, given = study.config, {name: getattr(study.config.data, name) for name in DATA_PATHS}
     paths = {name: Path(value).expanduser() for name, value in given.items() if value}  # some are names of data sets
     places = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}

@@ -29,7 +29,7 @@ from hessian_tools.runs.worker_pool import Emit, Work, one_thread, sendable
 
 REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
 PATIENCE = 90.0  # seconds that a job waits for an earlier job in the same run to notice that its permit is gone
-LIBRARIES = ("hessian-tools", "torch", "numpy")  # whose versions must be equal, so that numbers are
+LIBRARIES = ("hessian-tools", "torch", "numpy")  # numbers may differ between versions of these, so all must be equal
 
 _one_unit = threading.Lock()  # torch's settings belong to the process, so a process does one unit at a time
 
@@ -101,7 +101,7 @@ def _refuse_unfit(share: Share, worker: str) -> None:
 
 
 def _do_patiently(work: Work, unit: Any, emit: Emit) -> None:
-    """Do a unit; where an earlier job still holds the lock of its run, wait until that has stopped."""
+    """Do a unit; where an earlier job still holds the lock of its run, wait until that job has stopped."""
     limit = monotonic() + PATIENCE
     while True:
         try:
@@ -125,7 +125,7 @@ class _Report:
             self.write()
 
     def write(self) -> None:
-        """Write the file, which the waiting command reads whole, because it is moved into its place."""
+        """Write the file under another name and move it to its place, so that the command never reads half of it."""
         self._written = monotonic()
         part = self.share.permit / f".{self.share.index}.{socket.gethostname()}.{os.getpid()}"
         content = {"done": self.done, "note": self.note, "unit": self.unit, "worker": self.worker}

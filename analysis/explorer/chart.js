@@ -19,7 +19,7 @@ function visible(color, dark) {
   if (!dark) return color;
   const parts = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
   const brightness = (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255; // luma: the eye sees green best
-  const share = Math.max(0, 0.62 - brightness);
+  const share = Math.max(0, 0.62 - brightness); // of the way to white; colours brighter than 0.62 stay as they are
   return `rgb(${parts.map((part) => Math.round(part + share * (255 - part))).join(",")})`;
 }
 
@@ -99,6 +99,7 @@ function scaleOf(values, log) {
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
   if (log) {
     const [a, b] = [Math.log10(low), Math.log10(high)];
+    // A value without a logarithm lies left of the axis, where it is cut off.
     const share = (value) => (value > 0 ? 0.04 + (0.92 * (Math.log10(value) - a)) / (b - a) : -0.1);
     const round = powers(low, high);
     return { share, ticks: ticks(round.length > 1 ? round : roundNumbers(low, high)) };

@@ -148,8 +148,10 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     fixed = {"training": ["inner_step"], "inner": ["checkpoint"]}.get(view, ["checkpoint", "inner_step"])
     at = _arguments({dim: place[dim] for dim in fixed if dim in variable["dims"]})
     extra = _arguments({dim: index for dim, index in state["extra"].items() if dim in variable["dims"]})
-    # Where there is a density, it is one of eigenvalues times alpha, and so the computed eigenvalues are scaled alike.
+    # A density is that of eigenvalues times alpha. Where there is one, the computed eigenvalues are multiplied by alpha
+    # too.
     scale = ' * ds["step_size"]' if name == "eigenvalue" and view == "spectrum" and header["step_size"] else ""
+    # The chosen seed and task; None stands for a mean over all of them.
     one = {"seed": state["seed"]} | ({tasks: state["task"]} if tasks else {})
     known = {dim: label for dim, label in one.items() if label is not None}
 
@@ -198,7 +200,7 @@ def _arguments(named: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: object) -> str:
-    """A number, or a text in quotation marks, in which nothing can end the text; the browser writes it alike."""
+    """A number, or a text in quotation marks, in which nothing can end the text; code.js writes it in the same way."""
     return json.dumps(value, ensure_ascii=False)
 
 

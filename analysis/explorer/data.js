@@ -20,6 +20,7 @@ function place(app, changes = {}) {
 function taskValues(app, each, learner, seed, where, scaled) {
   const alpha = scaled && app.header.step_size ? app.header.step_size[learner][seed] ?? NaN : 1;
   let start = each.offset + learner * each.strides.learner + seed * each.strides.seed;
+  // The first three dimensions are learner, seed and checkpoint (LEADING_DIMS in export.py).
   for (const dim of each.dims.slice(3)) if (dim in where && dim !== each.taskDim) start += where[dim] * each.strides[dim];
   start += where.checkpoint * each.strides.checkpoint;
   const count = each.taskDim ? each.size[each.taskDim] : 1;
@@ -60,6 +61,7 @@ function summary(app, name, learner, where, scaled = false) {
   const task = each.taskDim ? app.header.coords[each.taskDim].indexOf(app.state.task) : 0;
   const middle = task >= 0 ? values[task] : NaN;
   const errors = each.error ? taskValues(app, app.variables[each.error], learner, seed, where, scaled) : [];
+  // An error without a task dimension is one number for all tasks.
   const error = errors.length === values.length ? errors[task] : errors[0] ?? 0;
   const source = each.error ? app.variables[each.error].long_name : "no error is measured";
   return { mean: middle, low: middle - error, high: middle + error, count: each.taskDim ? "1 task" : "1 seed", source };

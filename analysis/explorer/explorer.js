@@ -50,7 +50,7 @@ function load(app) {
   app.numbers = new Float32Array(buffer);
   app.variables = {};
   for (const [name, each] of Object.entries(header.variables)) {
-    const strides = {};
+    const strides = {}; // how far apart in the numbers two neighbours along a dimension are; the last dimension has 1
     each.dims.reduceRight((step, dim, i) => ((strides[dim] = step), step * each.shape[i]), 1);
     const size = Object.fromEntries(each.dims.map((dim, i) => [dim, each.shape[i]]));
     const taskDim = each.dims.find((dim) => TASK_DIMS.includes(dim));
@@ -216,6 +216,7 @@ function changed(app) {
   app.tasks.replaceChildren(...options);
   app.tasks.value = String(state.task ?? "all");
   app.tasks.disabled = !labels.length;
+  // The first three dimensions are learner, seed and checkpoint (LEADING_DIMS in export.py).
   const further = each.dims.slice(3).filter((dim) => dim !== each.taskDim && dim !== "inner_step");
   state.extra = Object.fromEntries(further.map((dim) => [dim, Math.min(state.extra[dim] ?? 0, each.size[dim] - 1)]));
   app.extras.replaceChildren(...further.map((dim) => extraMenu(app, dim)));

@@ -131,7 +131,7 @@ class Explorer:
                 draw_into(self._ds, self._header, view, state, fig=figure, ax=ax)
                 if view == "inner":
                     ax.get_legend().remove()  # the first panel has the same one
-                ax.set_xlabel(ax.get_xlabel().replace(", ", "\n", 1))
+                ax.set_xlabel(ax.get_xlabel().replace(", ", "\n", 1))  # a long label takes two lines
             content = BytesIO()
             figure.savefig(content, format="png", dpi=110)
         return content.getvalue()
@@ -165,7 +165,7 @@ class Explorer:
         return code(self._header, check_choice("view", view, VIEWS), self._checked(state))
 
     def _receive(self, widget: Any, message: Mapping[str, Any], buffers: object) -> None:
-        """Answer a button that needs the kernel; an error is told in the browser."""
+        """Answer a button that needs the kernel; an error is told in the browser. The arguments are anywidget's."""
         try:
             if message["kind"] == "refresh":
                 self.refresh()

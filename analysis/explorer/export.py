@@ -33,6 +33,8 @@ MAX_BYTES = 16_000_000
 """The size of the float32 numbers above which quantities are left out, unless the user names them."""
 CURVE_DIMS = ("grid", "surface_x", "surface_y")
 """A variable along one of these is a curve or a surface and not a quantity of the menu."""
+MAX_LEARNERS_AT_FIRST = 4
+"""The largest number of learners that are shown before the user chooses."""
 
 
 def quantities(ds: xr.Dataset) -> list[str]:
@@ -158,11 +160,11 @@ def _learner(ds: xr.Dataset, name: str) -> dict[str, Any]:
 
 
 def _shown(ds: xr.Dataset) -> list[str]:
-    """The learners that are shown at first: those whose lines share a panel in the figures."""
+    """The learners that are shown at first: some of those whose lines share a panel in the figures."""
     if "trained" not in ds.coords:
-        return learner_names(ds)[:4]
+        return learner_names(ds)[:MAX_LEARNERS_AT_FIRST]
     names = learner_names(for_lines(ds))
-    return ([name for name in names if not is_control(ds, name)] or names)[:4]
+    return ([name for name in names if not is_control(ds, name)] or names)[:MAX_LEARNERS_AT_FIRST]
 
 
 def _start(ds: xr.Dataset, name: str) -> int:

@@ -220,7 +220,7 @@ function valueScale(app, learners) {
   return app.curves.get(key);
 }
 
-/** The scale of means with their bands. An end of a band that lies too far outside is left out, lest means be squeezed. */
+/** The scale of means with their bands. The end of a band that lies too far outside is left out, because the means would otherwise be squeezed together. */
 function scaleOfPoints(points, log) {
   const means = finite(points.map((point) => point.mean));
   const [low, high] = [Math.min(...means), Math.max(...means)];

@@ -17,10 +17,11 @@ COUNT = 2
 
 
 def measure(points: Points) -> Values:
-    """The two largest singular values of J = d theta_K / d theta_0, each with the distance to an exact one.
+    """The two largest singular values of J = d theta_K / d theta_0, each with the distance to an exact singular value.
 
-    J is that of all of the network's parameters, also where the inner loop moves some of them alone. It is not defined
-    for inner loops whose step is not a fixed multiple of the gradient, entry by entry.
+    J contains all of the network's parameters, also where the inner loop moves only some of them. The values are NaN
+    where a step is anything but the gradient with each entry multiplied by a constant: for other step rules, and for
+    LEO, whose inner loop moves codes.
     """
     learner, tasks = points.learner, len(points.thetas)
     if learner.latent is not None or learner.rule != PLAIN:
@@ -35,13 +36,13 @@ def measure(points: Points) -> Values:
         rtol=points.level.tolerance,
         seed=points.seed,
         max_matvecs=points.level.max_matvecs,
-        copies=False,
+        copies=False,  # a repeated largest value adds nothing here, and the search for one takes more products
     )
     return {"adaptation_singular_value": found.values, "adaptation_singular_value_residual": found.error}
 
 
 def _step_sizes(points: Points) -> float | Tensor:
-    """The step size alpha, or one for each parameter [task, step, param], which is 0 where the loop does not move."""
+    """The step size alpha, or one for each parameter [task, step, param], 0 for those that the loop does not move."""
     learner, loss, theta = points.learner, points.loss, points.meta_theta.detach()
     sizes = step_sizes(learner, loss, theta)
     part = moved_part(learner, loss, device=theta.device)
@@ -50,6 +51,7 @@ def _step_sizes(points: Points) -> float | Tensor:
     each = theta.new_zeros(loss.layout.numel)
     positions = torch.arange(len(each), device=theta.device) if part is None else part.positions
     each[positions] = sizes
+    # Every task and every step has the same step sizes.
     return each.expand(len(points.thetas), points.trajectory.steps, -1)
 
 
@@ -77,7 +79,8 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.adaptation_jacobian, hessian_tools.singular_values",
-    cost="at most 2 (max_matvecs + 3) at each point from which a step is taken",
+    # A product with J'J takes two products with each of the K Hessians, and the check of a singular value takes three.
+    cost=f"at most 2 max_matvecs + {3 * COUNT} products with the Hessian; none at theta_K, from which no step is taken",
     level="full",
     coords=coords,
 )

@@ -24,6 +24,7 @@ def measure(points: Points) -> Values:
     def swept(task: Task) -> Tensor:
         rows = []
         for factor in FACTORS:
+            # The loop with the factor 1 is the recorded one.
             theta = task.thetas[-1] if factor == 1 else task.adapted(step_factor=factor)
             with torch.no_grad():
                 outputs = points.loss.outputs(theta, task.query[0])
@@ -63,7 +64,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.inner.adapt.learner_path",
-    cost="none; 4 K gradients and five passes over the query set for each task",
+    cost="no product with the Hessian; 4 K gradients and five passes over the query set for each task",
     products=False,
     coords=coords,
 )

@@ -13,8 +13,8 @@ def measure(points: Points) -> Values:
 
     It is the curvature of the diagonal block H_bb along its own gradient, and contains no curvature between blocks. g
     is the gradient in all parameters, also where the inner loop moves only some of them, so that the curvature of a
-    body that stands still is known too. It is NaN where g_b is zero. Errors are those of rho, with g and the probes as
-    the other directions; see ``gradient_curvature``.
+    body that stands still is known too. The curvature is NaN where g_b is zero. Its error is estimated as the error of
+    rho is (see ``gradient_curvature``), with g and the probes as the directions z.
     """
     layout = points.loss.layout
     parts = tensor_parts(layout, points.gradient_on(points.batch or points.support))
@@ -32,6 +32,7 @@ def measure(points: Points) -> Values:
         curvature = curvature_along(g, hg)
         rho.append(curvature.rho)
         error.append(rounding_error(curvature.hg_ratio, product_asymmetry(hg, g, hz, z)))
+    # The last two entries of both lists are those of the head and of the body.
     values = {"rho_layer": torch.stack(rho[:-2], -1), "rho_layer_error": torch.stack(error[:-2], -1)}
     for name, rho_block, error_block in zip(blocks, rho[-2:], error[-2:], strict=True):
         values |= {f"rho_{name}": rho_block, f"rho_{name}_error": error_block}
@@ -57,5 +58,5 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.tensor_parts, .curvature_along",
-    cost="one for each parameter tensor, and a gradient",
+    cost="one product with the Hessian for each parameter tensor, and one gradient",
 )

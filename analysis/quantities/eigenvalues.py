@@ -10,10 +10,11 @@ def measure(points: Points) -> Values:
     """The eigenvalues of largest magnitude, and the largest and the smallest algebraic one.
 
     Each has its residual |Hv - lambda v|, within which at least one exact eigenvalue lies (Paige 1972). All come from a
-    single Lanczos run at each parameter vector. The error of rho / |lambda| is the part that
-    follows from the residual, to first order.
+    single Lanczos run at each parameter vector. The error of rho / |lambda| is only the part that follows from the
+    residual, to first order.
     """
     extremes, k = points.extremes, points.level.eigenvalues
+    # ``extremes`` may hold one pair of largest magnitude more than the level asks for.
     values = {
         "eigenvalue": extremes.magnitude.values[..., :k],
         "eigenvalue_residual": extremes.magnitude.residuals[..., :k],
@@ -61,6 +62,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.extremal_eigenpairs",
-    cost="at most max_matvecs of the study's level",
+    cost="at most as many products with the Hessian as the level's max_matvecs",
     reference="Lanczos 1950; Paige 1972; Cohen 2021 (edge of stability), Lewkowycz 2020 (catapult)",
 )

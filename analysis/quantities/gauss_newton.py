@@ -18,9 +18,10 @@ from hessian_tools.curvature import (
 def measure(points: Points) -> Values:
     """g'Gg / g'g, and v'Gv / v'Hv for the eigenvector v of H whose eigenvalue is largest in magnitude.
 
-    G = J'BJ is the Hessian without the curvature of the network itself; it is never negative. The error of the first
-    is that of rho, with Hg as the other direction; see ``gradient_curvature``. The error of the second is the bound
-    that follows from the residuals and from the gap to the next eigenvalue; where that bound says nothing, it is large.
+    G = J'BJ is the Hessian without the curvature of the network itself: J is the Jacobian of the outputs in the
+    parameters, and B is the Hessian of the loss in the outputs. The error of the first number is estimated as the error
+    of rho is (see ``gradient_curvature``), with Hg as the direction z. The error of the second number is a bound that
+    follows from the residuals and from the gap to the next eigenvalue; it is large where this gap is small.
     """
     thetas, batch = points.thetas.flatten(0, 1), points.at_points(points.batch or points.support)
     g, hg = points.gradients, points.products.hg
@@ -41,7 +42,8 @@ def measure(points: Points) -> Values:
 QUANTITY = Quantity(
     name="gauss_newton",
     title="Gauss-Newton part of the curvature",
-    formula="g'Gg / g'g with G = J'BJ; v'Gv / v'Hv for the top eigenvector v of H",
+    formula="g'Gg / g'g with G = J'BJ (J: Jacobian of the outputs, B: Hessian of the loss in the outputs);"
+    " v'Gv / v'Hv for the top eigenvector v of H",
     variables=(
         point_variable(
             "rho_gauss_newton",
@@ -60,7 +62,8 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.gauss_newton, hessian_tools.gauss_newton_spectrum, hessian_tools.gauss_newton_share",
-    cost="2 with the Gauss-Newton matrix, a backward pass for each example and output, and one more eigenpair",
+    cost="two products with the Gauss-Newton matrix, a backward pass for each output of each example, and the products"
+    " with the Hessian that one more eigenpair takes",
     reference="Schraudolph 2002; Martens 2020; Davis, Kahan 1970",
     eigenvectors=True,
 )

@@ -11,8 +11,9 @@ from hessian_tools.curvature import alignment, cos_displacement
 def measure(points: Points) -> Values:
     """The Gram matrix g_i'g_j of the gradients, their cosines, the alignment A, and the cosine with the displacement.
 
-    A is 0 if the gradients are orthogonal and 1 if they are equal. The cosine is that between each step's direction
-    -g_k and theta_K - theta_0; it is NaN at theta_K, from which no step is taken.
+    The gradients are the K ones at theta_0 to theta_{K-1}, from which the K steps are taken. A is 0 if they are
+    orthogonal and 1 if they are equal. The cosine with the displacement is that between -g_k, the direction of a step,
+    and theta_K - theta_0. It is NaN at theta_K, from which no step is taken.
     """
     gram = points.trajectory.gram
     norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -44,7 +45,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.alignment, .cos_displacement",
-    cost="none",
+    cost="no product with the Hessian",
     reference="Lee, Yoo, Kwak 2023, figure 3 (cosine); A is ours",
     products=False,
 )

@@ -11,10 +11,11 @@ from hessian_tools.curvature import curvature_along, product_asymmetry, rho_norm
 def measure(points: Points) -> Values:
     """The curvature along the direction g, with float32 errors.
 
-    H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic for any vector z, and their difference
-    estimates the rounding error. Here z is each probe, and D^2 g, whose product is computed anyway. D is the diagonal
-    matrix of filter norms, ``products.scale``. In the coordinates theta / D, in which filters have unit norm, the
-    gradient is D g and the Hessian is D H D.
+    D is the diagonal matrix of filter norms, ``products.scale``. In the coordinates theta / D, in which filters have
+    unit norm, the gradient is D g and the Hessian is D H D.
+
+    H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic for any vector z. Their difference estimates
+    the rounding error. The vectors z are the probes and D^2 g, whose products with H are computed anyway.
     """
     products, g = points.products, points.gradients
     curvature = curvature_along(g, products.hg)
@@ -34,7 +35,8 @@ def measure(points: Points) -> Values:
         "rho_error": error,
         "alpha_rho": alpha * curvature.rho,
         "alpha_rho_error": alpha * error,
-        # Equal to normalised.rho but for rounding; kept datasets hold the numbers of this function.
+        # This is normalised.rho up to rounding. The function is called all the same, so that the numbers are those of
+        # earlier datasets to the bit.
         "rho_normalised": rho_normalised(products.scale, g, products.hd2g),
     }
 
@@ -42,7 +44,8 @@ def measure(points: Points) -> Values:
 QUANTITY = Quantity(
     name="gradient_curvature",
     title="curvature along the gradient",
-    formula="|Hg| / |g|; rho = g'Hg / g'g; both times alpha; both for D H D and D g",
+    formula="|Hg| / |g|; rho = g'Hg / g'g; both times alpha; both with D H D and D g in place of H and g, where D holds"
+    " the filters' norms where a normalisation follows, else 1",
     variables=(
         point_variable("hg_ratio", "|Hg| / |g|", error="hg_ratio_error"),
         point_variable("hg_ratio_error", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
@@ -71,6 +74,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.curvature_along, .rho_normalised",
-    cost="two, with g and D^2 g; the error uses the products with the probes as well",
+    cost="two products with the Hessian, with g and D^2 g; the error uses those with the probes as well",
     reference="Lee, Yoo, Kwak 2023, equation 3",
 )

@@ -30,6 +30,6 @@ QUANTITY = Quantity(
     variables=(*RECORDED, RELATIVE),
     measure=measure,
     library="hessian_tools.record",
-    cost="none",
+    cost="no product with the Hessian",
     products=False,
 )

@@ -20,6 +20,6 @@ QUANTITY = Quantity(
     variables=(point_variable("layer_norm", "Euclidean norm of each parameter tensor", "layer"),),
     measure=measure,
     library="hessian_tools.ParamLayout",
-    cost="none",
+    cost="no product with the Hessian",
     products=False,
 )

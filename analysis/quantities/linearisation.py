@@ -31,6 +31,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.linearisation_error",
-    cost="none; two forward and two backward passes over the query set for each task",
+    cost="no product with the Hessian; two forward and two backward passes over the query set for each task",
     products=False,
 )

@@ -21,15 +21,16 @@ def coords(sizes: Sizes) -> Mapping[str, np.ndarray]:
 def measure(points: Points) -> Values:
     """The support loss around theta_0: along x the descent direction -g_0, along y a random direction.
 
-    Raw, the unit of both axes is the length of the first inner step, which is alpha |g_0| for gradient descent, so that
-    (1, 0) is the end of that step. Normalised, each filter of the directions has the norm of the filter of theta_0, so
-    that learners with larger weights are not drawn flatter for that alone. The random direction is the first probe of
-    the task, which is the same for all learners and checkpoints.
+    In ``loss_surface``, the unit of both axes is the length of the first inner step, which is alpha |g_0| for gradient
+    descent, so that (1, 0) is the end of that step. In ``loss_surface_normalised``, each filter of the directions has
+    the norm of the same filter of theta_0, so that learners with larger weights are not drawn flatter for that alone.
+    The random direction is the first probe of the task, which is the same for all learners and checkpoints.
     """
     theta, descent = points.thetas[:, 0], -points.trajectory_gradients[:, 0]
     random = points.probes[..., 0]
     length = (points.thetas[:, 1] - theta).norm(dim=-1, keepdim=True)
     layout, grid = points.loss.layout, torch.as_tensor(PLACES).to(theta)
+    # With torch's default eps, a gradient shorter than 1e-12 would not be scaled to the full length.
     planes = {
         "loss_surface": [length * torch.nn.functional.normalize(d, dim=-1, eps=1e-30) for d in (descent, random)],
         "loss_surface_normalised": [filter_normalised(layout, theta, d) for d in (descent, random)],
@@ -67,7 +68,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.loss_surface, .filter_normalised",
-    cost=f"none; {2 * len(PLACES) ** 2} forward passes for each task",
+    cost=f"no product with the Hessian; {2 * len(PLACES) ** 2} forward passes for each task",
     reference="Li et al. 2018; Lee, Yoo, Kwak 2023, figure 4",
     products=False,
     level="full",

@@ -42,7 +42,8 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.inner.adapt.meta_gradient",
-    cost="one full and one first-order meta-gradient for each task, the price of some 2 K products",
+    cost="one full and one first-order meta-gradient for each task, which take as long as some 2 K products with the"
+    " Hessian",
     reference="Finn, Abbeel, Levine 2017; Nichol, Achiam, Schulman 2018",
     products=False,
 )

@@ -58,6 +58,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.Operator.scaled, hessian_tools.top_eigenpairs",
-    cost="at most max_matvecs of the study's level, and one for each probe",
+    cost="at most as many products with the Hessian as the level's max_matvecs, and one for each probe",
     level="full",
 )

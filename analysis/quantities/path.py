@@ -1,4 +1,4 @@
-"""How straight the inner loop is, and how much of the fall that each gradient promises its step brings."""
+"""How straight the inner loop is, and how the loss falls in each step, compared with what the gradient predicts."""
 
 import torch
 
@@ -9,7 +9,7 @@ from hessian_tools.curvature import drop_ratio, path_ratio
 
 
 def measure(points: Points) -> Values:
-    """The path's length relative to its displacement, and each step's actual fall of the support loss."""
+    """The path's length relative to its displacement, and each fall of the support loss relative to its prediction."""
     trajectory, thetas = points.trajectory, points.thetas
     ratios = drop_ratio(trajectory.support_loss, points.trajectory_gradients, thetas)
     undefined = torch.full_like(ratios[:, :1], torch.nan)
@@ -36,6 +36,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.path_ratio, .drop_ratio",
-    cost="none",
+    cost="no product with the Hessian",
     products=False,
 )

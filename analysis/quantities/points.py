@@ -17,7 +17,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.loss import Loss
 from hessian_tools.trajectory import Trajectory
 
-Values = Mapping[str, Tensor]
+Values = Mapping[str, Tensor]  # the values of a quantity, by the names of its variables
 
 # The number of products that is announced for each point. Its value does not matter as long as it is large enough for
 # the engine that traces the product once to be chosen; see ``docs/architecture.md``.
@@ -45,7 +45,7 @@ class Products:
 class Points:
     """All points of a block of tasks, with everything from which the quantities are computed.
 
-    learner: the learner, whose inner loop was recorded. meta_theta: the meta-parameters [meta] it started from.
+    learner: the learner whose inner loop was recorded. meta_theta: the meta-parameters [meta] from which it started.
     trajectory: the recorded inner loops, stacked as [task, step], with thetas and gradients.
     support, query: the support and the query sets (x, y), with a leading task axis.
     other_support: for each task, the support set of another held-out task.
@@ -96,7 +96,7 @@ class Points:
 
     @property
     def gradients(self) -> Tensor:
-        """The vectors g [task, step, param] along which curvature is measured: the inner gradients, unless others."""
+        """The vectors g [task, step, param] along which curvature is measured: inner gradients, or ``directions``."""
         return self.trajectory_gradients if self.directions is None else self.directions
 
     @cached_property
@@ -142,7 +142,7 @@ class Points:
 
     def on(self, loss: str) -> "Points":
         """The same points with another loss or direction; see ``analysis.quantities.variants``."""
-        if loss not in self._variants:  # kept, so that the quantities of a variant share its products
+        if loss not in self._variants:  # made once, so that the quantities of a variant share its products
             batch = self.other_support if loss == "other_task" else self.query
             directions = self.gradient_on(batch) if loss == "query" else None
             self._variants[loss] = replace(self, batch=batch, directions=directions)

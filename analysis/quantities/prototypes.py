@@ -45,7 +45,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.inner.features.nearest_class_mean",
-    cost="none; three forward passes for each task",
+    cost="no product with the Hessian; three forward passes for each task",
     reference="Snell, Swersky, Zemel 2017; Lee, Yoo, Kwak 2023, appendix D",
     products=False,
 )

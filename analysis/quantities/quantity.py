@@ -24,7 +24,8 @@ class Quantity:
     variables: the variables that hold its values and their errors.
     measure: the function that returns the values of these variables, [task, step, ...] or [task, ...].
     library: the function of the library in which the formula stands.
-    cost: the number of products with the Hessian at each point, in words.
+    cost: what it takes, in words; products with the Hessian are those at each point, such as "one product with the
+        Hessian".
     reference: where it comes from, as "author year"; "" for a definition of our own.
     products: True if it needs products with the Hessian; it is then not measured on a task whose inner loop diverged.
     level: "full" if only the full measurements contain it, "light" if all do.

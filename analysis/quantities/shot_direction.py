@@ -54,6 +54,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.small_step_difference",
-    cost="H g at theta_0, which other quantities compute as well",
+    cost="one product with the Hessian, H g at theta_0, which other quantities compute as well",
     reference="Barrett, Dherin 2021 (drift of gradient descent)",
 )

@@ -55,6 +55,8 @@ def measure(points: Points) -> Values:
                 distance = DISTANCES.get(name, _l2)
                 *after, at_start, at_end = outputs if name in DISTANCES else [*ends, start, end]
                 moved = distance(at_end, at_start)
+                # ``after`` begins with the loop of 1 step. Targets of 1 to K - 1 steps are the rows of the result, and
+                # references of 2 to K steps are its columns.
                 for (t, target), (r, reference) in combinations(enumerate(after), 2):
                     result[i, t, r - 1] = distance(reference, target) / moved
             return result
@@ -104,7 +106,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.inner.shot.DISTANCES, .root_mean_square",
-    cost="none; (K - 1)(K - 2) / 2 gradients and K + 2 passes over the query set for each task",
+    cost="no product with the Hessian; (K - 1)(K - 2) / 2 gradients and K + 2 passes over the query set for each task",
     reference="Lee, Yoo, Kwak 2023, equation 4",
     products=False,
     coords=coords,

@@ -71,7 +71,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.spectral_density",
-    cost=f"{RUNS * PRODUCTS}: {PRODUCTS} for each of {RUNS} probes",
+    cost=f"{RUNS * PRODUCTS} products with the Hessian, {PRODUCTS} for each of {RUNS} probes",
     reference="Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017",
     level="full",
     coords=coords,

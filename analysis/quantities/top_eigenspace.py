@@ -63,7 +63,7 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.gradient_share, hessian_tools.subspace_overlap, "
     "hessian_tools.curvature.subspace_error",
-    cost="those of one more eigenpair",
+    cost="the products with the Hessian that one more eigenpair takes",
     reference="Gur-Ari 2018; Davis, Kahan 1970",
     level="full",
     eigenvectors=True,

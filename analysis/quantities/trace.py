@@ -54,6 +54,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.trace, hessian_tools.frobenius_squared",
-    cost="one for each probe",
+    cost="one product with the Hessian for each probe",
     reference="Girard 1989; Hutchinson 1990",
 )

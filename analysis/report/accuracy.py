@@ -49,6 +49,7 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
         return [row((method_label(name), DASH, "all", DASH, DASH, DASH, _task_count(scores, done)))]
     last = measured[-1]
     absent = np.full_like(scores[0], np.nan)
+    # ``start`` is NaN if the study has no checkpoint 0, and ``end`` if the learner has scores at checkpoint 0 alone.
     start = scores[0] if checkpoints[0] == 0 else absent
     end = scores[last] if checkpoints[last] > 0 else absent
     head = (method_label(name), str(checkpoints[last]))

@@ -34,7 +34,7 @@ _SPEED = (
 
 
 def learning_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
-    """The two tables with their headings, each only if the study has data for it; without training there is none."""
+    """The two tables with their headings, each only if the study has data for it; none if no learner is trained."""
     parts = []
     if (differences := shot_table(ds, confidence=confidence)) is not None:
         parts += [element("h3", "SHOT against the same learner without it"), differences]
@@ -158,9 +158,9 @@ def accuracy_levels(ds: xr.Dataset) -> list[float]:
 
 
 def meta_iterations(ds: xr.Dataset, name: str, level: float) -> list[float | None]:
-    """For each seed of a learner, the meta-iteration at which a learner first reaches ``level``; None if it never does.
+    """For each seed of a learner, the meta-iteration at which the mean over tasks first reaches ``level``, or None.
 
-    The level is an accuracy in %, or for regression a loss.
+    The level is an accuracy in %, or for regression a loss. None means that the seed never reaches it.
     """
     means = _values(with_seeds_of(ds, name)).sel(learner=name).mean("evaluation_task")
     sign = 1 if has_accuracy(ds) else -1  # losses fall to a level, so their negatives rise to its negative

@@ -107,6 +107,7 @@ def interval(low: float, high: float) -> str:
 
 def page(title: str, body: Iterable[Html]) -> str:
     """A whole HTML document in one text, without scripts and without anything loaded from outside."""
+    # ``chr(10)`` is a line break: before Python 3.12, the braces of an f-string cannot hold a backslash.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -1,7 +1,8 @@
 """The numbers that the method's paper reports: Lee, Yoo, Kwak (NeurIPS 2023), arXiv 2310.02751v1.
 
-All are accuracies in %, for 5-way tasks. A pair holds the accuracy with one and with five support images per class. The
-paper does not say over how many seeds its numbers are means.
+All are accuracies in %, for 5-way tasks. A pair, except in ``TRANSFER``, holds the accuracy with one and with five
+support images per class. The paper does not say over how many seeds its numbers are means. SHOT is the paper's penalty
+on the distance between the ends of few large inner steps (the target) and of many small ones (the reference).
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ RESNET12: Mapping[str, tuple[Pair, Pair, Pair]] = {
     "SHOT_r": ((51.11, 69.74), (55.14, 71.71), (32.66, 52.16)),
 }
 
-# MAML trained on the first data set and tested on the second, with five support images per class: without SHOT, with.
+# MAML trained on the first data set and tested on the second, with five support images per class. These pairs hold the
+# accuracy without and with SHOT.
 TRANSFER: Mapping[tuple[str, str], Pair] = {
     ("tiered", "mini"): (66.86, 70.70),
     ("mini", "tiered"): (67.96, 69.48),

@@ -2,6 +2,9 @@
 
 The paper's data are not those of a study, and its budgets are larger; every caption says so. What can be compared is
 the direction and the size of the differences, not the accuracies.
+
+SHOT is the penalty on the distance between the ends of few large inner steps (the target) and of many small ones (the
+reference).
 """
 
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ SHOT_LABELS = {"": "without SHOT", "SHOT_r": "SHOT as a penalty (SHOT_r)", "SHOT
 
 
 def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.95) -> list[Html]:
-    """The heading and the tables for which a study has learners; nothing for regression, or where it has none.
+    """The heading and those tables for which the study has learners; [] for regression, and if there is no table.
 
     ds: the measurements of the study. config: its settings, from which the learners are recognised.
     """
@@ -54,7 +57,7 @@ class _Accuracies:
             for name in learner_names(ds)
             if not selection.is_control(ds, name) and not setting(ds, "penalty", name)
         ]
-        self.shots = config.data.shots
+        self.shots = config.data.shots  # support images per class
 
     def settings(self, name: str) -> LearnerConfig:
         """The settings of a learner."""
@@ -86,7 +89,7 @@ class _Accuracies:
         return _number_cell(self.accuracy(name, first=first))
 
     def paper(self, pair: paper.Pair | None) -> str:
-        """The paper's accuracy for the study's number of support images, or both if it has neither."""
+        """The paper's accuracy for the study's number of support images; both if this number is neither 1 nor 5."""
         if pair is None:
             return DASH
         return f"{pair[(1, 5).index(self.shots)]:.2f}" if self.shots in (1, 5) else f"{pair[0]:.2f} / {pair[1]:.2f}"
@@ -130,17 +133,17 @@ def _learners(study: _Accuracies) -> Html | None:
     """The paper's main result: every learner without and with SHOT. For ResNet-12 the paper has MAML alone."""
     resnet = study.config.network.name == "resnet12"
     data = paper.DATA[:3] if resnet else paper.DATA
-    found: dict[tuple[str, str], str] = {}
+    learners: dict[tuple[str, str], str] = {}  # by method and use of SHOT
     for name in study.names:
         if study.settings(name).pretraining is None:
-            found.setdefault((study.method(name), study.use_of_shot(name)), name)
-    known = {key: pairs for key, pairs in paper.LEARNERS.items() if key in found}
+            learners.setdefault((study.method(name), study.use_of_shot(name)), name)
+    known = {key: pairs for key, pairs in paper.LEARNERS.items() if key in learners}
     if resnet:
-        known = {("maml", use): pairs for use, pairs in paper.RESNET12.items() if ("maml", use) in found}  # type: ignore[misc]
+        known = {("maml", use): pairs for use, pairs in paper.RESNET12.items() if ("maml", use) in learners}  # type: ignore[misc]
     if not known:
         return None
     rows = [
-        row((_learner_label(*key), *map(study.paper, pairs), study.cell(found[key]), _difference(study, found[key])))
+        row((_learner_label(*key), *map(study.paper, pairs), *_cells(study, learners[key])))
         for key, pairs in known.items()
     ]
     caption = (
@@ -156,11 +159,11 @@ def _learners(study: _Accuracies) -> Html | None:
 
 def _transfer(study: _Accuracies) -> Html | None:
     """Table 3 of the paper: MAML without and with SHOT, trained on one data set and tested on another."""
-    pairs: dict[str, str] = {}
+    learners: dict[str, str] = {}  # by use of SHOT
     for name in study.names:
         if study.method(name) == "maml":
-            pairs.setdefault(study.use_of_shot(name), name)
-    if not {"", "SHOT_r"} <= set(pairs):
+            learners.setdefault(study.use_of_shot(name), name)
+    if not {"", "SHOT_r"} <= set(learners):
         return None
     rows = [
         row(
@@ -178,10 +181,10 @@ def _transfer(study: _Accuracies) -> Html | None:
     ours = (
         f"{study.data} → {test_data}",
         f"here, {study.shots}-shot",
-        study.cell(pairs[""]),
-        study.cell(pairs["SHOT_r"]),
+        study.cell(learners[""]),
+        study.cell(learners["SHOT_r"]),
     )
-    rows.append(row((*ours, _difference(study, pairs["SHOT_r"])), css="total"))
+    rows.append(row((*ours, _difference(study, learners["SHOT_r"])), css="total"))
     caption = (
         "MAML without and with SHOT, trained on one data set and tested on the classes of another, accuracy in % "
         "(Table 3 of the paper). miniImageNet and tieredImageNet share classes, so the paper's rows between them are "
@@ -192,7 +195,7 @@ def _transfer(study: _Accuracies) -> Html | None:
 
 
 def _distances(study: _Accuracies) -> Html | None:
-    """The paper's comparison of SHOT's distances."""
+    """The paper's comparison of SHOT's distances, for the first learner that has two or more of them."""
     for base, variants in _variants(study).items():
         by_distance: dict[str, str] = {}
         for name, shot in variants.items():
@@ -204,7 +207,7 @@ def _distances(study: _Accuracies) -> Html | None:
                 (
                     DISTANCES.get(kind, kind.replace("_", " ")),
                     study.paper(paper.DISTANCES.get(kind)),
-                    *_both(study, name),
+                    *_cells(study, name),
                 )
             )
             for kind, name in by_distance.items()
@@ -214,7 +217,7 @@ def _distances(study: _Accuracies) -> Html | None:
 
 
 def _weights(study: _Accuracies) -> Html | None:
-    """The paper's sweep over the weight of SHOT."""
+    """The paper's sweep over the weight of SHOT, for the first learner that has two or more weights beside 0."""
     for base, variants in _variants(study).items():
         by_weight: dict[float, str] = {0.0: base}
         for name, shot in variants.items():
@@ -224,7 +227,8 @@ def _weights(study: _Accuracies) -> Html | None:
         rows = []
         for weight in sorted(by_weight.keys() | paper.WEIGHTS.keys()):
             number = f"{paper.WEIGHTS[weight]:.2f}" if weight in paper.WEIGHTS else DASH
-            ours = _both(study, by_weight[weight]) if weight in by_weight else (DASH, DASH)
+            ours = _cells(study, by_weight[weight]) if weight in by_weight else (DASH, DASH)
+            # The sign of a weight becomes a real minus sign, and that of its exponent, as in 1e-05, does not.
             rows.append(row((f"{weight:g}".replace("-", MINUS, 1) if weight < 0 else f"{weight:g}", number, *ours)))
         what = "the weight of SHOT, of which the paper has the positive ones"
         return _variant_table(study, base, "Weight", what, "mini", rows, paper_shots="5-shot")
@@ -232,7 +236,10 @@ def _weights(study: _Accuracies) -> Html | None:
 
 
 def _steps(study: _Accuracies) -> Html | None:
-    """The paper's variation of the numbers of steps of SHOT's target and reference."""
+    """The paper's variation of the numbers of steps of SHOT's target and reference.
+
+    It is shown for the first learner that has two or more pairs of these numbers.
+    """
     for base, variants in _variants(study).items():
         by_steps: dict[tuple[int, int], str] = {}
         for name, shot in variants.items():
@@ -240,7 +247,7 @@ def _steps(study: _Accuracies) -> Html | None:
         if len(by_steps) < 2:
             continue
         rows = [
-            row((f"T = {steps[0]}, R = {steps[1]}", study.paper(paper.STEPS.get(steps)), *_both(study, name)))
+            row((f"T = {steps[0]}, R = {steps[1]}", study.paper(paper.STEPS.get(steps)), *_cells(study, name)))
             for steps, name in sorted(by_steps.items())
         ]
         what = "the numbers of steps of SHOT's target (T) and reference (R)"
@@ -267,11 +274,12 @@ def _distance_alone(study: _Accuracies) -> Html | None:
 
 def _leo(study: _Accuracies) -> Html | None:
     """The paper's LEO without and with SHOT."""
-    found = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
+    # The order is reversed so that, of several learners with the same use of SHOT, the first one is shown.
+    learners = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
     rows = [
-        row((_learner_label("leo", use), study.paper(pair), *_both(study, found[use])))
+        row((_learner_label("leo", use), study.paper(pair), *_cells(study, learners[use])))
         for use, pair in paper.LEO.items()
-        if use in found
+        if use in learners
     ]
     if not rows:
         return None
@@ -292,6 +300,11 @@ def _variants(study: _Accuracies) -> dict[str, dict[str, Any]]:
 def _variant_table(
     study: _Accuracies, base: str, column: str, what: str, data: str, rows: Sequence[Html], *, paper_shots: str = ""
 ) -> Html:
+    """The table of a variation of SHOT, next to the paper's numbers.
+
+    base: the learner without SHOT. column: the heading of the first column. what: what is varied, in words.
+    data: the paper's data set. paper_shots: "5-shot" if the paper varies this with five support images per class alone.
+    """
     head = study.paper_head(data)
     if paper_shots:
         head = head.replace(study.paper_shots, paper_shots)
@@ -303,7 +316,8 @@ def _variant_table(
     return table(header, rows, caption=caption)
 
 
-def _both(study: _Accuracies, name: str) -> tuple[Html, Html]:
+def _cells(study: _Accuracies, name: str) -> tuple[Html, Html]:
+    """The cells of the study's own numbers: the accuracy, and the difference from the learner without SHOT."""
     return study.cell(name), _difference(study, name)
 
 

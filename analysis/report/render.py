@@ -33,7 +33,7 @@ QUESTION = (
     "learner with SHOT suppress the curvature more than the same learner without SHOT?"
 )
 _CSS_SCALE = 1.5  # figures are shown at this multiple of their size in print; an inch has 96 CSS pixels
-_CSS_PIXELS = _CSS_SCALE * 96 / DPI  # for each pixel of a PNG
+_CSS_PIXELS = _CSS_SCALE * 96 / DPI  # the CSS pixels for each pixel of a PNG, of which an inch in print has DPI
 WIDE_PICTURE = 600
 """The width in CSS pixels above which a picture scrolls sideways on a phone, where its text would be too small."""
 MAX_EMBEDDED = 200_000
@@ -135,13 +135,13 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         )
     if any(verdict.quantity == "rho" for verdict in verdicts):
         reading.insert(
-            1,
+            1,  # after the explanation of alpha rho
             "A learner whose steps are not alpha times the gradient has no alpha rho. Its rows judge rho = g'Hg / g'g "
             "and are marked (rho). Rho alone does not say how the learner's steps change the loss.",
         )
     if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
         reading.insert(
-            -1,
+            -1,  # before the number of rows
             "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho in place "
             "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
             "one, so that the sizes of filters do not matter.",

@@ -20,7 +20,7 @@ _WHY = (
     "due to growing weights only as far as the norms in this table have grown."
 )
 _HEADER = ("Learner", "Quantity", "Step 0", "Ratio", "Later steps", "Ratio")
-_FIRST, _LATER = slice(0, 1), slice(1, None)
+_FIRST, _LATER = slice(0, 1), slice(1, None)  # inner steps
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def change(values: xr.DataArray, steps: slice) -> Change:
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
     per_seed = [seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values]
-    finite = np.isfinite(per_seed[0])
+    finite = np.isfinite(per_seed[0])  # the same seeds on both sides, because they have the same tasks
     untrained, trained = (float(side[finite].mean()) if finite.any() else float("nan") for side in per_seed)
     return Change(untrained, trained)
 

@@ -29,7 +29,7 @@ COLUMNS = (
 def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     """A letter, the title and the verdicts of each claim, in the order in which the claims appear."""
     claims = dict.fromkeys(verdict.claim for verdict in verdicts)
-    groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip(LETTERS, claims)]  # noqa: B905
+    groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip(LETTERS, claims)]  # noqa: B905 (most letters are left over)
     return [(letter, rows[0].title, rows) for letter, rows in groups]
 
 
@@ -64,11 +64,12 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         else:
             count, remarks = "the only comparison" if len(alike) == 1 else f"all {len(alike)} comparisons", []
         # Two seeds are the smallest number that can decide, and they can agree by luck.
-        few = sum(verdict.num_seeds == 2 for verdict in alike) if outcome != "inconclusive" else 0
-        if few == len(alike):
+        num_of_two_seeds = sum(verdict.num_seeds == 2 for verdict in alike) if outcome != "inconclusive" else 0
+        if num_of_two_seeds == len(alike):
             remarks.append("from two seeds; add seeds before relying on it")
-        elif few:
-            remarks.append(f"{few} of these from two seeds; add seeds before relying on {'it' if few == 1 else 'them'}")
+        elif num_of_two_seeds:
+            them = "it" if num_of_two_seeds == 1 else "them"
+            remarks.append(f"{num_of_two_seeds} of these from two seeds; add seeds before relying on {them}")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     levels = _levels(verdicts) if len(verdicts) <= MAX_LEVELS else ""
@@ -140,6 +141,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
+    """The two rows of a verdict: its numbers and, below these, its sentence."""
     levels = _change(verdict)
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
@@ -193,6 +195,7 @@ def _outcome(verdict: Verdict) -> Html:
 
 
 def _change(verdict: Verdict) -> str:
+    """The mean of the baseline, and that of the trained learner."""
     return f"{number(verdict.baseline_value)} → {number(verdict.trained_value)}"
 
 

@@ -5,7 +5,8 @@ convolution of the network, two convolutions in the tangent of the forward pass 
 for that of the weight), and four in the tangent of the backward pass (two for the gradient by the input, two for the
 gradient by the weight). All 6 have the size of the forward convolution. In the first layer, the input has no tangent
 and no gradient, so only 2 of the 6 are left. Therefore floor = 6 (t_1 + ... + t_4) - 4 t_1, where t_i is the time of
-layer i's forward convolution on the batch of one point, in float32. Batch normalisation, ReLU and pooling are left out.
+the forward convolution of layer i of the 4-conv network on the batch of one point, in float32. Batch normalisation,
+ReLU and pooling are left out.
 """
 
 import time
@@ -61,6 +62,8 @@ def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
 
 def product_flop(problem: Problem) -> float:
     """The number of operations of the same convolutions, with a multiplication and an addition counted as two."""
+    # With stride 1 and the image size kept, one channel of the input has as many entries as the output has positions,
+    # and each weight is used once at each position.
     counts = [2 * conv.weight.numel() * x[:, :1].numel() for conv, x in _layers(problem)]
     return float(6 * sum(counts) - 4 * counts[0])
 

@@ -74,6 +74,7 @@ def _products(problem: Problem) -> Callable[[], Answer]:
         return operator(problem).parts()
 
     def run() -> Answer:
+        # At many points, few products at each are enough for a run that is long enough to be timed.
         repeats = min(num_products(problem.name), max(10, PRODUCTS // len(problem.thetas)))
         for part in parts():
             v = torch.ones(part.num_points or 1, part.num_params, 1, dtype=part.dtype, device=part.device)

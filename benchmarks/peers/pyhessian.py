@@ -12,6 +12,7 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    # The module is taken from sys.modules, because the attribute ``pyhessian.hessian`` is the class of that name.
     library = vars(sys.modules["pyhessian.hessian"])
     count = library["hessian_vector_product"] = _Count(library["hessian_vector_product"])
     jobs = {

@@ -60,7 +60,7 @@ class Reference:
 
 
 class Weighted(nn.Module):
-    """Half the mean of y out^2."""
+    """Half the mean of y times the squared output."""
 
     reduction = "mean"
 
@@ -87,6 +87,11 @@ def _network(
     parts: list[int] | None = None,
     prepare: Callable[[nn.Module], Any] = lambda model: None,
 ) -> Reference:
+    """The problem of a network on the data x and y.
+
+    parts: the sizes of the batches into which the data are divided; None for one batch. prepare: a function that
+    changes the model before the problem is made, such as by switching it to eval mode.
+    """
     model = ht.seeded(layers, seed=1)
     prepare(model)
     batch = (x, y) if parts is None else list(zip(x.split(parts), y.split(parts), strict=True))
@@ -97,10 +102,10 @@ def references() -> list[Reference]:
     """All problems, in the order of the table."""
     numbers = ht.stream(0, "references", "data")
     x, images = torch.randn(24, 6, generator=numbers), torch.randn(12, 1, 8, 8, generator=numbers)
-    labels, of_images = torch.arange(24) % 4, torch.arange(12) % 3
+    labels, image_labels = torch.arange(24) % 4, torch.arange(12) % 3
     targets = torch.randn(24, 4, generator=numbers)
-    some = torch.where(torch.arange(24) % 3 == 0, -100, labels)
-    some[16:] = labels[16:]  # so that the last of three batches has more labels that count
+    some_ignored = torch.where(torch.arange(24) % 3 == 0, -100, labels)  # -100 is what CrossEntropyLoss ignores
+    some_ignored[16:] = labels[16:]  # so that the last of three batches has more labels that count
 
     def mlp(*between: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         return lambda: nn.Sequential(nn.Linear(6, 10), *(make() for make in between), nn.Linear(10, 4))
@@ -113,6 +118,7 @@ def references() -> list[Reference]:
         return layers
 
     def with_statistics(model: nn.Module) -> None:
+        """Give BatchNorm running statistics that are not those of the batch, and switch to eval mode."""
         with torch.no_grad():
             model(3 * images + 1)
         model.eval()
@@ -123,12 +129,14 @@ def references() -> list[Reference]:
         _network("tanh network, squared error", mlp(nn.Tanh), SquaredError(), x, targets),
         _network("ReLU network, cross-entropy", mlp(nn.ReLU), entropy(), x, labels),
         _network("LayerNorm and GELU", mlp(lambda: nn.LayerNorm(10), nn.GELU), entropy(), x, labels),
-        _network("BatchNorm, batch statistics", convolutional(track_running_stats=False), entropy(), images, of_images),
-        _network("BatchNorm, eval mode", convolutional(), entropy(), images, of_images, prepare=with_statistics),
+        _network(
+            "BatchNorm, batch statistics", convolutional(track_running_stats=False), entropy(), images, image_labels
+        ),
+        _network("BatchNorm, eval mode", convolutional(), entropy(), images, image_labels, prepare=with_statistics),
         _network(
             "dropout, eval mode", mlp(nn.Tanh, nn.Dropout), entropy(), x, labels, prepare=lambda model: model.eval()
         ),
         _network("sum over examples", mlp(nn.Tanh), entropy(reduction="sum"), x, labels),
         _network("three unequal batches", mlp(nn.Tanh), entropy(), x, labels, parts=[12, 8, 4]),
-        _network("three batches, ignored labels", mlp(nn.Tanh), entropy(), x, some, parts=[8, 8, 8]),
+        _network("three batches, ignored labels", mlp(nn.Tanh), entropy(), x, some_ignored, parts=[8, 8, 8]),
     ]

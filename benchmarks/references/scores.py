@@ -14,9 +14,10 @@ from benchmarks.references.problems import Reference, references
 Tool = Callable[[nn.Module, nn.Module, Any], Mapping[str, Any]]
 
 K = 3  # how many eigenvalues of largest magnitude are compared
-RTOL = 1e-2  # their error, as a share of the largest, that counts as right
-STANDARD_ERRORS = 4.0  # the distance of a trace that counts as right; one in 16 000 is farther by chance
-# An exact trace has a standard error of zero. This share of the sum of magnitudes counts as rounding.
+RTOL = 1e-2  # the largest error of an eigenvalue that counts as right, as a share of the largest magnitude
+STANDARD_ERRORS = 4.0  # how far from the truth a trace counts as right; one in 16 000 is farther by chance
+# An exact trace has a standard error of zero. An error of this share of the sum of the eigenvalues' magnitudes counts
+# as rounding.
 ROUNDING = 1e-5
 
 

@@ -84,7 +84,7 @@ def curvlinops(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str, 
 
 
 def differences(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str, Any]:
-    """Central differences of the gradient in the model's own precision, at a step of 1e-3 of the weights' length."""
+    """Central differences of the gradient in the model's own precision, at a step of 1e-3 of the parameters' norm."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     batches = batch if isinstance(batch, list) else [batch]
 
@@ -99,7 +99,7 @@ def differences(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str,
         h = 1e-3 * theta.norm() / v.norm()
         ahead = _at(parameters, theta + h * v, gradient)
         behind = _at(parameters, theta - h * v, gradient)
-        _at(parameters, theta, gradient)
+        _at(parameters, theta, gradient)  # called only to give the parameters their values back
         return (ahead - behind) / (2 * h)
 
     return {"matvec": matvec}
@@ -119,7 +119,7 @@ def _flat(tensors: Any) -> Tensor:
 
 
 def _at(parameters: list[nn.Parameter], theta: Tensor, function: Callable[[], Tensor]) -> Tensor:
-    """The function's value while the parameters have the values of theta, which they keep."""
+    """The function's value after the parameters were set to theta; they keep these values."""
     with torch.no_grad():
         for p, part in zip(parameters, theta.split([p.numel() for p in parameters]), strict=True):
             p.copy_(part.view_as(p))

@@ -65,6 +65,7 @@ def lines_html(
     for position in range(len(next(iter(rows.values())))):
         picture = ""
         words: list[str] = []
+        # Drawn from the last line to the first, so that the first one, which is dark, lies on top.
         for (name, values), color in zip(reversed(rows.items()), (INK, SHADE)[len(rows) - 1 :: -1], strict=True):
             y = values[position]
             places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]

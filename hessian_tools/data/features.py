@@ -141,6 +141,7 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
     if not np.isfinite(vectors).all():
         raise ValueError(f"{name}: some features are not finite, or too large for float32; compute them again")
     check_same_length(name, len(features), len(labels))
+    # Labels that are text need no check, for which np.ones(1) stands.
     is_whole = np.isfinite(labels) & (labels >= 0) & (labels % 1 == 0) if labels.dtype.kind in "iuf" else np.ones(1)
     if not is_whole.all():
         raise ValueError(f"{name}: some labels are no whole numbers from 0; give those, or the names of the classes")

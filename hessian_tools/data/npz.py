@@ -16,7 +16,10 @@ MAX_HEADER = 10_000  # bytes; NumPy's own limit
 
 
 class StoredArray(NamedTuple):
-    """An array in an .npz file, of which only the header is read: the ``file`` is at the first number."""
+    """An array in an .npz file, of which only the header has been read; ``file`` stands at the first number.
+
+    fortran: whether the numbers are stored with the first index changing fastest.
+    """
 
     file: IO[bytes]
     shape: tuple[int, ...]

@@ -247,7 +247,7 @@ def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
     if len(images) * images.shape[1] * side**2 > MAX_RESHAPED:
         raise ValueError(f"image_size={side} would make {data.name} larger than {MAX_RESHAPED / 1e9:g} GB; give less")
     if images.shape[3:] != (side, side):
-        # The scale is the value of a pixel that stands for 1.
+        # The value that stands for 1.0 is ``scale``; it becomes 255 here, so that resizing can give values in between.
         grey = (images.reshape(-1, *images.shape[3:]) * np.uint8(255 // scale)).astype(np.uint8)
         images = np.stack([resized(Image.fromarray(drawing), side=side) for drawing in grey])
         images, scale = images.reshape(*data.images.shape[:2], 1, side, side), 255

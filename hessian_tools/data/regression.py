@@ -68,7 +68,7 @@ class SineLineTasks:
     noise: the standard deviation of the Gaussian noise on every y of both sets, so that the mean squared error of a
     perfect fit is noise ** 2 and not 0.
 
-    The splits differ only in their random stream: every task is new, and no kind of curve is kept for test.
+    The splits differ only in their random stream: every task is new, and no kind of curve is reserved for test.
     Episodes are equal on two machines if sin, log and sqrt are. These may differ in the last bit of a float64, which
     the rounding to float32 hides except about once in 10^8 numbers.
     """

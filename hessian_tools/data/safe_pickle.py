@@ -94,8 +94,10 @@ class _RefusedError(ValueError):
 
 
 class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """An unpickler for data. It is Python's unpickler in Python, because that in C lets a pickle of ten bytes allocate
-    gigabytes for its memo; arrays, which are most of the data, are read equally fast.
+    """An unpickler for data.
+
+    It is based on the unpickler that is written in Python. The usual one, in C, lets a pickle of ten bytes allocate
+    gigabytes for its memo. Arrays, which are most of the data, are read equally fast.
     """
 
     def __init__(self, file: _BoundedFile, where: str) -> None:
@@ -170,10 +172,12 @@ def _admitted(module: str, name: str) -> Any:
     if module in ("builtins", "__builtin__"):
         return partial(_plain, PLAIN[name]) if name in PLAIN else None
     if module == "numpy":
+        # A pickle of an array only passes ndarray to ``_reconstruct``, which ignores it here; a string is enough.
         return {"ndarray": "numpy.ndarray", "dtype": lambda text, *_: _ElementType(text)}.get(name)
     # NumPy 1 has these functions in numpy.core, and NumPy 2 has them in numpy._core.
     if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         return {
+            # An empty array, whose content __setstate__ sets.
             "_reconstruct": lambda *_: np.ndarray.__new__(_Array, (0,), np.int8),
             "scalar": lambda element_type, value: SCALAR(element_type.dtype(), value),
         }.get(name)

@@ -147,7 +147,7 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
             except OSError:
                 continue  # a link to nothing
             if not (entry.is_dir() or entry.is_file()):
-                if depth:  # of the neighbours of a file, only those that can be read matter
+                if depth:  # it is 0 where the path is a file, whose neighbours need not be readable
                     raise ValueError(f"{root / folder / entry.name} is a device, a pipe or a socket; move it elsewhere")
             elif not entry.is_dir():
                 files[folder + entry.name] = (status.st_size, status.st_mtime_ns)

@@ -15,10 +15,10 @@ from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.distributed.sharding import CHANGED, Regathers
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-# The nodes of a graph by which an operation uses a view of a parameter, such as its transpose in ``F.linear``.
+# The names of the nodes of operations that return a view, such as the transpose of a weight in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
 
-# Tensors are read in pieces of this many numbers.
+# The sum of the bits of a tensor is computed in pieces of this many numbers.
 PIECE = 2**20
 
 
@@ -43,21 +43,22 @@ class ShardedGradient:
         except RuntimeError as error:
             raise explained(error) from error
         self.rows = _Rows(parameters)
-        self.numbers = _sums_of_bits(parameters)
+        self.bit_sums = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
         self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
 
     def refuse_other_parameters(self) -> None:
         """Raises ValueError where the parameters of this process are not those of the gradient.
 
-        A graph gathers parameters again, so that it would mix old numbers and new ones. torch's count of changes does
-        not tell: optimisers with ``foreach=True`` and changes of ``.data`` leave it as it was.
+        A graph gathers parameters again, and would mix old numbers and new ones. torch's count of changes
+        (``Tensor._version``) does not show every change: optimisers with ``foreach=True`` and changes of ``.data``
+        leave it as it was.
         """
-        if _sums_of_bits(self.rows.parameters) != self.numbers:
+        if _sums_of_bits(self.rows.parameters) != self.bit_sums:
             raise ValueError(CHANGED)
 
     def product(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
-        """This process's rows of the product, from its part of the vector."""
+        """This process's entries of the product, from its part of the vector."""
         out = torch.zeros_like(v)
         self.rows.start(out)
         parts = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
@@ -67,7 +68,7 @@ class ShardedGradient:
             gradients, directions = zip(*chosen, strict=True)
             derivatives = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
             for reached, derivative in zip(self.inputs, derivatives, strict=True):
-                # The hooks have added those of whole parameters, whose entries in ``inputs`` are edges of the graph.
+                # An input that is an edge of the graph stands for a whole parameter, whose derivative a hook has added.
                 if derivative is not None and isinstance(reached, DTensor):
                     self.rows.add(reached, derivative)
         self.rows.stop()
@@ -76,10 +77,10 @@ class ShardedGradient:
 
 @dataclass
 class _Rows:
-    """The rows of a product of this process, to which derivatives are added.
+    """This process's entries of a product, to which derivatives are added.
 
-    parameters: the DTensors in whose shards they lie. pieces: views of the rows that belong to each parameter; empty
-    between products.
+    parameters: the DTensors whose shards this process holds. pieces: for each parameter, a view of the entries that
+    belong to its shard; empty while no product is computed.
     """
 
     parameters: tuple[Any, ...]
@@ -114,7 +115,7 @@ def _sums_of_bits(parameters: tuple[Any, ...]) -> list[int]:
 
 
 def _like(piece: Tensor, parameter: Any) -> DTensor:
-    """The DTensor with the form of a parameter that has this shard."""
+    """The DTensor that is shaped and divided like a parameter, with ``piece`` as this process's shard."""
     return DTensor.from_local(
         piece,
         parameter.device_mesh,
@@ -126,13 +127,13 @@ def _like(piece: Tensor, parameter: Any) -> DTensor:
 
 
 def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Rows) -> list[Any]:
-    """What autograd has to differentiate with respect to, after a hook was set wherever a whole parameter is used.
+    """The inputs for ``torch.autograd.grad``; sets a hook at every operation that uses a whole parameter.
 
-    roots: the nodes of the gradient. gathered: the nodes that gather a parameter, and the parameter.
+    roots: the nodes of the gradient. gathered: for each node that gathers a parameter, the parameter.
     """
     edges = list(_edges(roots))
-    whole = dict(gathered)
-    for _ in edges:
+    whole = dict(gathered)  # the nodes that return a whole parameter or a view of one
+    for _ in edges:  # each pass finds the views of the tensors found before; the last pass finds none
         views = {node: whole[after] for node, _, (after, _) in edges if after in whole and _is_view(node)}
         if views.keys() <= whole.keys():
             break
@@ -143,21 +144,23 @@ def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Ro
             edge = uses.setdefault(after, GradientEdge(after, number))
             # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
             node.register_hook(_divide(position, edge, whole[after], rows))
-    # Parameters that the model gathers in a way of its own have no such nodes.
+    # A model may also use a DTensor in a way that ``gathered`` does not know. Autograd then differentiates with respect
+    # to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
     inside = {node for start in gathered for node in _chain(start)}
     own = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
     return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in own))]
 
 
 def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
-    """A hook that adds one derivative of a node to the rows of a parameter, and passes on the others.
+    """A hook on a node, which adds one of the node's derivatives to the rows of a parameter and passes on the others.
 
-    position: which of the derivatives. edge: where it would have gone.
+    position: the position of that derivative among the derivatives of the node. edge: the edge of the graph to which
+    autograd would have passed it on, which leads to the parameter.
     """
 
     def hook(derivatives: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
         whole = derivatives[position]
-        if whole is None or not rows.pieces:
+        if whole is None or not rows.pieces:  # no derivative, or no product is being computed
             return None
         (shard,) = torch.autograd.grad([edge], [parameter], [whole], retain_graph=True)
         rows.add(parameter, shard)
@@ -167,7 +170,7 @@ def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> C
 
 
 def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
-    """The edges of a graph: a node, the number of one of its inputs, the node of that input and the number there."""
+    """The edges of a graph: a node, the position of one of its inputs, and (node, output number) of that input."""
     todo = list(dict.fromkeys(roots))
     seen = set(todo)
     while todo:
@@ -182,7 +185,7 @@ def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
 
 
 def _chain(node: Any) -> Iterable[Any]:
-    """A node and those after it, each the first input of the one before."""
+    """A node, the node of its first input, the node of the first input of that node, and so on."""
     while node is not None:
         yield node
         node = next((after for after, _ in node.next_functions if after is not None), None)

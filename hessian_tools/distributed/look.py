@@ -37,14 +37,16 @@ from hessian_tools.watches import ForwardWatch
 def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, device: torch.device) -> tuple[Any, str]:
     """The outputs on the data of this process, and the name of a hand-written derivative ("" if there is none).
 
-    Raises HiddenStateError for a loss that is no function of the parameters alone, and ValueError for an embedding that
-    has no second derivative. Every process makes the same passes, whatever it finds, because a pass gathers parameters.
+    Raises HiddenStateError for a loss that is no function of the parameters alone, and ValueError for an embedding
+    whose gradients are sparse or scaled by frequency. These errors are raised only after both passes, because all
+    processes have to take part in the gathering of parameters.
     """
     buffers = [b.detach().clone() for b in model.buffers()]
     with restored_random_states(device):
         before = global_states(device)
         # Both passes record a graph, because a pass without one may take other operations, as attention does.
         with torch.enable_grad(), TwiceDifferentiable(), Regathers():
+            # The watch does not look for stored parameters, at which a sharded model is rightly differentiated.
             with ForwardWatch(lambda _: False) as watch:
                 outputs = call(model, x)
                 drew_in_model = drawn_between(before, global_states(device))
@@ -62,6 +64,7 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
         raise HiddenStateError("the model changes its buffers in its forward pass; call model.eval()")
     pairs = [*zip(tensors_of(outputs), tensors_of(again), strict=True), (value, value_again)]
+    # Results that are not finite are not compared, because NaN does not equal itself.
     if any(bool(a.isfinite().all()) and not agree(a.detach(), b.detach()) for a, b in pairs):
         raise HiddenStateError(
             "the model or the criterion gives another result the second time, so the loss is no function of the "
@@ -80,9 +83,10 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
 
 @full_precision
 def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
-    """Raises HiddenStateError if hand-written derivatives are not those of the loss's values; H makes the products.
+    """Raises HiddenStateError if hand-written derivatives are not those of the loss's values.
 
-    The parameters are moved for differences of values and gradients, and put back to the bit.
+    H: makes the products. name: the name of the Function with the hand-written derivatives, for the message. The
+    parameters are moved to measure differences of values and of gradients, and are then restored to the bit.
     """
     parts = [p.to_local().detach() for p in H.parameters]  # they share the memory of the parameters
     theta = torch.cat([part.flatten() for part in parts])
@@ -96,7 +100,7 @@ def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
         return H.shards.inner(torch.dot(a, b))
 
     def flat(gradient: ShardedGradient) -> Tensor:
-        """The gradient's part of this process, without its graph."""
+        """This process's part of the gradient, without its graph."""
         pieces: list[Any] = list(gradient.gradients)
         return torch.cat([g.detach().to_local().flatten() for g in pieces])
 

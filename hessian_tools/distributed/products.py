@@ -22,9 +22,11 @@ from hessian_tools.watches import ForwardWatch
 
 @dataclass(frozen=True, repr=False)
 class ShardedProducts(Operator):
-    """The products with this process's part of the matrix, at one point; rows are those of its shards.
+    """The products with the rows of the Hessian that belong to this process's shards, at one point.
 
-    kept: the gradient with its graph, once the first product has made it.
+    weight: the factor of this process's loss, such that the losses of all processes add up to the loss of all data.
+    own: which entries of a vector this process holds. kept: an empty list, into which the first product puts the
+    gradient with its graph, for all later products.
     """
 
     model: nn.Module
@@ -73,21 +75,27 @@ class ShardedProducts(Operator):
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """This process's part of the products, one column after the other; every process takes part in each."""
         columns = [self._product(v) for v in V[0].mT]
+        # A single column is not copied.
         return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
 
     def _product(self, v: Tensor) -> Tensor:
-        with self.ranks.named_losses(among_others=True):
+        with self.ranks.reporting_lost_process(connection_errors_only=True):
             if not self.kept:
                 self.kept.append(self.gradient())
-            self.ranks.together(self.kept[0].refuse_other_parameters)
+            self.ranks.with_shared_errors(self.kept[0].refuse_other_parameters)
             return self.kept[0].product(v)
 
     def value(self) -> Tensor:
-        """This process's part of the loss."""
+        """This process's summand of the loss of all data."""
         return self.weight * criterion_value(self.criterion, call(self.model, self.x), self.y)
 
     def gradient(self) -> ShardedGradient:
-        """The gradient with its graph; raises ValueError where the loss does not depend on a parameter."""
+        """The gradient with its graph; raises ValueError where the loss does not depend on a parameter.
+
+        Raises HiddenStateError where a hook on a tensor changes a gradient.
+        """
+        # The watch is here for these hooks. Its search for stored parameters is switched off, because a sharded model
+        # is differentiated at the parameters that it stores.
         with ForwardWatch(lambda _: False) as watch:
             gradient = ShardedGradient(self.parameters, self.value)
         if watch.hooked:
@@ -112,34 +120,43 @@ def criterion_value(criterion: Criterion, outputs: Any, y: Any) -> Tensor:
 
 
 def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> float:
-    """The share of this process's loss in the loss of all data, by what the criterion divides its batch."""
+    """The factor of this process's loss in the loss of all data.
+
+    It is 1 for a criterion that sums over examples. For one that averages, it is the number by which the criterion
+    divides the sum over this process's batch, as a fraction of the total of these numbers over all processes.
+    """
     if not isinstance(outputs, Tensor) or not isinstance(y, Tensor):
         raise ValueError(
             "outputs and targets are no tensors, so it is not known how much each batch counts; give weight="
         )
+    # Each process compares its batch with that of process 0 only, so that no process needs the data of all.
     first = ranks.from_process(0, (outputs.cpu(), y.cpu()))
 
+    # ``batch_weights`` takes a function of a parameter vector and a batch. Here a batch holds outputs in place of
+    # inputs, and the only parameter is a factor of the outputs.
     def loss(scale: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
         return criterion_value(criterion, scale * pair[0], pair[1])
 
     one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
-    pair = [cast_like(first, one), (outputs, y)]
+    both_batches = [cast_like(first, one), (outputs, y)]
 
-    def ratio() -> tuple[float, ...]:
+    def weights_of_both() -> tuple[float, ...]:
         try:
-            return batch_weights(loss, one, pair, shared=True)
+            return batch_weights(loss, one, both_batches, shared=True)
         except ValueError as error:
-            cause, weights, _ = str(error).partition("; give weights=")
-            if not weights:
+            cause, advice, _ = str(error).partition("; give weights=")
+            if not advice:
                 raise
-            # The argument has another name here, and takes one number.
+            # The argument is called weight= here, and each process gives one number.
             raise ValueError(
                 f"{cause}; give weight=, on each process the number by which its loss counts, such as its number of "
                 "examples, or of labels that count"
             ) from error
 
-    of_first, of_own = ranks.together(ratio)
-    rows = ranks.numbers([of_own / of_first, float(of_first + of_own == 2)])
+    of_first, of_own = ranks.with_shared_errors(weights_of_both)
+    # Both weights are 1 for a criterion that sums; they add up to 1 for one that averages.
+    sums = of_first + of_own == 2
+    rows = ranks.numbers([of_own / of_first, float(sums)])
     if all(row[1] for row in rows):
         return 1.0
     return of_own / of_first / sum(row[0] for row in rows)

@@ -39,8 +39,9 @@ from hessian_tools.torch_fixes.precision import full_precision
 class ShardedHessian:
     """The Hessian of a sharded model; made by :func:`sharded_hessian`.
 
-    Vectors are those parts of theta that this process holds: the shards of the parameters, in the order of the plain
-    model's ``named_parameters()``, flattened and put together. All processes must make every call.
+    Every vector that is given or returned is the part that this process holds of a vector in the space of theta: the
+    entries in the shards of the parameters, flattened and joined in the order of the plain model's
+    ``named_parameters()``. All processes must make every call.
     """
 
     operator: ShardedProducts
@@ -66,7 +67,7 @@ class ShardedHessian:
                     f"[{self.shard_size}] of {self.operator.dtype}"
                 )
 
-        self.operator.ranks.together(check)
+        self.operator.ranks.with_shared_errors(check)
         return self.operator.products(v[None, :, None])[0, :, 0]
 
     @full_precision
@@ -84,9 +85,9 @@ class ShardedHessian:
     ) -> EigenPairs:
         """k eigenpairs by Lanczos with residuals from true products, as :func:`hessian_tools.top_eigenpairs` gives.
 
-        The arguments are those of that function, without the search for further copies of multiple eigenvalues.
-        ``vectors`` of the result are shards [shard, k]. max_basis: None takes as many vectors as fit into 512 MiB of
-        each process (CUDA: 4 GiB or less), but at least 2 k + 8.
+        The arguments are those of that function, but copies of multiple eigenvalues are not searched for.
+        ``vectors`` of the result are this process's entries [shard, k]. max_basis: None chooses a number of vectors
+        that fit into 512 MiB of each process (CUDA: 4 GiB or less), but at least 2 k + 8.
         """
         H, total = self.operator, self.num_params
         selections = (checked_selection(which, k, rtol, total),)
@@ -100,7 +101,7 @@ class ShardedHessian:
         if saved is not None:
             saved.remove()
         assert pairs.vectors is not None
-        return EigenPairs(
+        return EigenPairs(  # [0] is the only point
             pairs.values[0],
             pairs.residuals[0],
             pairs.converged[0],
@@ -111,13 +112,14 @@ class ShardedHessian:
 
     @full_precision
     def trace(self, *, num_probes: int = 64, seed: int = 0) -> Estimate:
-        """The trace from Rademacher probes: those of :func:`hessian_tools.trace` with ``method="probes"``."""
+        """The trace, from the same Rademacher probes as :func:`hessian_tools.trace` with ``method="probes"`` draws."""
         if num_probes < 2:
             raise ValueError(f"num_probes={num_probes}: a standard error needs 2 probes or more")
         H, samples = self.operator, []
         for column in range(num_probes):
             draw = partial(signs, generator=stream(seed, "rademacher", column))
             z = H.shards.own_numbers(draw, torch.int8).to(H.device, H.dtype)
+            # Products take [point, param, probe]: here one point and one probe.
             samples.append(H.shards.inner((z * H.products(z[None, :, None])[0, :, 0]).sum()))
         return estimate_of(torch.stack(samples))
 
@@ -132,8 +134,9 @@ def sharded_hessian(
         a function of its parameters: buffers that move and random numbers are refused.
     criterion: ``criterion(outputs, targets)``. batch: the pair (inputs, targets) of this process; the objective is the
         loss of the data of all processes.
-    weight: how much this process's loss counts; None finds by what the criterion divides each batch, as ``hessian``
-        does. Give a number on every process for outputs that are no tensor.
+    weight: by how much this process's loss counts, relative to the other processes. None takes the number by which the
+        criterion divides the sum over the batch, such as its number of examples. Give a number on every process if
+        the outputs or targets are no single tensor.
 
     Raises ValueError where parameters are no DTensors or divided in another way, for FSDP2's ``fully_shard``, which
     gives no second derivative, for ``DistributedDataParallel``, and where the processes hold different buffers or
@@ -152,7 +155,7 @@ def sharded_hessian(
     x, y = split_batch(batch, signature_of(model))
     named = [*model.named_buffers(), *model.named_parameters()]
     refuse_different_constants({name: t for name, t in named if not isinstance(t, DTensor)}, ranks)
-    outputs, name = ranks.together(lambda: look_at_shards(model, criterion, x, y, ranks.device))
+    outputs, name = ranks.with_shared_errors(lambda: look_at_shards(model, criterion, x, y, ranks.device))
     if weight is None:
         weight = weight_among(criterion, outputs, y, ranks)
     else:
@@ -163,6 +166,7 @@ def sharded_hessian(
             )
         weight = weight / sum(weights)
     H = ShardedProducts(model, criterion, x, y, weight, parameters, _shards_of(parameters, ranks), [])
+    # All processes take part in the check, whichever of them runs a hand-written derivative.
     if names := [each for each in ranks.gather(name) if each]:
         refuse_wrong_derivative(H, names[0])
     return ShardedHessian(H)
@@ -192,7 +196,8 @@ def _shards_of(parameters: tuple[Any, ...], ranks: Ranks) -> Shards:
     """The parts of the whole vector that this process holds."""
     segments, start = [], 0
     for p in parameters:
-        rows = -(-p.shape[0] // ranks.size)  # as DTensor divides them; the last processes may have fewer or none
+        # The rows of each process, rounded up, as DTensor divides; the last processes may have fewer rows or none.
+        rows = -(-p.shape[0] // ranks.size)
         first = min(ranks.rank * rows, p.shape[0])
         offset = start + first * (p.numel() // p.shape[0])
         segments.append((offset, offset + p.to_local().numel()))

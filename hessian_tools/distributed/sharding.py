@@ -42,12 +42,13 @@ class Regathers:
 
     All processes run the same graph and therefore gather in the same order.
 
-    nodes: the nodes of the graph that gather a parameter, and the parameter.
+    nodes: for each node of the graph that gathers a parameter, the parameter.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[Any, DTensor] = {}
-        # By the address of the storage of a whole parameter. The reference does not keep its memory, but its address.
+        # For the address of each whole parameter's storage: a weak reference to the storage, and the shard. The weak
+        # reference lets the memory be freed, but no other storage gets the address as long as the reference exists.
         self.whole: dict[int, tuple[StorageWeakRef, DTensor]] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._packed, self._unpacked)
 
@@ -67,6 +68,7 @@ class Regathers:
         self.whole[reference.cdata] = reference, shard
 
     def _packed(self, tensor: Tensor) -> Any:
+        """What a graph saves in place of a tensor: for a whole parameter, its shard and the form of the tensor."""
         if tensor.layout is not torch.strided:  # a sparse tensor, which has no storage
             return tensor
         known = self.whole.get(StorageWeakRef(tensor.untyped_storage()).cdata)
@@ -76,6 +78,7 @@ class Regathers:
         return shard, shard._version, tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def _unpacked(self, packed: Any) -> Tensor:
+        """The tensor for which a graph has saved ``packed``; a whole parameter is gathered again."""
         if isinstance(packed, Tensor):
             return packed
         shard, version, *form = packed
@@ -83,7 +86,7 @@ class Regathers:
             raise ValueError(CHANGED)
         with torch.no_grad():
             whole = shard.redistribute(placements=[Replicate()] * shard.device_mesh.ndim).to_local()
-        if self in _regathers:  # a first derivative saves it for the second one
+        if self in _regathers:  # the first derivative is computed now, and saves this tensor for the second one
             self.remember(whole, shard)
         return whole.as_strided(*form)
 
@@ -124,6 +127,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
                     setattr(parameter, REPLACED, True)
                     shared[id(parameter)] = nn.Parameter(_divided(parameter.detach(), mesh, ranks))
                 module.register_parameter(name, shared[id(parameter)])
+                # unsafe=True skips torch's checks, which would gather the parameter here.
                 parametrize.register_parametrization(module, name, _Gathered(), unsafe=True)
     return model
 
@@ -131,7 +135,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The names and the trainable parameters of a model in the order in which they were before :func:`shard`.
 
-    A parametrisation moves a parameter into a further module, which comes after the other modules inside its module.
+    A parametrisation has moved each sharded parameter into a new submodule, which torch lists after all others.
     """
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in model.named_modules():
@@ -153,9 +157,9 @@ def was_replaced(tensor: Any) -> bool:
 
 def _divided(whole: Tensor, mesh: DeviceMesh, ranks: Ranks) -> DTensor:
     """The DTensor of a tensor that every process has; only this process's part stays in memory."""
-    rows = -(-whole.shape[0] // ranks.size)
+    rows = -(-whole.shape[0] // ranks.size)  # rounded up, as DTensor divides
     own = whole[ranks.rank * rows : (ranks.rank + 1) * rows].clone(memory_format=torch.contiguous_format)
-    stride = torch.empty(whole.shape, device="meta").stride()
+    stride = torch.empty(whole.shape, device="meta").stride()  # of a contiguous tensor; no memory is allocated
     return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=stride)
 
 

@@ -36,10 +36,10 @@ def meta_gradient(
 
     full: True differentiates through the inner loop; False treats its gradients as constants, whatever
         ``learner.first_order`` says. For steps along the gradient the full one is J'g, where g is the gradient of the
-        query loss at theta_K and J = d theta_K / d theta_0 (see ``adaptation_jacobian``). The other one is g itself.
+        query loss at theta_K and J = d theta_K / d theta_0 (see ``adaptation_jacobian``). The first-order one is g.
 
-    What else the learner's meta-training descends, such as SHOT's distance, is not part of it. The cost of the full one
-    is that of a training step.
+    Other terms that the learner's meta-training descends, such as SHOT's distance, are not part of it. The full
+    gradient costs as much as a training step.
 
     >>> from hessian_tools.inner.learners import maml
     >>> learner, loss = maml(2, 0.1), lambda theta, target: ((theta - target) ** 2).sum() / 2

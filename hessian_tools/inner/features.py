@@ -30,6 +30,7 @@ def features(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
 
 def head_module(loss: Loss) -> nn.Module:
     """The module that is the head of the network; raises ValueError where the network is nothing but its head."""
+    # Without a given name, the head is the module of the first parameter under "head", such as that of "head.weight".
     name = loss.layout.under("head")[0].rpartition(".")[0] if loss.layout.head is None else loss.layout.head
     if not name:
         raise ValueError(f"{type(loss.model).__name__} has no module for a head; name the last layer 'head'")

@@ -41,8 +41,9 @@ def support_gradient(
 
     The cost is one forward and one backward pass. The result is differentiable in ``theta``, if ``theta`` requires a
     gradient, and inside ``torch.func`` transforms.
-    product: compute H g as well, by a backward pass through the two passes. It is differentiable too, rightly so for a
-        network with normalisation if the loss is ``thrice_differentiable``. It needs the loss of a network.
+    product: compute H g as well, by a backward pass through the two passes; this needs the loss of a network. H g is
+        differentiable too. For a network with normalisation, its derivative is right only if ``loss`` was made by
+        ``Loss.thrice_differentiable``.
     """
     if not isinstance(loss, Loss):  # a case apart, because torch.func cannot return None for the missing outputs
         vector, value = grad_and_value(loss)(theta, support)
@@ -149,9 +150,9 @@ class _Recomputed(torch.autograd.Function):
             differentiated = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
             input_gradients: Any = [None] * len(differentiated)
             if pairs:
-                outputs, weights = zip(*pairs, strict=True)
+                outputs, given = zip(*pairs, strict=True)
                 input_gradients = torch.autograd.grad(
-                    outputs, differentiated, weights, create_graph=higher_order, allow_unused=True
+                    outputs, differentiated, given, create_graph=higher_order, allow_unused=True
                 )
         remaining = iter(input_gradients)
         return (None, *(next(remaining) if is_needed else None for is_needed in needed))

@@ -7,8 +7,8 @@ meta-parameters, which follow those of the network.
 
 We differ from the authors in two points. The noise of the decoded weights is drawn once per task and not at each
 decoding, so that the inner loop descends one fixed function. The SHOT penalty needs this, because it compares two inner
-loops of a task. Where a network gives the number s for a standard deviation, this is exp(s) times the standard
-deviation of Glorot's initialisation, and hence always positive.
+loops of a task. Where the networks put out a number s for a standard deviation, the standard deviation is exp(s) times
+that of Glorot's initialisation, and hence always positive.
 """
 
 from collections.abc import Mapping

@@ -70,7 +70,7 @@ def meta_loss(
     shot: the penalty on SHOT's distance. Its schedule is ignored, so where the weight has a schedule, pass
         ``shot.at(meta_step)``.
     penalty: the curvature penalty, for learners whose inner steps are alpha times the gradient. It costs one
-        Hessian-vector product a step, which is differentiated in turn.
+        Hessian-vector product a step, and the outer gradient differentiates this product.
     noise: the generator of LEO's draws and of its dropout; None takes the means of the draws, and drops nothing.
     checkpointing: keep the activations of one inner step in memory instead of those of all steps, at the cost of one
         more forward and backward pass a step. Value and gradient stay the same. It works with ``backward`` and
@@ -152,7 +152,8 @@ def parameter_parts(
     displacement. The distance is NaN without SHOT. The third value holds the numbers that are reported.
     project: the function that is applied to the outputs of SHOT's reference.
     """
-    is_reptile, (x, y) = learner.outer == "displacement", query
+    x, y = query
+    is_reptile = learner.outer == "displacement"
     examples = joined(support, query) if is_reptile else support
     support_loss = loss if penalty is None else loss.thrice_differentiable
     run_loop = partial(learner_path, learner, support_loss, theta, examples, checkpointing=checkpointing)
@@ -183,7 +184,8 @@ def _latent_parts(
 
     SHOT compares the ends of two loops on the codes, or the outputs of the networks that are decoded there.
     """
-    path, (x, y), loss = task.code_path(checkpointing=checkpointing), query, task.loss
+    loss, (x, y) = task.loss, query
+    path = task.code_path(checkpointing=checkpointing)
     tuned = task.weight_path(path.adapted, checkpointing=checkpointing)
     outputs = loss.outputs(task.network_with(tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
@@ -225,7 +227,8 @@ def _shot_distance(
 def _aux(
     query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor, change: Tensor | None = None
 ) -> Aux:
-    outputs, change = outputs.detach(), torch.full_like(query_loss, float("nan")) if change is None else change
+    outputs = outputs.detach()
+    change = torch.full_like(query_loss, float("nan")) if change is None else change
     return Aux(
         query_loss.detach(),
         distance.detach(),

@@ -1,4 +1,4 @@
-"""The curvature penalty: an explicit price on the curvature along the inner gradient, and the value it is put on.
+"""The curvature penalty: a term of the outer objective that penalises the curvature along the inner gradient.
 
 At step k of an inner loop let g_k be the gradient of the support loss with respect to the entries that move, H_k its
 Hessian in the same entries, and alpha the step size. A step changes the gradient by -alpha H_k g_k to leading order, so

@@ -142,6 +142,7 @@ def pretraining_loss(
     """
 
     def project(reference: Tensor) -> Tensor:
+        # The start is counted from the front, because the projector may have no parameters.
         projector = theta[len(theta) - pretraining.size(reference.shape[-1]) :]
         return pretraining.project(reference, projector)
 

@@ -28,6 +28,7 @@ def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
     machine.
     """
     # torch.manual_seed is not used here: it also seeds every GPU, or the first GPU that comes into use later.
+    # Seven bytes are a number that a signed 64-bit integer holds.
     number = int.from_bytes(stream_seed(seed, "initial parameters")[:7], "little")
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=gpus), torch.device("cpu"):

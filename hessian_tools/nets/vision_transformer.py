@@ -21,7 +21,7 @@ class VisionTransformer(nn.Module):
     derivatives of its gradient. Layer normalisation is written out too, because that of torch 2.13 has wrong third
     derivatives, which Hessian products of a meta-objective and gradients of a Hessian penalty need; written out it
     takes about a third more time. Queries, keys and values come from one layer without bias, because the softmax would
-    cancel that of the keys.
+    cancel a bias of the keys.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Cross-entropy of a linear layer's outputs, for vocabularies so large that the logits are the largest tensors of all.
 
 The loss, its gradient and its second derivative in a direction are computed in closed form for a chunk of the tokens at
-a time. No tensor of the logits' size is kept or made beyond one chunk.
+a time. Only the logits of one chunk are in memory at the same time.
 
 For one token with hidden state h, logits z = W h + b and probabilities p = softmax(z), the derivative in z is
 q = p - e_target. In the direction (u, U, c) of (h, W, b) the logits move by t = W u + U h + c, and q moves by
@@ -141,7 +141,7 @@ def _residual(z: Tensor, target: Tensor, counts: Tensor) -> Tensor:
 
 def _chunks(h: Tensor, y: Tensor, counted: Tensor, size: int) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
     """The hidden states of a chunk, its place, its targets (0 where they do not count), and which of them count."""
-    for start in range(0, max(1, len(h)), size):
+    for start in range(0, max(1, len(h)), size):  # without any tokens there is one empty chunk
         where = slice(start, start + size)
         yield h[where], where, torch.where(counted[where], y[where], 0), counted[where]
 

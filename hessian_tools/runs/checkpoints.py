@@ -128,6 +128,6 @@ def restore(optimiser: torch.optim.Optimizer, theta: Tensor, path: Path, **facts
     with torch.no_grad():
         theta.copy_(tensors["theta"])
     if moments:
-        packed = optimiser.state_dict()
+        packed = optimiser.state_dict()  # in it, theta, the optimiser's only parameter, has the number 0
         optimiser.load_state_dict({"state": {0: moments}, "param_groups": packed["param_groups"]})
     return int(tensors["meta_step"])

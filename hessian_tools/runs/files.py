@@ -32,7 +32,7 @@ def fsync(path: Path) -> None:
     if os.environ.get(NO_FSYNC):
         return
     is_folder = path.is_dir()
-    # Windows and some network file systems cannot do this to a folder; there the names are not waited for.
+    # Windows and some network file systems cannot do this for a folder. There, nothing waits for the names.
     with suppress(OSError) if is_folder else nullcontext():
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
@@ -55,7 +55,7 @@ def without_fsync() -> Iterator[None]:
 def refuse_unreadable(path: Path, *, max_bytes: float = MAX_BYTES) -> None:
     """Raise DamagedFileError where there is anything but a file of at most ``max_bytes`` at a path."""
     if not path.exists():
-        return  # whoever opens it says so
+        return  # the caller's attempt to open it raises an error that says so
     if not path.is_file():
         # Reading a pipe or a device might never end.
         raise DamagedFileError(f"{path} is no file but a folder, a device or a pipe; {ASIDE}")

@@ -5,17 +5,17 @@ cuDNN computes it group by group. On an H200 that takes some 20 microseconds for
 their size. The product of a matrix of kernels and a matrix of image patches, by contrast, is one batched matrix product
 for all points: a product with 256 Hessians of a Conv4-64 on 28x28 images takes a sixth of the time.
 
-A convolution y of images x with kernels w, the gradient in w and the gradient in x are the three partial derivatives
-of one function, linear in x, in w and in y,
+The convolution of images x with kernels w, and the gradients in w and in x of a loss whose gradient in the result is y,
+are the three partial derivatives of one function, which is linear in x, in w and in y:
 
-    T(x, w, y) = sum over all entries of (y times the convolution of x with w),
+    T(x, w, y) = sum over all entries of (y times the convolution of x with w).
 
-and so each is differentiated by the other two, to any order and in both directions. All three are computed here as a
-matrix times the patches of an image:
+The derivatives of each of the three, in forward and in reverse mode and to any order, are therefore made of the same
+three. All are computed here as a matrix times the patches of an image:
 
-    y = w times the patches of x
-    w = y times the transposed patches of x
-    x = w, turned by half a turn, times the patches of y, with zeros between its pixels where the stride is above one
+    dT/dy = w times the patches of x, which is the convolution
+    dT/dw = y times the transposed patches of x
+    dT/dx = w, turned by half a turn, times the patches of y; y has zeros between its pixels where the stride is above 1
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -57,8 +57,8 @@ def at_many_points(points: int, device: torch.device) -> AbstractContextManager[
 class MatrixConvolutions(TorchFunctionMode):
     """While it is entered, 2-d convolutions for which it pays at so many points are matrix products.
 
-    Grouped and transposed convolutions, those whose padding is given in words, and all within two forward modes remain
-    as they are. Results and derivatives agree to rounding.
+    Grouped and transposed convolutions, those whose padding is given in words, and all within two nested forward modes
+    remain as they are. Results and derivatives agree to rounding.
     """
 
     def __init__(self, points: int) -> None:
@@ -124,7 +124,7 @@ class Form(NamedTuple):
         return element_size * examples * kernel[0] * kernel[1] * numbers
 
 
-# The three that T depends on, in the order in which a partial derivative takes the two others.
+# The three arguments x, w and y of T. A partial derivative in one of them takes the other two in this order.
 _ROLES = ("images", "kernels", "result")
 
 
@@ -171,7 +171,7 @@ class _Partial(Function):
 def _partial(wanted: str, first: Tensor, second: Tensor, form: Form) -> Tensor:
     """The partial derivative of T in the role ``wanted``, from the two other roles in their order."""
     # torch computes the tangents of an autograd.Function with forward mode switched off, so that a forward mode around
-    # another one is silently wrong (torch 2.13). There the convolutions are torch's own.
+    # another one is silently wrong (torch 2.13). Within two forward modes the convolutions are therefore torch's own.
     if _num_forward_modes() > 1:
         return _by_torch(wanted, first, second, form)
     return _Partial.apply(first, second, wanted, form)
@@ -202,12 +202,13 @@ def _result(x: Tensor, w: Tensor, form: Form) -> Tensor:
 def _kernels(x: Tensor, y: Tensor, form: Form) -> Tensor:
     """The gradient in the kernels."""
     patches = _patches(x, form.kernels[2:], form.stride, form.padding, form.padding, form.dilation)
-    # The patches are not transposed, because a trace would then keep them twice, once for each form.
+    # The patches are not transposed, because a traced graph would then hold them twice: as they are, and transposed.
     return torch.mm(patches, y.transpose(0, 1).flatten(1).mT).mT.reshape(form.kernels)
 
 
 def _images(w: Tensor, y: Tensor, form: Form) -> Tensor:
     """The gradient in the images."""
+    # The zeros before the first and behind the last pixel of y, such that there is one patch for each pixel of x.
     low, high = [], []
     for side, kernel_reach, padding, stride, size in zip(
         form.images[2:], form.reach, form.padding, form.stride, form.result[2:], strict=True
@@ -230,8 +231,8 @@ def _patches(
 ) -> Tensor:
     """The patches under the kernel as columns: [channel and pixel of the kernel, example and position of the kernel].
 
-    low, high: the zeros to be put before the first and behind the last pixel of each axis; pixels are cut off where it
-    is negative.
+    low, high: how many zeros are put before the first and behind the last pixel of each axis. A negative number cuts
+    off pixels.
     """
     # The patches are a view of the padded images, so that one copy arranges all of them. torch's own im2col would be
     # called once for each example on a GPU.

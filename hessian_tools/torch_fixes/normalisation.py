@@ -3,7 +3,8 @@
 torch's own kernels (2.13) are right to second order, but some are silently wrong beyond: third derivatives through
 training-mode ``F.batch_norm`` were 5-7 % off, and through ``F.layer_norm`` and ``F.instance_norm`` 3 to 180 %. The
 functions here take the arguments of their namesakes in ``torch.nn.functional``. They read running statistics where a
-module uses them, and never change them.
+module uses them, and never change them, so that the momentum has no effect. The last argument of ``torch.layer_norm``
+and ``torch.group_norm``, which says whether cuDNN may be used, is ignored.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def group_norm(
 
 
 def in_torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The norm with its arguments ordered as in ``torch.batch_norm`` and ``torch.instance_norm``: weights first."""
+    """The norm with the arguments of ``torch.batch_norm`` or ``torch.instance_norm``: weight and bias come first."""
 
     def reordered(
         x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, on_batch: bool, *rest: Any

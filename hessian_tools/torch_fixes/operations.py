@@ -188,6 +188,7 @@ def logdet(A: Tensor) -> Tensor:
 def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
     """The determinant (+-1) of the permutation P in A = PLU, and the diagonal of U."""
     lu, pivots = torch.linalg.lu_factor(A)
+    # A pivot that differs from its own position exchanges two rows, which changes the sign.
     in_place = torch.arange(1, A.shape[-1] + 1, device=A.device, dtype=pivots.dtype)
     return 1.0 - 2.0 * ((pivots != in_place).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
 
@@ -219,8 +220,8 @@ def soft_margin_loss(input: Tensor, target: Tensor, *deprecated: Any, reduction:
 def padded_embedding(function: Callable[..., Tensor], args: Any, kwargs: Any) -> partial[Tensor] | None:
     """A call of ``F.embedding`` whose row ``padding_idx`` is a constant in every mode; None where there is no such row.
 
-    torch gives that row the gradient 0, but lets it move in forward mode, so that products of both are silently wrong
-    and not symmetric: by 14 % on a small BERT.
+    torch gives that row the gradient 0 in reverse mode, but lets it move in forward mode. Products that use both modes
+    are therefore silently wrong and not symmetric, by 14 % on a small BERT.
     """
     option = signature(function).bind(*args, **kwargs).arguments
     row = option.pop("padding_idx", None)
@@ -230,7 +231,7 @@ def padded_embedding(function: Callable[..., Tensor], args: Any, kwargs: Any) ->
     def padded() -> Tensor:
         embedded = function(**option)
         is_padding = option["input"] == row % option["weight"].shape[0]
-        with torch._C.DisableTorchFunction():  # a look at a loss notes what the user's code detaches, and not this
+        with torch._C.DisableTorchFunction():  # hides this from modes that note what the user's code detaches
             constant = embedded.detach()
         return torch.where(is_padding.unsqueeze(-1), constant, embedded)
 

@@ -21,6 +21,7 @@ R = TypeVar("R")
 Attribute = tuple[Any, str]
 BACKENDS: Any = torch.backends
 # Since torch 2.9 each kind of product has such an attribute. Before that there were two, both for CUDA.
+# (torch.__version__ compares itself with text as a version: 2.10 is above "2.9".)
 HAS_ATTRIBUTES = torch.__version__ >= "2.9"
 ON_CPU: tuple[Attribute, ...] = ()
 ON_CUDA: tuple[Attribute, ...] = ((BACKENDS.cudnn, "allow_tf32"), (BACKENDS.cuda.matmul, "allow_tf32"))
@@ -29,7 +30,8 @@ if HAS_ATTRIBUTES:
     ON_CUDA = tuple(
         (owner, "fp32_precision") for owner in (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul, BACKENDS.cudnn.rnn)
     )
-# Values of these attributes under which float32 products are computed in float32.
+# Values of these attributes under which float32 products are computed in float32. An attribute without a value of its
+# own gives that of the general setting, such as torch.backends.fp32_precision, and "none" where that has none either.
 FULL_PRECISION = ("ieee", "none", False)
 
 # Whether this thread is inside a function that has switched to full precision already.
@@ -73,7 +75,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
     """A context in which autocast is off on these devices and the lowered attributes are at full precision."""
-    # All values to restore are read before anything is changed, because Ctrl-C may come after any call below.
+    # All values to restore are read before anything is changed, because Ctrl-C may come after any call below. Since
+    # torch 2.9 all attributes are read, because an older switch changes several of them, those of the CPU and of CUDA.
     before = [(owner, name, getattr(owner, name)) for owner, name in (ON_CPU + ON_CUDA if HAS_ATTRIBUTES else lowered)]
     switches = [Switch(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
     switches += _older_switches(lowered) if HAS_ATTRIBUTES else []
@@ -88,8 +91,8 @@ def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
             switch.write(switch.current)
         for owner, name, value in before:
             if getattr(owner, name) != value and HAS_ATTRIBUTES:
-                # An attribute that was never set follows the general setting, and "none" makes it follow again. If that
-                # does not give the value from before, the attribute had been set by itself.
+                # An attribute without a value of its own follows the general setting, and "none" makes it follow again.
+                # If that does not give the value from before, the attribute had a value of its own, which is set below.
                 setattr(owner, name, "none")
             if getattr(owner, name) != value:
                 setattr(owner, name, value)

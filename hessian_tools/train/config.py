@@ -55,24 +55,24 @@ class TrainConfig:
         learner's own objective.
     transductive: how validation treats the query set; see ``evaluate``.
     batched: True computes all tasks of an outer step at once, by vmap of the meta-gradient, which is exact; False
-        computes them in turn. None computes them at once where this is faster: on a GPU, and on a CPU for networks
-        without convolutions. In long runs of such networks the step is traced and replayed, with equal numbers to the
-        bit. Tasks whose tensors differ in shape are computed in turn.
-    tasks_at_once: the most tasks that are computed at once, in outer steps and in validation; 1 computes them in turn.
-        None follows ``batched`` in outer steps, and ``evaluate``'s default in validation. "At once" then means all
-        tasks on a CPU. On a GPU it means as many as fit in half of the free memory, judged by what the first task of a
-        run needs; where the memory runs out all the same, half as many are tried.
+        computes one after the other. None computes them at once where this is faster: on a GPU, and on a CPU for
+        networks without convolutions. In long runs of such networks the step is traced and replayed, with numbers that
+        are equal to the bit. Tasks whose tensors differ in shape are computed one after the other.
+    tasks_at_once: the most tasks that are computed at once, in outer steps and in validation; with 1, one after
+        the other. None follows ``batched`` in outer steps, and ``evaluate``'s default in validation. "At once" then
+        means all tasks on a CPU. On a GPU it means as many as fit in half of the free memory, judged by what the first
+        task of a run needs; where the memory runs out all the same, half as many are tried.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
-        (see ``meta_loss``); the tasks are then computed in turn.
+        (see ``meta_loss``); the tasks are then computed one after the other.
     penalty: the penalty on the curvature along the inner gradient; None trains without it.
     shuffle_labels: True trains the label-shuffled control, which has nothing to learn: in every training episode, the
         labels of the support set are permuted at random over its examples, and so are those of the query set. The
         number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
         those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
-    reduced_precision: False computes products of float32 in float32: TF32 and autocast are off during an outer step and
-        set back after it. True trains with what the process has set; on CUDA torch's own default is TF32 for
-        convolutions. Evaluation and curvature are computed in float32 either way.
+    reduced_precision: False computes products of float32 in float32: TF32 and autocast are off during an outer step,
+        and are restored after it. True trains with the precision that the process has set; on CUDA torch's own default
+        is TF32 for convolutions. Evaluation and curvature are computed in float32 either way.
     """
 
     learner: Learner

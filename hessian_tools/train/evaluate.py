@@ -95,8 +95,8 @@ def evaluate(
         batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
         False give the same answers.
     tasks_at_once: the most tasks that are computed at once, which gives the same numbers up to rounding. None computes
-        tasks in turn on a CPU, and on a GPU as many at once as fit in half of its free memory, judged by what the first
-        task needs.
+        one task after the other on a CPU, and on a GPU as many at once as fit in half of its free memory, judged by
+        what the first task needs.
     """
     check_whole(at_least=1, tasks_at_once=tasks_at_once)
     losses, accuracies = query_scores(
@@ -114,7 +114,7 @@ def evaluate(
 def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskChunks:
     """How many tasks an evaluation computes at once; see ``evaluate``."""
     if tasks_at_once == 1 or (tasks_at_once is None and device.type != "cuda"):
-        return TaskChunks(1, in_turn=True)
+        return TaskChunks(1, one_by_one=True)
     return task_chunks(tasks_at_once, device)
 
 
@@ -150,11 +150,12 @@ def query_scores(
     def scores_of_chunk(indices: range) -> list[Tensor]:
         """The query losses and accuracies of some tasks, each [task]."""
         episodes = [episode(index=index) for index in indices]
-        together = None if chunks.in_turn else stacked(episodes)
-        if together is not None:
-            # The number of all tasks is given, so that the one whose memory is measured is computed as the others are.
+        stacked_episodes = None if chunks.one_by_one else stacked(episodes)
+        if stacked_episodes is not None:
+            # The number of all tasks is given, so that the first task, which is computed alone to measure its memory,
+            # is computed by the same operations as the others.
             with at_many_points(num_tasks, theta.device):
-                return list(torch.vmap(scores_of_one)(cast_like(together, theta)))
+                return list(torch.vmap(scores_of_one)(cast_like(stacked_episodes, theta)))
         rows = [scores_of_one(cast_like(task, theta)) for task in episodes]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

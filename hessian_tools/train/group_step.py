@@ -23,8 +23,9 @@ Order = Literal["step", "checkpoint", "end"]
 class GroupStep:
     """Computes the outer steps of one run together with the other processes of a group.
 
-    The tasks are dealt out in turn, and their gradients added in the order of the tasks, as ``backward`` does in one
-    process; the sum is therefore that of one process that takes its tasks in turn, to the bit.
+    With P processes, process p computes the tasks p, p + P, p + 2 P and so on. The gradients of all tasks are added in
+    the order of the tasks, as ``backward`` adds them in one process that computes one task after the other. The sum is
+    therefore the same to the bit.
 
     Raises ValueError where the processes have different runs, and for options that share tasks in another way.
     """
@@ -37,7 +38,7 @@ class GroupStep:
             )
         self.config, self.loss = config, loss
         self.ranks = Ranks(checked_group(process_group), theta.device)
-        self.closed = False
+        self.others_wait = True  # whether the other processes wait for an order of the first one
         runs = self.ranks.gather((config.identity(loss.layout), config.checkpoints))
         for rank, run in enumerate(runs):
             if run != runs[0]:
@@ -49,7 +50,7 @@ class GroupStep:
         return self.ranks.rank == 0
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """On the first process: what the function ``accumulate_gradient`` of ``outer`` does, with all processes."""
+        """On the first process: do with all processes what ``outer.accumulate_gradient`` does in one."""
         self.tell("step", meta_step)
         return self._step(theta, meta_step)
 
@@ -58,9 +59,9 @@ class GroupStep:
         self.ranks.from_process(0, (order, what))
 
     def close(self, error: BaseException | None = None) -> None:
-        """On the first process: end the run on the others, once; with the error, if there was one."""
-        if not self.closed and not isinstance(error, OtherProcessFailed | ProcessLost):
-            self.closed = True
+        """On the first process: end the run on the other processes, and tell them the error, if there was one."""
+        if self.others_wait and not isinstance(error, OtherProcessFailed | ProcessLost):
+            self.others_wait = False
             self.tell("end", None if error is None else f"{type(error).__name__}: {error}")
 
     def follow(self, theta: Tensor) -> Iterator[Checkpoint]:
@@ -82,9 +83,10 @@ class GroupStep:
         with torch.no_grad():
             theta.copy_(ranks.first(theta))
         theta.grad = None
-        self.closed = True  # until the step is made: after an error in it nobody waits for the next order
-        gradients, parts = ranks.together(lambda: self._own_tasks(theta, meta_step))
+        self.others_wait = False  # an error in the step is raised on every process, so that none waits then
+        gradients, parts = ranks.with_shared_errors(lambda: self._own_tasks(theta, meta_step))
         aux = torch.zeros(count, len(Aux._fields), dtype=theta.dtype, device=theta.device)
+        # Each process fills in the rows of its own tasks. The sum over the processes then holds all rows.
         for j in range(count):
             owner = j % ranks.size
             row = gradients.pop(0) if owner == ranks.rank else torch.empty_like(theta.detach())
@@ -92,11 +94,11 @@ class GroupStep:
             theta.grad = row if theta.grad is None else theta.grad.add_(row)
             aux[j] = parts.pop(0) if owner == ranks.rank else 0
         total = ranks.sum(aux)
-        self.closed = False
+        self.others_wait = True
         return [Aux(*row) for row in total]
 
     def _own_tasks(self, theta: Tensor, meta_step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each task of this process: its gradient, and the parts of its loss."""
+        """The gradients of the tasks of this process, and the parts of their losses."""
         gradients, parts = [], []
         for j in range(self.ranks.rank, self.config.meta_batch, self.ranks.size):
             point = theta.detach().clone().requires_grad_()

@@ -278,7 +278,7 @@ def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
 
 
 def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
-    """The checkpoint of the present parameters, with their means over the validation tasks."""
+    """The checkpoint of the present parameters, with their mean loss and accuracy over the validation tasks."""
     theta = state.theta.detach().clone()
     if not config.validation_tasks:
         return Checkpoint(meta_step, theta, float("nan"), float("nan"))

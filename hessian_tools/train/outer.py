@@ -1,4 +1,4 @@
-"""The gradient of one outer step, whose tasks are computed in turn, all at once, or shared by worker processes."""
+"""The gradient of one outer step: its tasks are computed one by one, at once, or shared by worker processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,15 +69,16 @@ def accumulate_gradient(
 
     def chunk_gradient(tasks: range) -> tuple[Tensor, list[Aux]]:
         """What some tasks contribute to the mean gradient, and the parts of each task's loss."""
-        together = None
-        if not chunks.in_turn:
-            together = stacked([training_episode(config, meta_step * config.meta_batch + j) for j in tasks])
-        if together is None:  # vmap refuses the network, or the tasks differ in their shapes
+        episodes = None
+        if not chunks.one_by_one:
+            episodes = stacked([training_episode(config, meta_step * config.meta_batch + j) for j in tasks])
+        if episodes is None:  # vmap refuses the network, or the tasks differ in their shapes
             point = theta.detach().clone().requires_grad_()
             aux = [add_task_gradient(config, loss, point, meta_step, j) for j in tasks]
             return torch.zeros_like(point) if point.grad is None else point.grad, aux
-        point, episodes = theta.detach(), cast_like(together, theta)
-        # The number of all tasks is given, so that the one whose memory is measured is computed as the others are.
+        point, episodes = theta.detach(), cast_like(episodes, theta)
+        # The number of all tasks is given, so that the first task, which is computed alone to measure its memory, is
+        # computed by the same operations as the others.
         with at_many_points(config.meta_batch, theta.device):
             gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
         return gradients.sum(0).div_(config.meta_batch), [Aux(*row) for row in zip(*columns, strict=True)]
@@ -132,11 +133,12 @@ class SharedStep:
         self._work = partial(_do_share, config, loss, self._theta, self._gradients, self._aux)
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """Do what the function :func:`accumulate_gradient` does, in the workers, whose errors are raised here."""
+        """Do in the workers what :func:`accumulate_gradient` does in one process; their errors are raised here."""
         with torch.no_grad():
             self._theta.copy_(theta)
         self.pool.run(self._work, [Share(meta_step, part) for part in self._parts])
-        # One by one, in the order of the tasks, because this is how backward adds them in one process.
+        # The gradients are added one by one, in the order of the tasks, because this is how backward adds them in one
+        # process.
         for gradient in self._gradients:
             theta.grad = gradient.clone() if theta.grad is None else theta.grad.add_(gradient)
         return [Aux(*row) for row in self._aux.clone()]

@@ -24,48 +24,50 @@ T = TypeVar("T")
 
 @dataclass
 class TaskChunks:
-    """Computes tasks in chunks, whose size is chosen once and then kept, except that running out of memory halves it.
+    """Computes tasks in chunks, whose size is chosen once; whenever the device runs out of memory, the size is halved.
 
-    largest: the most tasks of a chunk; None until it is known, or where all tasks are one chunk.
+    largest: the most tasks of a chunk, before any halving; None until it is known, or where all tasks are one chunk.
     budget: the bytes that a chunk may take; None sets no limit. Where there is a budget and ``largest`` is None, the
         first task is computed alone, its peak of memory is measured, and ``largest`` follows from it.
-    demanded: whether the caller has asked for several tasks at once. If vmap refuses the network, this is then an
-        error.
-    in_turn: whether the tasks of a chunk are computed one after the other, on request or because vmap has refused the
-        network.
-    memory: counts how often the device has run out of memory all the same.
+    demanded: whether the caller has asked for several tasks at once. If vmap refuses the network, that refusal is then
+        raised as an error.
+    one_by_one: whether the tasks of a chunk are computed one after the other. The caller may ask for that, and it
+        becomes True where vmap has refused the network.
+    splitter: cuts the tasks into chunks. It counts how often the device has run out of memory, and halves the size of
+        the chunks each time.
     """
 
     largest: int | None = None
     budget: int | None = None
     demanded: bool = False
-    in_turn: bool = False
-    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    one_by_one: bool = False
+    splitter: MemoryBudget = field(default_factory=MemoryBudget)
 
     def run(self, count: int, function: Callable[[range], T]) -> list[T]:
         """The results of ``function`` on consecutive ranges of the tasks 0 to ``count`` - 1.
 
-        The function computes the tasks of a range as ``in_turn`` says. Where several tasks at once were not demanded, a
-        RuntimeError other than running out of memory is taken for vmap's refusal, and all tasks are computed in turn.
+        The function must read ``one_by_one`` of this object at each call, and compute the tasks of the range one after
+        the other where it is True. Where several tasks at once were not demanded, a RuntimeError other than running out
+        of memory is taken for vmap's refusal: ``one_by_one`` becomes True, and all tasks are computed again.
         """
         try:
             return self._run(count, function)
         except RuntimeError as error:
-            if self.demanded or self.in_turn or is_out_of_memory(error):
+            if self.demanded or self.one_by_one or is_out_of_memory(error):
                 raise
-            self.in_turn = True
+            self.one_by_one = True
         return self._run(count, function)
 
     def _run(self, count: int, function: Callable[[range], T]) -> list[T]:
-        """The results of ``function`` on consecutive ranges, whatever it raises; see ``run``."""
+        """The results of ``function`` on consecutive ranges, as in ``run``, but without a second try after an error."""
         results: list[T] = []
         if self.largest is None and self.budget is not None:
-            with _PeakOfLiveBytes() as live:
+            with _PeakOfLiveBytes() as live:  # the first task alone
                 results.append(function(range(1)))
             self.largest = max(1, self.budget // max(1, live.peak))
-        first = len(results)
+        first = len(results)  # the index of the first task that is not computed yet
         rest = count - first
-        return results + self.memory.in_pieces(
+        return results + self.splitter.in_pieces(
             rest,
             lambda piece: function(range(first + piece.start, first + piece.stop)),
             at_once=min(self.largest or rest, rest),
@@ -80,13 +82,15 @@ def task_chunks(largest: int | None, device: torch.device | str, *, demanded: bo
     """
     device = torch.device(device)
     budget = _free_bytes(device) if largest is None and device.type == "cuda" else None
+    # A caller who gives the number of tasks has asked for several at once.
     return TaskChunks(largest, budget, demanded or largest is not None)
 
 
 def _free_bytes(device: torch.device) -> int:
-    """The bytes of a GPU that a chunk may take: FREE_SHARE of what is free, or reserved by this process and unused.
+    """The bytes of a GPU that a chunk may take: ``FREE_SHARE`` of the free memory.
 
-    Where this process has only a share of the card, no more is free than what is left of that share.
+    Memory that this process has reserved but does not use counts as free. Where this process may use only a share of
+    the card, no more is free than what is left of that share.
     """
     allocated = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated

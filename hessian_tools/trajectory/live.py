@@ -1,9 +1,10 @@
 """Curvature that is measured while a network trains, within a share of the time.
 
-A measurement is cut into units: the gradient at a copy of the weights, and one product with the Hessian after another,
-which Lanczos takes as they come. After each training step as many units are made as the budget allows: what is spent,
-and what the next unit took last time, must stay within the share of the time since the start. A measurement therefore
-takes as long as it needs, and is published with the step at which its copy was taken.
+A measurement is cut into units of work: first the gradient at a copy of the weights, then single products with the
+Hessian, most of which are steps of Lanczos. After each training step as many units are done as the budget allows: the
+time that was spent, plus the time of the slowest unit of this measurement and of the one before, must stay within the
+share of the time since the start. A measurement may therefore take many training steps. It is published with the number
+of the step at which its copy was taken.
 """
 
 import warnings
@@ -28,7 +29,7 @@ from hessian_tools.outputs import map_tensors
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.states import in_eval_mode
 
-# The residual of the largest eigenvalue, as a share of it, at which it is published.
+# The largest eigenvalue is published once its residual is at most this fraction of it.
 RTOL = 1e-2
 
 
@@ -50,9 +51,10 @@ def share_of(budget: str | float) -> float:
 class LiveMeasurement:
     """Measurements of the largest eigenvalue while the model trains; see :class:`~hessian_tools.Recorder`.
 
-    measurements: what was published. skipped: how many were not begun, because an earlier one was still waiting for the
-    budget. unconverged: how many ended without a converged eigenvalue, or with a number that is not finite, and were
-    not published. spent: the seconds of all units and copies.
+    measurements: what was published. skipped: the number of measurements that were due but not begun, because an
+    earlier one was in progress or the budget did not allow a copy. unconverged: the number of measurements that were
+    not published, because they failed, or ended without a converged eigenvalue or with a number that is not finite.
+    spent: the seconds of all units and copies.
     """
 
     def __init__(
@@ -77,13 +79,14 @@ class LiveMeasurement:
         self.skipped, self.unconverged, self.spent, self.steps = 0, 0, 0.0, 0
         self._units: Iterator[dict[str, float] | None] | None = None
         self._label = 0
-        # One measurement is begun here, so that all that cannot work is refused, and the costs are known.
+        # One measurement is begun here, so that whatever cannot be measured is refused before training, and so that the
+        # times of a copy and of the first two units (the gradient and one product) are known.
         started = clock()
         theta = self._take_copy()
         self._copy_seconds = clock() - started
         batch = map_tensors(Tensor.clone, batch)  # the loop may reuse the memory of its batches
-        self.objective = (H := hessian(self.loss, theta, batch)).objective
-        self.engine = H.engine
+        H = hessian(self.loss, theta, batch)
+        self.objective, self.engine = H.objective, H.engine
         units = self._measurement(theta)
         # The next unit may take as long as the slowest one of this measurement and of the one before.
         self._slowest_before = max(self._timed(lambda: next(units))[1] for _ in range(2))
@@ -91,7 +94,7 @@ class LiveMeasurement:
         self.started = clock()
 
     def step(self, number: int | None) -> None:
-        """Begins a measurement if one is due, and makes as many units as the budget allows."""
+        """Begins a measurement if one is due, and does as many units of work as the budget allows."""
         self.steps += 1
         if self.steps % self.every == 0:
             self._begin(self.steps if number is None else number)
@@ -99,7 +102,7 @@ class LiveMeasurement:
             self._unit()
 
     def finish(self) -> None:
-        """Makes all units of the measurement in progress. Their time does not count, because training is over."""
+        """Does all units of the measurement in progress. Their time does not count, because training is over."""
         spent = self.spent
         while self._units is not None:
             self._unit()
@@ -126,7 +129,7 @@ class LiveMeasurement:
         self._units, self._label = self._measurement(theta), label
 
     def _take_copy(self) -> Tensor:
-        """The parameters as one vector; what else moves is copied into the loss's own network."""
+        """The parameters as one vector; whatever else training may change is copied into the loss's own network."""
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         own = dict(self.loss.model.named_parameters()) | dict(self.loss.model.named_buffers())
         with torch.no_grad():
@@ -135,7 +138,7 @@ class LiveMeasurement:
         return self.layout.flatten(named)
 
     def _unit(self) -> None:
-        """One unit of the measurement in progress, which publishes it if it was the last one."""
+        """Does one unit of the measurement in progress, and publishes the measurement if that was its last unit."""
         assert self._units is not None
         try:
             values, seconds = self._timed(lambda: next(self._units))  # type: ignore[arg-type]
@@ -169,13 +172,13 @@ class LiveMeasurement:
         return result, self.clock() - started
 
     def _wait(self) -> None:
-        """Waits for the GPU, whose queue would otherwise count for the wrong side."""
+        """Waits for the GPU, because queued work would otherwise count as the time of whatever waits for it next."""
         device = next(self.model.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     def _measurement(self, theta: Tensor) -> Iterator[dict[str, float] | None]:
-        """The units of a measurement at theta: each gives None, and the last one the values."""
+        """Does one unit of a measurement at theta at each ``next``; the last one gives the values, the others None."""
         objective = replace(self.objective, thetas=theta[None])
         g = self.engine.gradients(objective)[0]
         yield None
@@ -186,9 +189,8 @@ class LiveMeasurement:
         rho = curvature_along(g, H.mv(g)).rho
         yield None
         run = lanczos_run(H, selections, plan.limits)
-        running = True
-        while running:
-            running = run.step()
+        while run.running.any():
+            run.step()
             yield None
         pairs = checked_pairs(H, run.run(), selections)[0]
         yield None

@@ -70,8 +70,8 @@ def trajectory_from(
             objective = objective_at(loss, thetas, query, shared=True, weights="size")
         on_query = []
         for k, theta in enumerate(thetas if query is not None else []):
-            value, share = _values(objective, theta.clone().requires_grad_(), k)
-            on_query.append((value.detach(), share.detach()))
+            query_loss, query_accuracy = _values(objective, theta.clone().requires_grad_(), k)
+            on_query.append((query_loss.detach(), query_accuracy.detach()))
         return trajectory_of_points(thetas, torch.stack(gradients), values, on_query or None, save, foreign_steps=True)
 
 
@@ -97,8 +97,8 @@ class Recorder:
     Live measurement (:mod:`hessian_tools.trajectory.live`):
 
     every: a measurement is begun at every so many calls of ``step()``, on a copy of the weights, the buffers and the
-        batch, and made in small steps within the following calls. What ends is published late, with the number of the
-        step to which it belongs. None measures nothing.
+        batch, and continues in small units of work within the following calls. So it is published some steps later,
+        with the number of the step at which it was begun. None measures nothing.
     budget: the share of the time since the constructor that may be spent, such as "2%" or 0.02.
     log: called as ``log(step, values)`` with a dict of numbers: "lambda_max" (the largest eigenvalue, converged to
         1 %), "lambda_max_error" (its residual), "rho" (the curvature along the gradient), "gradient_norm" and "loss".
@@ -159,7 +159,7 @@ class Recorder:
     def step(self, number: int | None = None) -> None:
         """Keep the parameters and buffers as they are now; or go on with live measurements.
 
-        number: that of the training step, by which a live measurement is labelled; None counts the calls.
+        number: the number of the training step, by which a live measurement is labelled; None counts the calls.
         """
         if self._live is not None:
             self._live.step(number)
@@ -181,7 +181,8 @@ class Recorder:
 
         See :func:`trajectory_from` for the rest. Raises ValueError for a live recorder, which keeps no points.
         """
-        # The public function is called, because it also says what is wrong with a batch.
+        # The package's function is called and not the one above, because its check of arguments (see
+        # ``hessian_tools.entries``) says what is wrong with a batch.
         from hessian_tools.trajectory import trajectory_from
 
         if not isinstance(self.loss, RecordedLoss):
@@ -199,7 +200,7 @@ class Recorder:
 
     @property
     def skipped(self) -> int:
-        """How many live measurements were due but not begun, because the budget had not paid an earlier one yet."""
+        """How many live measurements were due but not begun: an earlier one was in progress, or no copy was allowed."""
         return 0 if self._live is None else self._live.skipped
 
     def finish(self) -> list[dict[str, float]]:
@@ -243,7 +244,7 @@ def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tens
         losses.append(loss.criterion(outputs, y))
         accuracies.append(accuracy(map_tensors(Tensor.detach, outputs), y).to(losses[-1]))
     weights, total = objective.weights, sum(objective.weights)
-    value = sum(weight * value for weight, value in zip(weights, losses, strict=True))
-    share = sum(weight / total * value for weight, value in zip(weights, accuracies, strict=True))
-    assert isinstance(value, Tensor) and isinstance(share, Tensor)
-    return value, share
+    weighted_loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
+    mean_accuracy = sum(weight / total * each for weight, each in zip(weights, accuracies, strict=True))
+    assert isinstance(weighted_loss, Tensor) and isinstance(mean_accuracy, Tensor)
+    return weighted_loss, mean_accuracy

@@ -1,4 +1,4 @@
-"""The loss of a recorded training loop: at each recorded point the network has the buffers that it had there.
+"""The loss of a recorded training loop: at each point the network has the buffers that were recorded there.
 
 Buffers, such as the running statistics of batch normalisation, move during training. A point is then a vector of
 parameters together with its buffers, and the loss finds the buffers by the vector.
@@ -24,10 +24,11 @@ State = Mapping[str, Tensor]
 def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
     """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
 
-    The mode of the model itself stays free. Raises ValueError for a model that cannot be copied, and HiddenStateError
-    for the patched module of ``higher``, whose loss does not depend on theta.
+    The mode of the model itself is not changed. Raises ValueError for a model that cannot be copied, and
+    HiddenStateError for the patched module of ``higher``, whose loss does not depend on theta.
     """
     model = unwrapped(model)
+    # deepcopy takes a tensor from this mapping, by the identity of the original, in place of copying it.
     held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_tensor(value)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         held[id(tensor)] = _separate(tensor) if copied(name) else tensor
@@ -55,9 +56,9 @@ class RecordedLoss(Loss):
     ) -> None:
         super().__init__(model, criterion, layout)
         self.states, self.own_buffers = states, True
-        self._points: dict[bytes, list[int]] = {}  # the states by the digests of their vectors
+        self._points: dict[bytes, list[int]] = {}  # the positions of the states, by the digests of their vectors
         self._known = 0  # how many states are in that dict
-        self._compared: tuple[Any, tuple[str, ...]] = None, ()  # for which states and buffers, and what moved
+        self._compared: tuple[Any, tuple[str, ...]] = None, ()  # the key and the result of the last comparison
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs, with the buffers of the recorded point that theta is."""
@@ -81,7 +82,7 @@ class RecordedLoss(Loss):
         return [AtState(tensors, batch) for batch in batches], False
 
     def fresh(self) -> Loss:
-        """The same loss, which has not been looked at yet."""
+        """A new object of the same loss, so that ``refuse_hidden_state`` looks at it again."""
         return RecordedLoss(self.model, self._criterion, self.layout, self.states)
 
     def _moved(self) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ class RecordedLoss(Loss):
                 raise ValueError(
                     f"point {k} was recorded {len(found)} times with other buffers; give all points of the trajectory"
                 )
+        # Where all points are given, point k has the buffers of state k, even if other states have the same vector.
         return [k if k in found and len(thetas) == len(self.states) else found[0] for k, found in enumerate(places)]
 
     def _equal_buffers(self, points: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ adds further ones, see [your_own_quantity.md](your_own_quantity.md).
 Each quantity is one file of `analysis/quantities/`. A value belongs to a *point* theta_k of an inner loop, or to a
 whole inner loop (*task*), and has the further dimensions that the tables name. Losses and parameters count as
 dimensionless, so the unit of every variable is 1; the tables above say what that stands for. A task whose inner loop
-diverged has no values but those that were recorded on the way.
+diverged has no values but those that were recorded on the way. The products that a cost names are those at each point.
 
 The level says where a quantity is measured: with the level light everywhere, and with the level full only on a study's
 first tasks (`full_tasks`), at the first and the last checkpoint.
@@ -53,7 +53,7 @@ def section() -> str:
 def _about(quantity: Quantity) -> Iterator[str]:
     yield f"### {quantity.name}: {quantity.title}\n"
     yield f"- formula: `{quantity.formula}`"
-    yield f"- products at each point: {quantity.cost}"
+    yield f"- cost: {quantity.cost}"
     yield f"- function: {', '.join(f'`{name}`' for name in quantity.library.split(', '))}"
     yield f"- level: {quantity.level}"
     if quantity.reference:

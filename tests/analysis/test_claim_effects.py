@@ -28,7 +28,7 @@ from analysis.claims import (
 from analysis.claims.equal_accuracy import at_equal_score
 from analysis.claims.falls import Change
 from analysis.claims.findings import held_throughout
-from analysis.claims.intervention import dose_series, seed_slopes
+from analysis.claims.intervention import learners_by_weight, seed_slopes
 from analysis.claims.learning import reached
 from analysis.schema import DIVERGED
 from analysis.statistics import holm as adjusted
@@ -304,8 +304,8 @@ def test_slow_seeds_are_named_and_too_many_of_them_leave_no_verdict() -> None:
 def test_doses_are_ordered_and_the_slope_of_each_seed_is_exact() -> None:
     learners, _, _ = SCENARIOS["intervention"]
     ds = planted_study(learners, seeds=2)
-    assert dose_series(ds, "b", "penalty") == {-0.1: "a", 0.0: "b", 0.1: "c", 1.0: "d"}
-    assert dose_series(ds, "b", "dose") == {0.0: "b"}
+    assert learners_by_weight(ds, "b", "penalty") == {-0.1: "a", 0.0: "b", 0.1: "c", 1.0: "d"}
+    assert learners_by_weight(ds, "b", "dose") == {0.0: "b"}
     x = np.array([[0.0, 5.0], [1.0, 5.0], [3.0, 5.0]])
     slopes = seed_slopes(x, 2 * x + 1)
     assert slopes[0] == pytest.approx(2.0)

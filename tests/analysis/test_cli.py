@@ -131,7 +131,12 @@ def test_a_study_keeps_the_plan_of_the_claims_with_which_it_was_begun(working_fo
 
 def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
-    assert "requires an argument; see hessian-tools --help" in refused(capsys, ["study"])
+    assert "'hessian-tools study' needs this: a study's YAML file" in refused(capsys, ["study"])
+    assert "'hessian-tools info' needs this: folder of a study or of a run; see" in refused(capsys, ["info"])
+    assert "'hessian-tools keep' needs --out: folder of kept results; see" in refused(capsys, ["keep", "runs/micro"])
+    assert "--workers needs a value: number of worker processes" in refused(capsys, ["study", "micro", "--workers"])
+    assert "takes no further argument, but got b c; see" in refused(capsys, ["info", "a", "b", "c"])
+    assert "seeds: give a list of at least 1 (got ())" in refused(capsys, ["demo", "--seeds"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
     for option, value in (("--seeds", "1.5"), ("--seed", "0.5"), ("--workers", "1.5"), ("--workers", "0.0")):

@@ -161,6 +161,7 @@ def test_a_learner_that_a_figure_leaves_out_of_a_large_study_can_be_chosen(large
         ("eigenvalues", {"learners": ["untrained", "maml"]}, "shows nothing of the learner untrained"),
         ("spectra", {}, "spectra cannot be drawn: the study does not measure density"),
         ("alpha_rho", {"steps": [0.5]}, "steps=.* each entry a whole number"),
+        ("alpha_rho", {"steps": 0}, "steps=0 must be a list, each entry a whole number"),
         ("alpha_rho", {"width": "nips"}, "width 'nips' is not known"),
     ],
 )

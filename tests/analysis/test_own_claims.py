@@ -32,7 +32,7 @@ def test_the_worked_example_of_a_claim_of_ones_own_is_judged_beside_the_others()
     (own,) = (v for v in verdicts if v.claim == "lower-query-loss")
     assert (own.outcome, own.kind, own.corrected_outcome) == ("supported", "exploratory", None)
     assert "the query loss of maml at the adapted point is" in own.sentence
-    assert "whether meta-training lowers the query loss after adaptation" in findings(verdicts)[-1]
+    assert findings(verdicts)[-1].startswith("Meta-training lowers the query loss after adaptation? ")
     assert len(list(verdict_lines([own]))) == 2
     assert unjudged(ds, plan, verdicts, extra) == {}
     nothing = {"nothing": lambda ds, plan: []}

@@ -175,8 +175,8 @@ def test_the_budget_on_a_gpu_is_half_of_what_is_free_and_of_the_share_of_this_pr
     monkeypatch.setattr(module, "card_memory", lambda device: 5)
     assert task_chunks(None, "cuda").budget == 0
     in_turn = [evaluation_chunks(most, torch.device(name)) for most, name in ((None, "cpu"), (1, "cpu"), (1, "cuda"))]
-    assert all(chunks.in_turn and chunks.largest == 1 for chunks in in_turn)
-    assert not evaluation_chunks(None, torch.device("cuda")).in_turn
+    assert all(chunks.one_by_one and chunks.largest == 1 for chunks in in_turn)
+    assert not evaluation_chunks(None, torch.device("cuda")).one_by_one
     given = task_chunks(8, "cuda")
     assert (given.largest, given.budget, given.demanded) == (8, None, True)
 
@@ -223,7 +223,7 @@ def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():
     chunks = TaskChunks()
     with pytest.raises(torch.OutOfMemoryError):
         chunks.run(2, fails)
-    assert (sizes, chunks.in_turn) == ([2, 1], False)  # this is not taken for a network that vmap refuses
+    assert (sizes, chunks.one_by_one) == ([2, 1], False)  # this is not taken for a network that vmap refuses
 
 
 class WithItem(nn.Module):
@@ -243,7 +243,7 @@ def test_a_network_that_vmap_refuses_is_trained_in_turn_unless_tasks_at_once_wer
     assert torch.equal(mean_gradient(config), mean_gradient(replace(config, batched=False)))
     chunks = TaskChunks()
     mean_gradient(config, chunks)
-    assert chunks.in_turn  # later steps do not try again
+    assert chunks.one_by_one  # later steps do not try again
     with pytest.raises(RuntimeError, match="vmap"):
         mean_gradient(replace(config, tasks_at_once=2))
     loss, theta = task_loss(config)
@@ -267,7 +267,7 @@ def test_a_run_with_tasks_at_once_validates_at_once_and_resumes_another_one(tmp_
     for a, b in zip(in_turn, at_once, strict=True):
         assert torch.allclose(a.theta, b.theta, atol=1e-5)
         assert a.validation_loss == pytest.approx(b.validation_loss, rel=1e-3)
-    assert [(chunks.largest, chunks.in_turn) for chunks in validation_chunks] == [(1, True)] * 2 + [(2, False)] * 2
+    assert [(chunks.largest, chunks.one_by_one) for chunks in validation_chunks] == [(1, True)] * 2 + [(2, False)] * 2
     again = list(meta_train(config))  # how steps are computed is not part of a run's identity
     assert torch.equal(again[-1].theta, at_once[-1].theta)
 

@@ -1,9 +1,15 @@
 """The figures of a study: each module draws one figure, from the study's Dataset alone.
 
-A module has ``draw(ds, choice)``, ``caption(ds, choice)`` and ``numbers(ds, choice)``, what is drawn; ``learners(ds)``,
-the learners that are shown unless the user chooses others; ``HAS_STEPS``, whether points of the inner loop can be
-chosen; and ``needs(ds)``: the reason why a study's figure cannot be drawn, or None. ``study_figure`` makes a function
-of each module, which checks what the user chose; ``analysis.figures`` has these functions by name.
+The first line of a module's docstring is the title of its figure. Each module has:
+
+- ``draw(ds, choice)`` and ``caption(ds, choice)``;
+- ``numbers(ds, choice)``: the numbers that are drawn;
+- ``learners(ds)``: the learners that are shown unless the user chooses others;
+- ``HAS_STEPS``: whether the user can choose which points of the inner loop are shown;
+- ``needs(ds)``: the reason why a study's figure cannot be drawn, or None.
+
+A ``StudyFigure`` makes a module callable and checks what the user chose. ``analysis.figures`` has these objects by
+name.
 """
 
 from collections.abc import Mapping
@@ -45,7 +51,7 @@ FIGURES: Mapping[str, StudyFigure] = {
         layers,
         loss_surfaces,
     )
-    for name in (module.__name__.rpartition(".")[2],)
+    for name in (module.__name__.rpartition(".")[2],)  # the module's name without its packages
 }
 """The figures by their names, in the order of the report."""
 

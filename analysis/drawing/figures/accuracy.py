@@ -1,6 +1,6 @@
 """Query accuracy (for regression, query loss) after adaptation on held-out tasks, over meta-training.
 
-It is the right half of figure 3 of Lee, Yoo, Kwak (2023).
+The figure is the right half of figure 3 of Lee, Yoo, Kwak (2023).
 """
 
 import xarray as xr
@@ -14,6 +14,7 @@ from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -47,10 +48,11 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             summary = scores.select(names)
             curves.over_training(part, ax, summary, num_diverged=num_diverged.sel(learner=names))
             starts += curves.untrained_levels(part, ax, summary)
+            # The lines of all panels are alike, so that of the last panel serves as the legend entry.
             chance = references.chance(ds, ax) if has_accuracy(ds) else []
             if len(parts) > 1:
-                own = [name for name in names if not selection.is_control(ds, name)]
-                ax.set_title(method_label(own[0]) if own else "controls")
+                family = [name for name in names if not selection.is_control(ds, name)]
+                ax.set_title(method_label(family[0]) if family else "controls")
         panels.left_labels(axes, score_name(ds))
         notes = legend.notes(scores.per_seed, num_diverged, num_tried, what="evaluations")
         panels.outside_legends(figure, legend.training_entries(drawn, starts), [*chance, *notes])

@@ -1,6 +1,6 @@
 """Whether the inner gradients point in the same direction, compared with orthogonal gradients.
 
-The left panel is the left half of figure 3 of Lee, Yoo, Kwak (2023), with the range that orthogonal gradients have.
+The left panel is the left half of figure 3 of Lee, Yoo, Kwak (2023), with the range of values for orthogonal gradients.
 """
 
 import xarray as xr
@@ -12,6 +12,7 @@ from analysis.drawing.summary import Summary, diverged_units, mean_over, measure
 from analysis.schema import learner_names
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -47,6 +48,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             starts += curves.untrained_levels(ds, ax, summary)
         low, high = left.get_ylim()
         null = references.cosine_null(left, steps)
+        # The axis holds all of the band for orthogonal gradients, which is from 1/K to 1/sqrt(K) with K steps, and ends
+        # just above 1, the largest cosine.
         left.set_ylim(min(low, 0.9 / steps), min(max(high, 1.1 * steps**-0.5), 1.02))
         left.set_title("mean cosine along the inner loop")
         left.set_ylabel(r"$\cos(-g_k,\ \theta_K-\theta_0)$, mean over $k$")

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import Summary, diverged_units, measured, summarise
-from analysis.schema import learner_names, with_alpha
+from analysis.schema import learner_names, only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 HAS_STEPS = True
+"""The user can choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -21,7 +22,7 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
-    return learner_names(selection.for_lines(with_alpha(ds)))
+    return learner_names(selection.for_lines(only_with_alpha(ds)))
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
@@ -32,7 +33,7 @@ def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw one panel for each point of the inner loop.
 
-    Points are not averaged, because the network has adapted to the task at later steps and not at step 0.
+    Different points are not averaged, because the network has adapted to the task at later steps and not at step 0.
     """
     last = int(ds["inner_step"].max())
     ds = choice.part(ds)
@@ -45,6 +46,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             curves.over_training(ds, ax, summary.at(inner_step=position), num_diverged=num_diverged)
             adapted = f"adapted (after {step} step{'s' * (step != 1)})"
             ax.set_title(adapted if 0 < step == last else f"step {step}")
+        # All panels share the y axis of the first one.
         remark = references.curvature_axis(axes[0], *summary.span)
         label = r"threshold $\alpha\rho = 2$"
         if axes[0].get_ylim()[1] < DESCENT_THRESHOLD:
@@ -72,7 +74,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "A gradient step lowers the quadratic model of the loss if and only if alpha rho is below 2.",
         "The last panel shows the adapted network, from which no further step is taken." if shows_last else "",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
 
 

@@ -1,4 +1,8 @@
-"""Curvature along the inner loop against accuracy on held-out tasks, over checkpoints and learners."""
+"""Curvature along the inner loop against accuracy on held-out tasks, over checkpoints and learners.
+
+The curvature is alpha |Hg| / |g|, where alpha is the inner learning rate, g the gradient of the support loss and H its
+Hessian.
+"""
 
 from typing import Any
 
@@ -11,9 +15,10 @@ from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, seeds_with_values, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy, score_name
-from analysis.schema import learner_names, with_alpha
+from analysis.schema import learner_names, only_with_alpha
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -23,12 +28,12 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
-    ds = with_alpha(ds)
+    ds = only_with_alpha(ds)
     return learner_names(selection.for_panels(ds))
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
-    """Both coordinates of each learner at each checkpoint: alpha |Hg| / |g|, in two parts, and the accuracy."""
+    """Of each learner at each checkpoint: alpha |Hg| / |g| at step 0 and at later steps, and the accuracy or loss."""
     ds = choice.part(ds)
     values = measured(ds, "alpha_hg_ratio")
     return {
@@ -43,7 +48,8 @@ def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels, for step 0 and for the mean of the later steps, with a path over the checkpoints per learner.
 
-    Of learners whose paths would be too many, only the last checkpoint is drawn.
+    If a study has so many learners that their paths would be too many, only those of ``selection.for_lines`` have a
+    path. The other learners have only their last checkpoint.
     """
     *curvatures, scores = numbers(ds, choice).values()
     ds = choice.part(ds)
@@ -52,8 +58,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     with panels.grid(2, xlabel="", width=choice.width) as (figure, axes):
         for ax, title, curvature in zip(axes, titles, curvatures, strict=True):
             for name in learner_names(ds):
-                _path(ds, ax, curvature, scores, name, whole=name in with_paths)
-            each_seed = curvature.per_seed.values  # the extreme dots; no intervals are drawn
+                _path(ds, ax, curvature, scores, name, as_path=name in with_paths)
+            each_seed = curvature.per_seed.values  # reach at least as far as the means; no intervals are drawn
             if np.isfinite(each_seed).any():
                 references.symlog_axis(ax.xaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
             ax.set_title(title)
@@ -87,30 +93,29 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "seeds at the last checkpoint.",
         f"The {what} is that of other held-out tasks than those on which the curvature is measured.",
         "A path says how both change together over training and not that one causes the other.",
-        "Paths are drawn for the controls and the first family; of the others only the last checkpoint is."
+        "Paths are drawn for the controls and the first family; the other learners have only their last checkpoint."
         if only_ends
         else "",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, whole: bool) -> None:
-    """Draw the path of a learner over the checkpoints, or only its end."""
+def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, as_path: bool) -> None:
+    """Draw the path of a learner over the checkpoints or, unless ``as_path``, only its last checkpoint."""
     style = curves.learner_style(ds, name)
     x, y = curvature.mean.sel(learner=name).values, scores.mean.sel(learner=name).values
     places = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not places.size:
         return
-    if whole and len(places) > 1:
+    if as_path and len(places) > 1:
         line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
         ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
         first = places[:1]
         ax.plot(x[first], y[first], color=style.color, marker=style.marker, markerfacecolor="white")
     last = places[-1]
-    each = {"checkpoint": last}
-    points = [part.per_seed.sel(learner=name).isel(each).values for part in (curvature, scores)]
+    points = [part.per_seed.sel(learner=name).isel(checkpoint=last).values for part in (curvature, scores)]
     dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0, "alpha": 0.6}
     ax.plot(*points, color=style.color, gid=f"seeds:{name}", **dots)
     ax.plot(x[last], y[last], color=style.color, marker=style.marker, markersize=4.5, gid=f"last:{name}", zorder=4)

@@ -17,7 +17,7 @@ from analysis.drawing.summary import (
     summarise,
     tasks_per_seed,
 )
-from analysis.schema import learner_names, with_alpha
+from analysis.schema import learner_names, only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 LOOKS = {
@@ -26,8 +26,8 @@ LOOKS = {
     "random": curves.QuantityLook("s", "--", r"$\alpha\rho_{\mathrm{random}}$: random directions"),
 }
 
-
 HAS_STEPS = True
+"""The user can choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -37,13 +37,13 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
-    return learner_names(selection.for_panels(with_alpha(ds)))
+    return learner_names(selection.for_panels(only_with_alpha(ds)))
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     """The curvatures times alpha of each learner along the inner loop, at its first and its last checkpoint."""
     ds = choice.part(ds)
-    drawn = curves.only_states(ds, measured(ds, "alpha_rho"))
+    drawn = curves.state_mask(ds, measured(ds, "alpha_rho"))
     names = {"top": "alpha lambda_max", "gradient": "alpha rho", "random": "alpha rho_random"}
     means = {names[name]: summary.where(drawn) for name, summary in _curvatures(ds).items()}
     return means | {"standard error of alpha rho_random": _random_error(ds).where(drawn)}
@@ -58,6 +58,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         curves.draw_states(ds, axes, values, partial(_draw_curvatures, _curvatures(ds), _random_error(ds)))
         linear, low, high = _axis_limits(ds)
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.5)
+        # All values have a margin to the ends of the axis, and the threshold is always on it.
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * linear, max(1.6 * high, 1.5 * DESCENT_THRESHOLD))
         references.decade_ticks(axes[0], linear)
         lines = [references.threshold(ax, label="threshold 2") for ax in axes]
@@ -80,7 +81,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "The y axis is linear near 0 and logarithmic beyond.",
         f"Means of lambda_max are over {tasks_per_seed(measured(drawn, 'eigenvalue_max'))} tasks of each seed.",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
 
 
@@ -112,11 +113,12 @@ def _axis_limits(ds: xr.Dataset) -> tuple[float, float, float]:
     The first value is a power of ten that lies below most means.
     """
     summaries = _curvatures(ds).values()
-    sizes = np.abs(np.concatenate([summary.mean.values.ravel() for summary in summaries]))
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    if sizes.size == 0:
+    magnitudes = np.abs(np.concatenate([summary.mean.values.ravel() for summary in summaries]))
+    magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
+    if magnitudes.size == 0:
         return 0.1, 0.0, DESCENT_THRESHOLD
     spans = np.array([summary.span for summary in summaries])
-    # A few means that happen to be near 0 must not stretch the axis over many decades, so the smallest 5 % are ignored.
-    linear = 10 ** np.floor(np.log10(max(np.percentile(sizes, 5), 1e-5 * sizes.max())))
+    # A few means that happen to be near 0 must not stretch the axis over many decades. So the smallest 5 % are ignored,
+    # and the largest mean is at most six decades above the linear part.
+    linear = 10 ** np.floor(np.log10(max(np.percentile(magnitudes, 5), 1e-5 * magnitudes.max())))
     return float(linear), float(np.nanmin(spans)), float(np.nanmax(spans))

@@ -1,4 +1,10 @@
-"""Curvature and accuracy against the weight of SHOT and against the weight of the penalty on the curvature."""
+"""Curvature and accuracy against the weight of SHOT and against the weight of the penalty on the curvature.
+
+SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023).
+The curvature penalty is on the mean of alpha |Hg| / |g| over the inner steps; alpha is the inner learning rate, g the
+gradient of the support loss and H its Hessian. A series has a learner with neither SHOT nor this penalty, whose weight
+is 0, and the learners that differ from it only in the weight of one of the two.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +22,14 @@ from analysis.evaluation import evaluation_scores, score_name
 from analysis.schema import learner_names, setting, trained_learners
 
 WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
-"""The coordinates that hold a weight, and how the axis of each is labelled."""
+"""The coordinates of a study's Dataset that hold a weight, and the label of each one's axis."""
 MIN_WEIGHTS = 3
 """The smallest number of different weights, 0 among them, that make a series."""
 
 RATIO = "alpha |Hg| / |g|"
 
-
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -35,12 +41,12 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default: those of a series."""
-    series = [learners for weight in WEIGHTS for learners in _series(ds, weight).values()]
-    return [name for name in learner_names(ds) if any(name in learners for learners in series)]
+    in_series = {name for weight in WEIGHTS for series in _series(ds, weight).values() for name in series}
+    return [name for name in learner_names(ds) if name in in_series]
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
-    """What is drawn of each learner of a series at the last checkpoint, and the weights of the learners."""
+    """The weights of each learner of a series, and the quantities that are drawn, at the last checkpoint."""
     ds = choice.part(ds)
     names = learners(ds)
     weights = {
@@ -53,8 +59,7 @@ def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a column for each kind of weight, with curvature at step 0 and at later steps, and accuracy.
 
-    All values are those of the last checkpoint. A series is the learners that differ only in that weight; its learner
-    without it stands at weight 0.
+    All values are those of the last checkpoint.
     """
     ds = choice.part(ds)
     columns = {weight: series for weight in WEIGHTS if (series := _series(ds, weight))}
@@ -76,6 +81,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         names = dict.fromkeys(name for series in columns.values() for name in series)
         seeds = next(iter(rows.values())).num_seeds
         dot = legend.entry("each seed", color="black", linestyle="none", marker="o", markersize=1.8)
+        # Only the learners without an intervention have legend entries: each series has the style of its own one.
         entries = [entry for entry in legend.learner_entries(ds) if entry.get_label() in set(map(method_label, names))]
         notes = [dot, legend.entry(_bar_label(seeds), color="black", marker="_", markersize=5)]
         panels.outside_legends(figure, entries, notes)
@@ -108,7 +114,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
 def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     """For each learner without an intervention, the learners that differ from it only in ``weight``, and their weights.
 
-    Of learners with equal weights, which differ in another setting of the intervention, the first one is taken.
+    Of learners with equal weights, which differ in another setting of the intervention, the first one is taken. A
+    series of fewer than ``MIN_WEIGHTS`` different weights is left out.
     """
     other = next(kind for kind in WEIGHTS if kind != weight)
     series: dict[str, dict[float, str]] = {}
@@ -116,8 +123,11 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
         if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
             learners = series.setdefault(selection.base(ds, name), {})
             learners.setdefault(float(setting(ds, weight, name)), name)
-    whole = {name: learners for name, learners in series.items() if len(learners) >= MIN_WEIGHTS}
-    return {name: {learners[key]: key for key in sorted(learners)} for name, learners in whole.items()}
+    return {
+        name: {learners[key]: key for key in sorted(learners)}
+        for name, learners in series.items()
+        if len(learners) >= MIN_WEIGHTS
+    }
 
 
 def _quantities(ds: xr.Dataset) -> dict[str, Summary]:
@@ -136,6 +146,10 @@ def _quantities(ds: xr.Dataset) -> dict[str, Summary]:
 def _draw_series(
     ds: xr.Dataset, ax: Axes, summary: Summary, name: str, learners: dict[str, float], weight: str
 ) -> None:
+    """Draw a series: the means of the learners with bars over the seeds, and the mean of each seed as a dot.
+
+    name: the learner without an intervention, whose style the series has. learners: the weight of each learner.
+    """
     style = curves.learner_style(ds, name)
     part = summary.select(list(learners))
     x = np.array(list(learners.values()))
@@ -165,9 +179,9 @@ def _value_axes(row: Sequence[Axes], summary: Summary, *, positive: bool) -> Non
 
 
 def _weight_axis(ax: Axes, weights: list[float]) -> None:
-    """Make x linear around 0 and logarithmic beyond, with ticks at the weights."""
-    sizes = sorted({abs(weight) for weight in weights if weight})
-    ax.set_xscale("symlog", linthresh=sizes[0], linscale=0.7)
+    """Make x linear up to the smallest magnitude of a weight and logarithmic beyond, with ticks at the weights."""
+    magnitudes = sorted({abs(weight) for weight in weights if weight})
+    ax.set_xscale("symlog", linthresh=magnitudes[0], linscale=0.7)
     references.tick_at(ax.xaxis, sorted(set(weights)))
 
 

@@ -13,14 +13,16 @@ from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.style import DARK, method_label
 from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
-from analysis.schema import with_alpha
+from analysis.schema import only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 MAX_LEARNERS = 4
+"""The largest number of learners, each with a panel, that are shown by default."""
 STEP_MARKERS = "os^Dv<>ph*"
-
+"""The marker of each inner step; further steps begin with the first one again."""
 
 HAS_STEPS = True
+"""The user can choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -30,11 +32,11 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
-    return selection.main_learners(with_alpha(ds), MAX_LEARNERS)
+    return selection.main_learners(only_with_alpha(ds), MAX_LEARNERS)
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
-    """Both coordinates of each learner at each checkpoint and inner step."""
+    """Alpha rho and alpha lambda_max of each learner at each checkpoint and inner step."""
     ds = choice.part(ds)
     top = ds["step_size"] * measured(ds, "eigenvalue_max")
     return {"alpha rho": summarise(measured(ds, "alpha_rho")), "alpha lambda_max": summarise(top)}
@@ -43,30 +45,32 @@ def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a panel for each learner, with a path over the checkpoints for each inner step.
 
-    x is alpha rho and y is alpha times the largest eigenvalue. The open marker at a path's beginning is the learner's
-    own start, and the filled one its last checkpoint.
+    x is alpha rho, the inner learning rate times the curvature along the gradient, and y is alpha times the largest
+    eigenvalue. The open marker at a path's beginning is the learner's own start, and the filled marker is its last
+    checkpoint.
     """
-    along, top = numbers(ds, choice).values()
+    alpha_rho, alpha_lambda = numbers(ds, choice).values()
     last = int(ds["inner_step"].max())
     ds, names = choice.part(ds), choice.learners
     steps = [int(step) for step in ds["inner_step"].values]
+    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
     colors = {step: to_hex(mpl.colormaps["viridis"](0.85 * step / max(last, 1))) for step in steps}
     xlabel = r"along the gradient, $\alpha\rho$"
     with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
         for name, ax in zip(names, axes, strict=True):
             for step in steps:
-                _path(ax, along, top, name, step, colors[step])
+                _path(ax, alpha_rho, alpha_lambda, name, step, colors[step])
             ax.set_title(method_label(name), color=curves.learner_style(ds, name).color)
-        for ax, low, high in ((axes[0], *top.span),):
-            references.symlog_axis(ax.yaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
+        # Both axes show the threshold. All panels share the y axis of the first one.
+        low, high = alpha_lambda.span
+        references.symlog_axis(axes[0].yaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
+        low, high = alpha_rho.span
         for ax in axes:
-            references.symlog_axis(ax.xaxis, along.span[0], max(along.span[1], 1.2 * DESCENT_THRESHOLD))
+            references.symlog_axis(ax.xaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
             lines = references.plane(ax)
         panels.left_labels(axes, r"sharpest direction, $\alpha\lambda_{\max}$")
         entries = [
-            legend.entry(
-                f"step {step}" if step < last else "adapted", color=colors[step], marker=STEP_MARKERS[step % 10]
-            )
+            legend.entry(f"step {step}" if step < last else "adapted", color=colors[step], marker=_marker(step))
             for step in steps
         ]
         open_marker: dict[str, Any] = {"color": DARK, "linestyle": "none", "marker": "o"}
@@ -96,20 +100,24 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "then over the seeds.",
         legend.diverged_sentence(drawn),
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _path(ax: Axes, along: Summary, top: Summary, name: str, step: int, color: str) -> None:
+def _path(ax: Axes, alpha_rho: Summary, alpha_lambda: Summary, name: str, step: int, color: str) -> None:
     """Draw the path of a learner at one inner step over the checkpoints."""
     place = {"learner": name, "inner_step": step}
-    x, y = along.mean.sel(place).values, top.mean.sel(place).values
+    x, y = alpha_rho.mean.sel(place).values, alpha_lambda.mean.sel(place).values
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
-    marker = STEP_MARKERS[step % 10]
+    marker = _marker(step)
     ax.plot(x, y, color=color, linewidth=0.8, marker=".", markersize=2.5, gid=f"path:{name}:{step}")
     if len(x):
         ax.plot(x[:1], y[:1], color=color, marker=marker, markerfacecolor="white", gid=f"first:{name}:{step}")
     if len(x) > 1:
         ax.plot(x[-1:], y[-1:], color=color, marker=marker, gid=f"last:{name}:{step}")
+
+
+def _marker(step: int) -> str:
+    return STEP_MARKERS[step % len(STEP_MARKERS)]

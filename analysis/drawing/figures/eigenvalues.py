@@ -21,8 +21,8 @@ LOOKS = {
 DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0}
 _MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
 
-
 HAS_STEPS = True
+"""The user can choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -38,7 +38,7 @@ def learners(ds: xr.Dataset) -> list[str]:
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     """The eigenvalues of each learner along the inner loop, at its first and its last checkpoint."""
     ds = choice.part(ds)
-    drawn = curves.only_states(ds, measured(ds, "eigenvalue_max"))
+    drawn = curves.state_mask(ds, measured(ds, "eigenvalue_max"))
     parts: dict[str, Summary | xr.DataArray] = {}
     for end, (summary, residual) in _ends(ds).items():
         parts[LOOKS[end].label] = summary.where(drawn)
@@ -112,6 +112,7 @@ def _draw_eigenvalues(
         curves.along_steps(ax, state, summary, name=end, look=LOOKS[end], error=residual)
     spectra = _full_spectra(measured(ds, "eigenvalue").isel(state.position))
     table = spectra.transpose("inner_step", ...).values.reshape(spectra.sizes["inner_step"], -1)
+    # ``shift`` moves the markers of the means; the dots of single tasks are moved farther, so that both can be seen.
     x = np.repeat(spectra["inner_step"].values + 2.2 * state.shift, table.shape[1])
     many = np.isfinite(table).sum() > 4000  # thousands of dots as vectors make a slow PDF
     dots = DOTS | {"color": state.color, "alpha": 0.35, "zorder": 2, "rasterized": many}
@@ -121,7 +122,7 @@ def _draw_eigenvalues(
 def _ends(ds: xr.Dataset) -> dict[str, tuple[Summary, xr.DataArray]]:
     """The largest ("max") and the smallest ("min") eigenvalue, each with its mean residual.
 
-    Each residual bounds the error of its eigenvalue, so their mean bounds the error of the mean eigenvalue.
+    Each residual bounds the error of its eigenvalue, so the mean residual bounds the error of the mean eigenvalue.
     """
     names = {end: f"eigenvalue_{end}" for end in LOOKS}
     return {
@@ -131,7 +132,7 @@ def _ends(ds: xr.Dataset) -> dict[str, tuple[Summary, xr.DataArray]]:
 
 
 def _full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:
-    """The eigenvalues of the tasks that have all of them; NaN for tasks of which only the first was measured."""
+    """The eigenvalues of the tasks that have all of them; NaN for tasks of which fewer were measured."""
     return eigenvalues.where(eigenvalues.notnull().all("eigen_index"))
 
 

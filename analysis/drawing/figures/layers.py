@@ -16,19 +16,20 @@ from analysis.drawing.summary import mean_over, measured, seeds_with_values, sum
 from analysis.schema import learner_names, trained_learners, untrained_start
 
 LARGEST_CHANGE = 4.0
-"""The factor at which the colours end; numbers in the cells say how large a larger change is."""
+"""The factor at which the colours end. The numbers in the cells show larger changes."""
 
 MIN_CELL = 0.35
-"""Inches of the figure's width for each tensor below which numbers would overlap, and cells have none."""
-
+"""The inches of the figure's width for each column below which the cells have no numbers, as these would overlap."""
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
     if int(ds["checkpoint"][0]) != 0 or not trained_learners(ds):
         return "no learner has an untrained start with which it could be compared"
+    # The figure needs one of the two variables.
     reasons = [selection.lacks(ds, name) for name in ("rho_layer", "layer_norm")]
     if None not in reasons:
         return reasons[0]
@@ -44,7 +45,7 @@ def learners(ds: xr.Dataset) -> list[str]:
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
-    """The ratio of trained to untrained of each tensor of each learner."""
+    """For each quantity, the ratio of trained to untrained [learner, layer] of each parameter tensor."""
     axes = {"learner": choice.learners, "layer": ds["layer"].attrs["flag_meanings"].split()}
     maps = _maps(ds, choice.learners).items()
     return {f"trained / untrained, {title}": xr.DataArray(ratios, axes) for title, ratios in maps}
@@ -56,15 +57,16 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     # A tensor that starts at zero, such as a bias, has no ratio of norms. It has no column if it has no ratio at all.
     has_ratio = np.isfinite(np.stack(list(maps.values()))).any(axis=(0, 1))
     layers = np.array(ds["layer"].attrs["flag_meanings"].split())[has_ratio]
-    height = 0.45 + 0.19 * len(names)
+    height = 0.45 + 0.19 * len(names)  # inches: of a map's title and of its rows
     options: dict[str, Any] = {"columns": 1, "default": "double", "row_height": height, "width": choice.width}
-    options["margin"] = 2.0  # the names of the learners, and the bar of colours
+    options["margin"] = 2.0  # inches for the names of the learners and for the colour bar
     with panels.grid(len(maps), xlabel="", **options) as (figure, axes):
         for (title, ratios), ax in zip(maps.items(), axes, strict=True):
             picture = _map(ax, ratios[:, has_ratio], figure.get_figwidth())
             ax.set_title(title)
             ax.set_yticks(range(len(names)), [method_label(name) for name in names])
             ax.set_xticks(range(len(layers)), [] if ax is not axes[-1] else list(layers), rotation=40, ha="right")
+        # ``aspect`` is the length of the bar over its width, which is then the same for figures of any height.
         bar = figure.colorbar(
             picture, ax=axes, label="trained / untrained", pad=0.01, extend="both", aspect=6 * figure.get_figheight()
         )
@@ -104,8 +106,10 @@ def _maps(ds: xr.Dataset, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarray:
+    """The ratio of trained to untrained [learner, layer]; NaN where the untrained mean is not positive."""
     means = summarise(values).mean.transpose("learner", "checkpoint", "layer")
-    # An untrained learner has no start, and its row is empty.
+    # A learner whose untrained start the study lacks is compared with its own checkpoint 0. The row of an untrained
+    # learner is empty, because it has no values at the last checkpoint.
     starts = [untrained_start(ds, name) or name for name in names]
     start = means.sel(learner=starts).isel(checkpoint=0).values
     end = means.sel(learner=names).isel(checkpoint=-1).values
@@ -113,10 +117,12 @@ def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarra
 
 
 def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
+    """Draw a map of the ratios [learner, layer] in a figure of the width ``inches``; returns the image."""
     norm = LogNorm(1 / LARGEST_CHANGE, LARGEST_CHANGE)
     # In grey both ends are dark, and the numbers in the cells tell them apart.
     colored = np.ma.masked_invalid(np.clip(ratios, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
     picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=0.75)
+    # Columns narrower than 0.4 inches have smaller numbers; sizes are in points.
     size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
         if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:
@@ -127,6 +133,6 @@ def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
 
 
 def _short(ratio: float) -> str:
-    """A ratio in at most four characters and a sign."""
+    """A ratio in few characters, such as 0.25, 120 or 2e+04."""
     text = f"{ratio:.2f}" if abs(ratio) < 10 else f"{ratio:.0f}" if abs(ratio) < 1e4 else f"{ratio:.0e}"
     return text.replace("-", "\u2212")

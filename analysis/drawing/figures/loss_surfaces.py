@@ -1,6 +1,7 @@
 """The support loss around the start of the inner loop, along the gradient and a random direction.
 
-It is figure 4 of Lee, Yoo, Kwak (2023), in its own form and with directions that are scaled to the filters' norms.
+The upper row is figure 4 of Lee, Yoo, Kwak (2023). In the lower row, each filter of the directions is scaled to the
+norm of the network's filter.
 """
 
 from typing import Any
@@ -17,10 +18,12 @@ from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import measured, seeds_with_values, summarise, tasks_per_seed
 
 MAX_LEARNERS = 3
+"""The largest number of learners that are shown by default."""
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
-
+"""The variable of each row, and its label."""
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -43,7 +46,10 @@ def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
-    """Draw a row of raw surfaces and one of normalised ones: each untrained network, then the learners from it."""
+    """Draw a row of raw surfaces and one of normalised ones.
+
+    Each untrained network has a column, which is followed by those of the learners that start from it.
+    """
     means = _means(ds)
     columns = curves.states_by_start(ds, means["loss_surface"], choice.learners)
     options: dict[str, Any] = {"columns": len(columns), "default": "double", "row_height": 1.65, "width": choice.width}
@@ -55,6 +61,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                 picture = _surface(ax, surface, norm)
                 if variable == "loss_surface":
                     ax.set_title(title, color=color)
+                    # The unit of the raw surface's axes is the length of the first inner step.
                     ax.plot(1, 0, marker="x", color="black", linestyle="none", gid="step")
                 ax.plot(0, 0, marker="o", color="black", linestyle="none", gid="start")
             row[0].set_ylabel(f"{label}\nrandom direction")
@@ -104,6 +111,7 @@ def _norm(surfaces: list[xr.DataArray]) -> Normalize:
 def _surface(ax: Axes, surface: xr.DataArray, norm: Normalize) -> Any:
     x, y, losses = (np.asarray(values) for values in (surface["surface_x"], surface["surface_y"], surface))
     picture = ax.pcolormesh(x, y, losses, cmap=mpl.colormaps["cividis"], norm=norm, shading="nearest", rasterized=True)
+    # A constant surface has no contours.
     if np.ptp(losses[np.isfinite(losses)]) > 0:
         levels = np.linspace(norm.vmin or 0.0, norm.vmax or 1.0, 10)
         ax.contour(x, y, losses, levels=levels, colors="black", linewidths=0.5)

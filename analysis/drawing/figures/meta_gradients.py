@@ -9,6 +9,7 @@ from analysis.drawing.summary import Summary, diverged_units, measured, summaris
 from analysis.schema import learner_names
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

@@ -1,4 +1,8 @@
-"""The spectral density of the Hessian along the inner loop, before and after meta-training."""
+"""The spectral density of the Hessian along the inner loop, before and after meta-training.
+
+The density is the share of eigenvalues per unit of asinh(alpha lambda / 0.1), where alpha is the inner learning
+rate and lambda an eigenvalue. ``analysis.quantities.spectral_density`` measures it.
+"""
 
 from typing import Any
 
@@ -12,15 +16,16 @@ from matplotlib.figure import Figure
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import measured, summarise, tasks_per_seed
-from analysis.schema import with_alpha
+from analysis.schema import only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 MAX_LEARNERS = 3
-SMALLEST_SHARE = 1e-4
-"""The smallest density that is drawn, as a fraction of the largest; smaller ones are white."""
-
+"""The largest number of learners that are shown by default."""
+SMALLEST_FRACTION = 1e-4
+"""The smallest density that is drawn, as a fraction of the largest density; smaller densities are white."""
 
 HAS_STEPS = True
+"""The user can choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -30,21 +35,21 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
-    return selection.main_learners(with_alpha(ds), MAX_LEARNERS)
+    return selection.main_learners(only_with_alpha(ds), MAX_LEARNERS)
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
-    """The mean density of each map at each inner step and at each value ``grid`` of alpha lambda."""
+    """The mean density of the states that the heat maps show, at each inner step and each alpha lambda (``grid``)."""
     density = summarise(measured(choice.part(ds), "density")).mean
     return {"density": curves.where_shown(density, curves.states_by_start(ds, density, choice.learners))}
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
-    """Draw a heat map for each untrained network, and beside it one for each learner that starts from it."""
+    """Draw a heat map for each untrained network, and beside it one for each learner that starts from this network."""
     density = summarise(measured(choice.part(ds), "density")).mean
     maps = curves.states_by_start(ds, density, choice.learners)
     largest = max(float(density.isel(one.position).max()) for one in maps)
-    norm = LogNorm(SMALLEST_SHARE * largest, largest)
+    norm = LogNorm(SMALLEST_FRACTION * largest, largest)
     options: dict[str, Any] = {"row_height": 2.3, "width": choice.width}
     with panels.grid(len(maps), xlabel="inner step", **options) as (figure, axes):
         for (title, color, position), ax in zip(maps, axes, strict=True):
@@ -52,6 +57,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             ax.set_title(title, color=color)
             line = references.threshold(ax, label=r"$\alpha\lambda=2$")
         panels.left_labels(axes, r"eigenvalue, $\alpha\lambda$")
+        # ``aspect`` is the length of the bar over its width, which is then the same for figures of any height.
         figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01, aspect=12 * figure.get_figheight())
         panels.outside_legends(figure, [], [line])
     return figure
@@ -61,46 +67,46 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the variable that is drawn and says over what the means are."""
     drawn = choice.part(ds)
     values = measured(drawn, "density")
-    checkpoints = _last(drawn, values, choice.learners)
+    checkpoints = _last_checkpoints(drawn, values, choice.learners)
     sentences = (
         "The spectrum of the support loss's Hessian along the inner loop, before meta-training and after it "
         f"(meta-iteration {', '.join(map(str, sorted(checkpoints)))}): the {values.attrs.get('long_name', 'density')}.",
-        "Each learner is beside its own untrained network. The y axis is linear around 0 and logarithmic beyond, and "
-        "so is the unit to which the density refers.",
-        f"White stands for less than {SMALLEST_SHARE:g} of the largest density. Above the dashed line gradient descent "
-        "is unstable.",
+        "Each learner is beside its own untrained network. The y axis is linear around 0 and logarithmic beyond, as "
+        "asinh is. The density is therefore one per unit of asinh and not per unit of alpha lambda.",
+        f"White stands for less than {SMALLEST_FRACTION:g} of the largest density. Above the dashed line gradient "
+        "descent is unstable.",
         f"Means are over the {tasks_per_seed(values.isel(grid=0, inner_step=0))} tasks of each seed that are measured "
         "in full, then over the seeds; the kernel by which the density is smoothed blurs single eigenvalues.",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _last(ds: xr.Dataset, values: xr.DataArray, names: list[str]) -> set[int]:
+def _last_checkpoints(ds: xr.Dataset, values: xr.DataArray, names: list[str]) -> set[int]:
     """The last checkpoints at which the learners have values."""
-    return {int(ds["checkpoint"][curves.states(ds, values, name)[-1].checkpoint]) for name in names}
+    return {int(ds["checkpoint"][curves.first_and_last_states(ds, values, name)[-1].checkpoint]) for name in names}
 
 
 def _heat_map(ax: Axes, values: xr.DataArray, norm: LogNorm) -> Any:
     grid = values["grid"].values
     middles = (grid[1:] + grid[:-1]) / 2
-    edges = np.concatenate([[2 * grid[0] - middles[0]], middles, [2 * grid[-1] - middles[-1]]])
-    steps = np.arange(values.sizes["inner_step"] + 1) - 0.5  # the steps that are shown, side by side
-    # Both densities of 0 and missing ones are white. The map is dark where the density is large, and grows darker
-    # evenly, so that it can be read in grey.
+    y_edges = np.concatenate([[2 * grid[0] - middles[0]], middles, [2 * grid[-1] - middles[-1]]])
+    x_edges = np.arange(values.sizes["inner_step"] + 1) - 0.5  # the shown steps are columns of width 1, side by side
+    # Missing densities, and those below the smallest that is drawn, are white. The map is dark where the density is
+    # large, and grows darker evenly, so that it can be read in grey.
     shades = mpl.colormaps["cividis_r"]
     table = np.ma.masked_less(np.ma.masked_invalid(values.transpose("grid", "inner_step").values), norm.vmin or 0)
-    picture = ax.pcolormesh(steps, edges, table, cmap=shades, norm=norm, rasterized=True)
+    picture = ax.pcolormesh(x_edges, y_edges, table, cmap=shades, norm=norm, rasterized=True)
     ax.set_xticks(range(values.sizes["inner_step"]), [str(step) for step in values["inner_step"].values])
-    ax.set_xlim(steps[0], steps[-1])
+    ax.set_xlim(x_edges[0], x_edges[-1])
     references.symlog_axis(ax.yaxis, *_span(table, grid))
     ax.grid(visible=False)
     return picture
 
 
 def _span(table: np.ma.MaskedArray, grid: np.ndarray) -> tuple[float, float]:
-    """The range of eigenvalues that has any density in a panel, with the threshold of 2 in it."""
+    """The smallest and the largest alpha lambda with a density in the panel; the largest is at least 1.2 thresholds."""
     filled = grid[~np.ma.getmaskarray(table).all(axis=1)]
     if not filled.size:
         return float(grid[0]), float(grid[-1])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.drawing.figures.variable import OverTraining
 
 Numbers = Mapping[str, Summary | xr.DataArray]
-"""What a figure draws, by names in plain words: means over seeds with their bands, or numbers as they are."""
+"""The numbers that a figure draws, by their names in plain words: means over seeds with bands, or plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class StudyFigure:
     width: the width in print: a number of inches, or a name such as "single" (a column), "double" (the full text),
         "icml", "icml-full", "neurips", "iclr" or "jmlr". None leaves it to the number of panels.
 
-    Raises ValueError for a figure that the study has no data for, for a learner, a step or a width that there is not,
-    and for a learner of which the figure shows nothing.
+    Raises ValueError for a figure that the study has no data for, for an unknown learner, step or width, and for a
+    learner of which the figure shows nothing.
     """
 
     name: str
@@ -92,10 +92,10 @@ class StudyFigure:
         width: Width | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> pd.DataFrame:
-        """The numbers behind the figure, one in a row.
+        """The numbers behind the figure, as a table with one number in each row.
 
-        The column ``quantity`` says what the number is, and columns such as ``learner``, ``checkpoint`` and
-        ``inner_step`` where it was measured. ``value`` is the number, for most quantities a mean over tasks and then
+        The column ``quantity`` says what the number is. Columns such as ``learner``, ``checkpoint`` and ``inner_step``
+        say where it was measured. ``value`` is the number, for most quantities a mean over tasks and then
         over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
         means of single seeds. Numbers that were not measured have no row.
         """
@@ -178,13 +178,13 @@ class StudyFigure:
         return choice
 
 
-# Calls by the user have their arguments checked, as those of the library's functions have.
+# ``checked`` checks the arguments when a user calls the method, as it does for the library's functions.
 for _method in ("__call__", "check", "data", "save_data", "caption"):
     setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
 
 
 def check_labels(ds: xr.Dataset, labels: Mapping[str, str] | None) -> None:
-    """Raise ValueError for a label of a learner that the study does not have, and for one that is no text."""
+    """Raise ValueError for a label of a learner that the study does not have, and for a label that is no text."""
     known = learner_names(ds)
     for name, label in (labels or {}).items():
         check_choice("labels", name, known)
@@ -215,8 +215,8 @@ def tabulated(numbers: Numbers) -> pd.DataFrame:
                 columns[f"seed {seed}"] = values.per_seed.sel(seed=seed, drop=True)
         else:
             columns = {"value": values}
-        # The coordinates that are dropped are the settings of the learners. A Dataset has no order of its dimensions of
-        # its own, so without ``dim_order`` rows and columns would come in another order from one call to the next.
+        # The coordinates that are dropped are the settings of the learners. A Dataset does not fix the order of its
+        # dimensions, so without ``dim_order`` the order of rows and columns would differ from one call to the next.
         labelled = xr.Dataset(columns).reset_coords(drop=True)
         frame = labelled.to_dataframe(dim_order=list(columns["value"].dims)).reset_index().dropna(subset=["value"])
         frame.insert(0, "quantity", quantity)

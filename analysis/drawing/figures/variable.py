@@ -1,4 +1,4 @@
-"""A variable of a study over meta-training, for those that have no figure of their own.
+"""A variable of a study over meta-training, for variables that have no figure of their own.
 
 ``analysis.figures.variable`` makes a figure of a variable, and the report has one for each variable that a quantity of
 the user's own has measured.
@@ -27,7 +27,10 @@ WIDE = 30.0
 
 
 def drawable_variables(ds: xr.Dataset) -> list[str]:
-    """The variables with a number for every task, or for every point of its inner loop, without errors of others."""
+    """The variables with one number for every task, or for every point of a task's inner loop.
+
+    Variables that hold the error of another variable are left out.
+    """
     errors = {variable.attrs.get("error_variable") for variable in ds.data_vars.values()}
     return [
         str(name)
@@ -43,8 +46,9 @@ def own_variables(ds: xr.Dataset) -> list[str]:
 
 @dataclass(frozen=True)
 class OverTraining:
-    """The parts of a ``StudyFigure`` for one variable, as the modules beside this one have them.
+    """The figure of one variable, with the same functions as the modules beside this one.
 
+    meaning: what the variable is, in words.
     HAS_STEPS: whether the variable has a value at each point of the inner loop, so that points can be chosen.
     """
 
@@ -102,13 +106,13 @@ class OverTraining:
 
 
 def over_training(ds: xr.Dataset, name: str) -> OverTraining:
-    """The parts of the figure of a variable that is in ``drawable_variables``."""
+    """The figure of the variable ``name``, which is one of ``drawable_variables``."""
     variable = ds[name]
     return OverTraining(name, str(variable.attrs.get("long_name", name)), "inner_step" in variable.dims)
 
 
 def _scale(axes: list[Axes], summary: Summary) -> None:
-    """Make the y axis logarithmic where all that is drawn is positive and spans more than a factor of ``WIDE``."""
+    """Make the y axis logarithmic if all numbers drawn are positive and span more than a factor of ``WIDE``."""
     low, high = summary.span
     if np.isfinite([low, high]).all() and low > 0 and high / low > WIDE:
         for ax in axes:

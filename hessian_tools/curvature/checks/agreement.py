@@ -1,4 +1,4 @@
-"""Somebody else's product as an operator, and which differences from exact products rounding explains."""
+"""Somebody else's product as an operator, and the largest difference from exact products that rounding explains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,19 +16,20 @@ from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
 
 # An exact product differs from the one in float64 by rounding alone. On the networks of the tests, products of plain
-# torch in other orders of differentiation stay below 100 eps of |Hv|. EXACT leaves a factor of 10, and in float32 it
-# still is an eighth of 0.1 %.
-EXACT = 1e3
-# Where a loss loses digits, as a saturated softmax does, every product in this dtype is that inexact. The loss of
-# digits is measured, as the error of our own product in float32; another order of operations may lose this many times
-# as much (on a network trained to a loss of 0, 1.3 times).
+# torch in other orders of differentiation stay below 100 eps of |Hv|. This number of eps leaves a factor of 10, and in
+# float32 it is an eighth of 0.1 %.
+EXACT_EPS = 1e3
+# Some losses lose digits, as a saturated softmax does, and then no product in the model's dtype is exact. How much is
+# lost is measured by the error of our own product in float32. Another order of operations may have up to this many
+# times our error (on a network trained to a loss of 0 it had 1.3 times our error).
 SAME_DIGITS = 4
-# A parameter may have nearly no part in Hv, such as a bias before a normalisation. Its part is judged down to this
-# times eps of |Hv|, because sums over all parameters round at that size.
+# A parameter may have nearly no part in Hv, such as a bias before a normalisation. In every parameter an error of this
+# many eps of |Hv| therefore passes, because sums over all parameters round at that size.
 SMALLEST_PART = 16
-# A part above this share of |Hv| is the unit of its own error in a finding's sentence.
+# A finding's sentence states the error of a parameter's part of Hv in units of that part if the part has more than this
+# share of |Hv|, and in units of |Hv| otherwise.
 VISIBLE_PART = 1e-6
-# Above this an error of 0.1 % would pass, which the sentence then says.
+# Where a larger relative error than this passes, the sentence says that the dtype resolves no more of the loss.
 RESOLVED = 5e-4
 
 Matvec = Callable[[Tensor], Any]
@@ -58,11 +59,11 @@ class ForeignProduct(Operator):
         return self.like.device
 
     def select(self, points: Tensor) -> Operator:
-        """It has no points."""
+        """Raises ValueError, because this operator has no point axis."""
         raise ValueError("an operator at a single point has no points to select")
 
     def products(self, V: Tensor) -> Tensor:
-        """The products with the columns of V, one after the other; the tool may take derivatives."""
+        """The products with the columns of V, one after the other. Autograd is on, because the tool may need it."""
         with torch.inference_mode(False), torch.enable_grad():
             return torch.stack([self._product(v.clone()) for v in V[0].unbind(-1)], dim=-1)[None]
 
@@ -90,8 +91,8 @@ class Limits:
 
     def relative(self, exact: Tensor, rounding: Tensor) -> float:
         """The relative error of whole products that passes."""
-        size = float(exact.norm(dim=0).max()) or 1.0
-        return self.rtol or EXACT * self.eps + SAME_DIGITS * float(rounding.norm(dim=0).max()) / size
+        norm = float(exact.norm(dim=0).max()) or 1.0
+        return self.rtol or EXACT_EPS * self.eps + SAME_DIGITS * float(rounding.norm(dim=0).max()) / norm
 
     def compare(self, name: str, found: Tensor, exact: Tensor, rounding: Tensor) -> Finding:
         """Judges products [param, probe] beside the exact ones, as a whole and in each parameter.
@@ -100,19 +101,19 @@ class Limits:
         parameter's part of one product may be small by chance.
         """
         where = ("all parameters", *self.layout.names)
-        error, size, own = (
+        error, norm, own_error = (
             torch.stack([part.norm(dim=0).amax() for part in (columns, *columns.split(list(self.layout.sizes)))])
             for columns in (found.double() - exact, exact, rounding)
         )
         if self.rtol is None:
-            allowed = EXACT * self.eps * size + SAME_DIGITS * own + SMALLEST_PART * self.eps * size[0]
+            allowed = EXACT_EPS * self.eps * norm + SAME_DIGITS * own_error + SMALLEST_PART * self.eps * norm[0]
         else:
-            allowed = self.rtol * size + SMALLEST_PART * self.eps * size[0]
+            allowed = self.rtol * norm + SMALLEST_PART * self.eps * norm[0]
         ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=torch.inf)
-        # A parameter is named only where it alone is wrong.
+        # A parameter is named only where its part is wrong although the product as a whole passes.
         at = int(ratio.argmax()) if ratio[0] <= 1 < ratio.max() else 0
-        has_a_part = bool(size[at] > VISIBLE_PART * size[0])
-        unit = float(size[at] if has_a_part else size[0]) or 1.0
+        has_a_part = bool(norm[at] > VISIBLE_PART * norm[0])
+        unit = float(norm[at] if has_a_part else norm[0]) or 1.0
         of = "|Hv|" if at == 0 else f"the part of {where[at]!r}" if has_a_part else f"|Hv|, in {where[at]!r}"
         value, limit = float(error[at]) / unit, float(allowed[at]) / unit
         text = f"products differ from the exact ones by {{}} of {of}"
@@ -134,4 +135,5 @@ def exact_products(
     single = in_dtype(ours, torch.float32) @ V.float()
     scale = torch.finfo(V.dtype).eps / torch.finfo(torch.float32).eps
     error = (single.double() - exact) * scale
+    # Where float32 overflows, the error is not known, and rounding explains no difference.
     return exact, torch.where(error.isfinite(), error, 0.0)

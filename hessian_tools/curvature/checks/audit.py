@@ -1,7 +1,7 @@
 """Is somebody else's Hessian-vector product right? It is compared with exact products and with difference quotients.
 
-A wrong product looks like a right one: it is symmetric and linear, and its eigenvalues are plausible. What shows the
-mistake is a product along a random direction, beside one that is known.
+A wrong product looks like a right one: it is symmetric and linear, and its eigenvalues are plausible. The mistake shows
+where the product with a random vector is compared with an exact one.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hessian_tools.batches import batches_of, cast_like
-from hessian_tools.curvature.checks.agreement import EXACT, ForeignProduct, Limits, Matvec, exact_products
+from hessian_tools.curvature.checks.agreement import EXACT_EPS, ForeignProduct, Limits, Matvec, exact_products
 from hessian_tools.curvature.checks.certificate import Audit
 from hessian_tools.curvature.checks.findings import (
     Finding,
@@ -41,7 +41,7 @@ from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# The weights are moved by this share of their length for the question of whether the product depends on them.
+# The parameters are moved by this share of their norm, to see whether the product depends on them.
 MOVE = 0.05
 
 
@@ -64,17 +64,19 @@ def audit(
         a tensor or NumPy array [param]. The entries are those of the trained parameters, in the order of
         ``model.parameters()``.
     model, criterion, batch: the loss, as for :func:`hessian_of`; the model is in the mode (train, eval) in which the
-        product uses it, and has the weights at which the product is made.
-    factory: makes such a product of a model and a batch. With it the product's dependence on the weights and on the
+        product uses it, and has the parameters at which the product is made.
+    factory: makes such a product of a model and a batch. With it the product's dependence on the parameters and on the
         data is tested, on a copy of the model; without it both are listed as not tested.
-    where: which parameters the vector holds; see :func:`~hessian_tools.layout.flatten`. weights: of several batches.
-    rtol: the relative error that passes; None takes it from the dtype, see ``EXACT`` in
+    where: which parameters the vector holds; see :func:`~hessian_tools.layout.flatten`.
+    weights: how several batches are weighted; see :func:`hessian`.
+    rtol: the relative error that passes; None takes it from the dtype, see ``EXACT_EPS`` in
         :mod:`hessian_tools.curvature.checks.agreement`: 1.2e-4 in float32, 2.2e-13 in float64.
     num_probes: how many random directions are compared. seed: of these directions.
 
     A product that raises an error or draws random numbers fails, and so does a loss that is not a function of the
-    weights alone; nothing is raised for them. The audit costs some 40 gradients and products of ours in float64 and 15
-    products of the other tool, and holds weights, batch and vectors in float64. It changes nothing.
+    parameters alone; nothing is raised for them. The audit costs some 40 gradients and products of this library in
+    float64 and 15 products of the other tool, and holds the parameters, the batch and the vectors in float64. It
+    changes nothing.
     Raises ValueError for a model that is neither float32 nor float64, and where :func:`hessian` does.
 
     >>> model = nn.Linear(2, 1, bias=False)
@@ -95,6 +97,7 @@ def audit(
     U, V = (directions(theirs, num_probes, seed, name) for name in ("u", "v"))
     state, ours, found = _state(theirs, loss, theta, batch, weights, V)
     if ours is None or found is None:
+        # All checks but the first, which is that of the state.
         names = [field.name for field in fields(Audit) if field.type is Finding][1:]
         reason = "not judged, because the check of the state failed"
         return Audit(setting, state, *(not_judged(name, reason) for name in names))
@@ -121,7 +124,11 @@ def audit(
 def _state(
     theirs: ForeignProduct, loss: Loss, theta: Tensor, batch: Batch, weights: Weights, V: Tensor
 ) -> tuple[Finding, LossOperator | None, Tensor | None]:
-    """Whether loss and product are functions of the weights alone; then also our Hessian in float64 and products."""
+    """Whether the loss and the product are functions of the parameters alone.
+
+    Returns the finding, our Hessian in float64, and the other tool's products with V. The products are None where the
+    check fails, and the Hessian may be.
+    """
     wrong = replace(not_judged("state", ""), passed=False)
     try:
         ours = _in_float64(loss, theta, batch, weights)
@@ -132,18 +139,18 @@ def _state(
         found, again = theirs @ V, theirs @ V[:, :1]
     except Exception as error:  # whatever somebody else's code may raise
         return replace(wrong, sentence=f"the product fails: {type(error).__name__}: {first_line(error)}"), None, None
-    moved = _moved(before, loss.model)
-    if moved:
-        return replace(wrong, sentence=f"the product changes the model: {moved}"), None, None
-    size = float(again.double().norm()) or 1.0
-    change, allowed = float((found[:, :1] - again).double().norm()) / size, EXACT * torch.finfo(theta.dtype).eps
+    changed = _changed(before, loss.model)
+    if changed:
+        return replace(wrong, sentence=f"the product changes the model: {changed}"), None, None
+    norm = float(again.double().norm()) or 1.0
+    change, allowed = float((found[:, :1] - again).double().norm()) / norm, EXACT_EPS * torch.finfo(theta.dtype).eps
     text = "two products with one vector differ by {} of |Hv|, and the model stays as it was"
     finding = judged("state", change, allowed, text, "so the product draws random numbers or keeps a state")
     return finding, ours, found if finding.passed else None
 
 
 def _in_float64(loss: Loss, theta: Tensor, batch: Batch, weights: Weights) -> LossOperator:
-    """Our Hessian in float64, of the inputs as the model has them in its own dtype."""
+    """Our Hessian in float64, of inputs that were first rounded to the model's dtype."""
     return in_dtype(hessian(loss, theta, batch, weights=weights), torch.float64)
 
 
@@ -152,11 +159,12 @@ def _model_state(model: nn.Module) -> dict[str, Any]:
     return tensors | {f"mode of {name or 'the model'}": m.training for name, m in model.named_modules()}
 
 
-def _moved(before: dict[str, Any], model: nn.Module) -> str:
+def _changed(before: dict[str, Any], model: nn.Module) -> str:
     """The name of what differs from an earlier state of the model; "" if nothing does."""
     for name, now in _model_state(model).items():
         then = before.get(name)
         same = torch.equal(now, then) if isinstance(now, Tensor) and isinstance(then, Tensor) else now == then
+        # A tensor with NaN is not equal to itself, which is no change.
         if not same and not (isinstance(now, Tensor) and bool(now.isnan().any())):
             return name
     return ""
@@ -170,21 +178,22 @@ def _hint(ours: LossOperator, V: Tensor, found: Tensor, limits: Limits) -> str:
         return "; they are zero"
     factor = float((found * exact).sum() / (exact * exact).sum().clamp(min=torch.finfo(torch.float64).tiny))
     if factor and limits.compare("", found / factor, exact, rounding).passed:
-        examples = {leaf.shape[0] for batch in ours.objective.batches for leaf in tensors_of(batch) if leaf.ndim}
-        of = next((n for n in examples if abs(factor / n - 1) < 1e-2 and n > 1), None)
+        # A factor within 1 % of the length of a first axis is taken for the number of examples.
+        lengths = {leaf.shape[0] for batch in ours.objective.batches for leaf in tensors_of(batch) if leaf.ndim}
+        examples = next((n for n in lengths if abs(factor / n - 1) < 1e-2 and n > 1), None)
         return f"; they are {factor:.6g} times ours" + (
-            f" (a sum over {of} examples, in place of the mean?)" if of else ""
+            f" (a sum over {examples} examples, in place of the mean?)" if examples else ""
         )
     objective = ours.objective
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the criterion is linear
+            warnings.simplefilter("ignore")  # the warning that the criterion is linear
             G = gauss_newton(objective.network, objective.thetas[0], list(objective.batches), weights=objective.weights)
         if limits.compare("", found, G @ V.double(), rounding).passed:
             return "; they are those of the Gauss-Newton matrix"
-    except (ValueError, RuntimeError, NotImplementedError):
+    except (ValueError, RuntimeError, NotImplementedError):  # this loss has no Gauss-Newton matrix
         pass
-    return "; were they made at these weights, on this batch, and in this mode (train, eval)?"
+    return "; were they made at these parameters, on this batch, and in this mode (train, eval)?"
 
 
 def _dependence(
@@ -197,7 +206,7 @@ def _dependence(
     V: Tensor,
     limits: Limits,
 ) -> Iterator[Finding]:
-    """The findings of weights and data: products that the factory makes for a copy of the model with moved weights."""
+    """The findings "weights" and "data", from products of the factory for a copy of the model at moved parameters."""
     if factory is None:
         yield from (not_judged(name, "give factory(model, batch) -> matvec to test it") for name in ("weights", "data"))
         return
@@ -210,7 +219,8 @@ def _dependence(
     move = torch.randn(len(theta), generator=stream(0, "check", "move"), dtype=torch.float64, device="cpu").to(theta)
     moved = theta + MOVE * (float(theta.norm()) or 1.0) * move / move.norm()
     try:
-        # A product at the present weights comes first, so that a tool that keeps something for a model shows it.
+        # A product at the present parameters is made first, so that a tool that caches results for a model is caught
+        # when it uses them at the moved parameters.
         made_before = ForeignProduct(factory(copied, batch), theta)
         before = made_before @ V
         _put(copied, loss.layout, moved)
@@ -219,42 +229,45 @@ def _dependence(
         yield Finding("weights", False, nan, nan, f"a product of the factory fails: {first_line(error)}")
         yield not_judged("data", "not judged, because a product of the factory fails")
         return
-    there = exact_products(_in_float64(loss, moved, batch, weights), V)
-    finding = limits.compare("weights", found, *there)
-    kept = _what_it_keeps(made_before, V, before, there, limits) if finding.passed else ""
-    yield replace(finding, sentence=f"at other weights, {finding.sentence}{kept}")
+    exact, rounding = exact_products(_in_float64(loss, moved, batch, weights), V)
+    finding = limits.compare("weights", found, exact, rounding)
+    note = _what_an_earlier_product_does(made_before, V, before, exact, rounding, limits) if finding.passed else ""
+    yield replace(finding, sentence=f"at other parameters, {finding.sentence}{note}")
 
     part = _part_of(batch, theta)
     if part is None:
         yield not_judged("data", "the batch has no examples that can be left out")
         return
-    if not isinstance(weights, str):
+    if not isinstance(weights, str):  # one number for each of the batches in the part; half a batch needs none
         weights = list(weights)[: len(part)] if isinstance(part, list) else "size"
     try:
-        there = exact_products(_in_float64(loss, moved, part, weights), V)
+        exact, rounding = exact_products(_in_float64(loss, moved, part, weights), V)
     except (ValueError, RuntimeError) as error:
         yield not_judged("data", f"the loss fails on a part of the batch: {first_line(error)}")
         return
     try:
-        finding = limits.compare("data", ForeignProduct(factory(copied, part), theta) @ V, *there)
+        finding = limits.compare("data", ForeignProduct(factory(copied, part), theta) @ V, exact, rounding)
     except Exception as error:  # whatever somebody else's code may raise
         finding = Finding("data", False, nan, nan, f"the factory's product fails: {first_line(error)}")
     yield replace(finding, sentence=f"on a part of the data, {finding.sentence}")
 
 
-def _what_it_keeps(
-    made_before: ForeignProduct, V: Tensor, before: Tensor, there: tuple[Tensor, Tensor], limits: Limits
+def _what_an_earlier_product_does(
+    made_before: ForeignProduct, V: Tensor, before: Tensor, exact: Tensor, rounding: Tensor, limits: Limits
 ) -> str:
-    """What a product that was made before the weights moved does now, for the end of a sentence."""
+    """What a product that was made before the parameters moved does after the move, for the end of a sentence.
+
+    before: its products with V before the move. exact, rounding: those of :func:`exact_products` after the move.
+    """
     try:
         now = made_before @ V
     except Exception:  # whatever somebody else's code may raise
-        return "; a product made before they moved raises an error now"
-    if limits.compare("", now, *there).passed:
-        return "; a product made before they moved follows them"
-    if limits.compare("", now, before.double(), there[1]).passed:
-        return "; a product made before they moved keeps the old ones"
-    return "; a product made before they moved is wrong now: make it anew"
+        return "; a product made before the move raises an error after it"
+    if limits.compare("", now, exact, rounding).passed:
+        return "; a product made before the move follows the parameters"
+    if limits.compare("", now, before.double(), rounding).passed:
+        return "; a product made before the move keeps the old parameters"
+    return "; a product made before the move is wrong after it: make it anew"
 
 
 def _put(model: nn.Module, layout: ParamLayout, theta: Tensor) -> None:
@@ -266,7 +279,7 @@ def _put(model: nn.Module, layout: ParamLayout, theta: Tensor) -> None:
 
 
 def _part_of(batch: Any, theta: Tensor) -> Any | None:
-    """Half of the examples of a batch, or all batches but the last one; None where there are not two."""
+    """The first half of a batch's examples, rounded up, or all batches but the last; None for one example or none."""
     batches = list(batch) if isinstance(batch, DataLoader) else batches_of(batch, of_network=True)
     if len(batches) > 1:
         return batches[:-1]
@@ -294,7 +307,7 @@ def _setting(
         "parameters": f"{len(theta)} in {len(layout.names)} tensors",
         "numbers": f"{dtype} on {theta.device}",
         "batch": data,
-        "compared with": "exact products in float64 at the model's present weights, and differences of gradients",
+        "compared with": "exact products in float64 at the model's present parameters, and differences of gradients",
         "directions": f"{num_probes}, seed {seed}",
         "versions": f"hessian-tools {own}, torch {torch.__version__}",
     }

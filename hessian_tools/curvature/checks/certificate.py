@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from textwrap import fill
 
-from hessian_tools.curvature.checks.agreement import EXACT, SAME_DIGITS
+from hessian_tools.curvature.checks.agreement import EXACT_EPS, SAME_DIGITS
 from hessian_tools.curvature.checks.findings import Finding
 from hessian_tools.curvature.html import findings_html
 from hessian_tools.result import Result
@@ -17,11 +17,11 @@ VERDICTS = {True: "ok", False: "WRONG", None: "not tested"}
 class Audit(Result):
     """The findings of :func:`audit`, with ``passed``, and a certificate of one page by ``text()`` and ``save(path)``.
 
-    state: the loss is a function of the weights alone; the product gives the same vector again, and leaves the model as
-    it was. symmetry: u'Hv = v'Hu. linearity: H(2u - 3v) = 2Hu - 3Hv. hessian: agreement with exact products in float64
-    at the model's present weights, parameter by parameter. differences: agreement with central differences of the
-    gradient in float64, which share no second derivative with ours. weights, data: agreement at other weights, and on
-    other data; not tested without a factory.
+    state: the loss is a function of the parameters alone; two products with one vector agree, and leave the model as it
+    was. symmetry: u'Hv = v'Hu. linearity: H(2u - 3v) = 2Hu - 3Hv. hessian: agreement with exact products in float64 at
+    the model's present parameters, as a whole and in each parameter tensor. differences: agreement with central
+    differences of the gradient in float64, which use no second derivative. weights: agreement at other parameters.
+    data: agreement on a part of the data. Neither of the last two is tested without a factory.
     setting: what was audited, in words.
     """
 
@@ -94,10 +94,10 @@ class Audit(Result):
 
 TOLERANCES = (
     "Tolerances: an exact product differs from one in float64 by rounding alone, which is below 100 eps of |Hv| on "
-    f"ordinary networks. {EXACT:.0f} eps pass, {EXACT * 2**-23:.1e} in float32 and {EXACT * 2**-52:.1e} in float64, "
-    f"unless rtol was given. Where the loss itself loses digits, {SAME_DIGITS} times the error of our own product "
-    "passes as well. Central differences are trusted to twice the distance of the forward and the backward ones, and "
-    "at best to one part in 100,000."
+    f"ordinary networks. {EXACT_EPS:.0f} eps pass, {EXACT_EPS * 2**-23:.1e} in float32 and "
+    f"{EXACT_EPS * 2**-52:.1e} in float64, unless rtol was given. Where the loss itself loses digits, {SAME_DIGITS} "
+    "times the error of our own product passes as well. Central differences are trusted to twice the distance of the "
+    "forward and the backward ones, and at best to one part in 100,000."
 )
 PAGE_HEAD = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'

@@ -139,7 +139,7 @@ def check_operator(
 
 
 def _some_points(H: Operator, max_points: int) -> Operator:
-    """H at no more than max_points of its points, chosen among those whose batches have the sizes of the first one."""
+    """H at no more than max_points of its points, whose batches have the same sizes as those of the first point."""
     if H.num_points is None:
         return H
     same_sizes = set(range(H.num_points))
@@ -243,6 +243,6 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
         except RuntimeError as error:
             return not_judged("batching", f"not judged, because a product raises an error: {first_line(error)}")
         values.append(worst((other - products).norm(dim=-2), scale))
-    value = max(values, key=lambda v: v if isfinite(v) else inf)
+    value = max(values, key=lambda v: v if isfinite(v) else inf)  # NaN counts as the largest error
     text = f"products by vmap, by a loop and one at a time differ by {{}} of {unit_of(H)}"
     return judged("batching", value, rounding_of(H), text, "so one of the three is wrong; compare with batching='loop'")

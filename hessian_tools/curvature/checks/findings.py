@@ -1,6 +1,6 @@
 """What the checks of an operator share: a finding, and the checks that need no more than products and gradients.
 
-``check_operator`` judges the operators of this library by them, and ``audit`` the products of others.
+``check_operator`` judges the operators of this library by them, and ``audit`` the products of other tools.
 """
 
 from dataclasses import dataclass, replace
@@ -65,19 +65,21 @@ def check_linearity(H: Operator, U: Tensor, V: Tensor, *, allowed: float | None 
     return judged("linearity", value, allowed or rounding_of(H), text, "so this is not a linear operator")
 
 
-def check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor, *, allowed: float = 0.0) -> Finding:
+def check_differences(H: Operator, V: Tensor, products: Tensor, norms: Tensor, *, allowed: float = 0.0) -> Finding:
     """Whether products with V, which may be somebody else's, agree with central differences of the gradient.
 
-    H: the operator in float64, of which only the gradients are used. size: that of the products. allowed: the error
-    that passes wherever the differences themselves are more exact than this.
+    H: the operator in float64, of which only the gradients are used. norms: those of the products; for a sum of
+    operators, the sum of its terms' norms. allowed: a relative error that always passes, however exact the differences
+    are.
     """
     if any(isinstance(leaf, GaussNewton) and not leaf.objective.network.has_criterion for leaf in leaves(H)):
         return not_judged("differences", "not judged, because the network computes its loss itself")
     quotients = difference_quotients(H, V)
-    scale = torch.maximum(size, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
+    scale = torch.maximum(norms, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
     scale = torch.where(scale == 0, 1.0, scale)
     error, disagreement = (products - quotients.central).norm(dim=1) / scale, quotients.disagreement / scale
     limit = (2 * disagreement).clamp(min=max(DIFFERENCES, allowed))
+    # What is not finite is judged as well, and fails.
     smooth = (disagreement <= SMOOTH) | ~torch.isfinite(error + disagreement)
     if not smooth.any():
         share = f"{float(disagreement.min()):.1e} of {unit_of(H)}"

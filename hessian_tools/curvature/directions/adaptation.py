@@ -2,8 +2,9 @@
 
     theta_{k+1} = theta_k - a_k g(theta_k)   gives   J = (I - a_{K-1} H_{K-1}) ... (I - a_0 H_0)
 
-A second-order meta-gradient contains it: the gradient of the query loss in theta_0 is J' times the gradient in
-theta_K. A first-order learner takes J = I. Each factor is symmetric, but their product is not.
+The a_k are step sizes, and g and H_k are the gradient of the support loss and its Hessian at theta_k. A second-order
+meta-gradient contains J: the gradient of the query loss in theta_0 is J' times the gradient in theta_K. A first-order
+learner takes J = I. Each factor is symmetric where a_k is one number, but the product of the factors is not.
 """
 
 from dataclasses import dataclass, replace
@@ -27,8 +28,8 @@ class AdaptationJacobian:
     [task, param, probe], and ``J.mv(v)`` and ``J.rmv(v)`` for one vector for each task. A product costs one
     Hessian-vector product for each step.
 
-    factors: H_0 ... H_{K-1}, each at one point of every task. single: True for one trajectory without a task axis.
-    transposed: True for J'.
+    factors: H_0 ... H_{K-1}, each at one point of every task. step_sizes: a_0 ... a_{K-1}. single: True for one
+    trajectory without a task axis. transposed: True for J'.
     """
 
     factors: tuple[Operator, ...]

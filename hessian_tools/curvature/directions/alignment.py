@@ -53,7 +53,7 @@ def cos_displacement(
     >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
     tensor([0.7071, 0.7071])
     """
-    gradients, displacement = in_units(gradients)[0], in_units(displacement)[0]
+    (gradients, _), (displacement, _) = in_units(gradients), in_units(displacement)
     dot = -(gradients * displacement[..., None, :]).sum(-1)
     return dot / (vector_norm(gradients) * vector_norm(displacement)[..., None])
 
@@ -70,6 +70,7 @@ def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"
     (1.0, 0.0)
     """
     steps = gram.shape[-1]
-    gram = gram / in_units(gram.diagonal(dim1=-2, dim2=-1))[1][..., None, None]
+    _, unit = in_units(gram.diagonal(dim1=-2, dim2=-1))
+    gram = gram / unit[..., None, None]
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     return (gram.sum((-2, -1)) - trace) / ((steps - 1) * trace)

@@ -17,7 +17,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 @dataclass(frozen=True, repr=False)
 class GaussNewtonShare(Result):
-    """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
+    """The top k eigenpairs of a Hessian H, with vectors v_j, beside those of its Gauss-Newton part G, with vectors u_j.
 
     hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
     gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and a bound on the rounding error that holds for
@@ -68,7 +68,7 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = 
         raise ValueError(
             f"eigenvectors have shapes {list(V.shape)} and {list(U.shape)}; compute both at the same points"
         )
-    squares = (V.mT @ U) ** 2
+    squares = (V.mT @ U) ** 2  # v'Gv is the sum over the eigenvectors u of G of (v'u)^2 times the eigenvalue
     share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
     # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue of H is known to within its residual.

@@ -76,7 +76,7 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
     hg = H.mv(g)
     # Random probes are nearly orthogonal to the gradient and underestimate the error. The direction Hg does not, so it
     # is worth one more product.
-    z = in_units(hg)[0]
+    z, _ = in_units(hg)
     asymmetry = product_asymmetry(hg, g, H.mv(z)[..., None], z[..., None])
     asymmetry = torch.where((hg == 0).all(-1), 0.0, asymmetry)  # z is zero at these points
     curvature = curvature_along(g, hg)
@@ -105,11 +105,11 @@ def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point 
     >>> round(float(result.rho), 5), round(float(result.hg_ratio) ** 2, 5)
     (2.0, 5.0)
     """
-    g, size = in_units(g)
-    hg, hg_size = in_units(hg)
+    g, unit = in_units(g)
+    hg, hg_unit = in_units(hg)
     length = vector_norm(g)
-    ratio = hg_size / size
-    return GradientCurvature(ratio * ((g * hg).sum(-1) / length**2), ratio * (vector_norm(hg) / length), size * length)
+    ratio = hg_unit / unit
+    return GradientCurvature(ratio * ((g * hg).sum(-1) / length**2), ratio * (vector_norm(hg) / length), unit * length)
 
 
 def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
@@ -146,9 +146,9 @@ def product_asymmetry(
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
     0.25
     """
-    g, size = in_units(g)
+    g, unit = in_units(g)
     norms = vector_norm(g)[..., None] * vector_norm(z, dim=-2)
-    difference = ((hg / size[..., None])[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
+    difference = ((hg / unit[..., None])[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
     return (difference.abs() / norms).amax(-1)
 
 
@@ -203,9 +203,9 @@ def rho_normalised(
     >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
     12.0
     """
-    dg, size = in_units(d * g)
-    product, product_size = in_units(d * h_d2g)
-    return product_size / size * ((dg * product).sum(-1) / (dg**2).sum(-1))
+    dg, unit = in_units(d * g)
+    product, product_unit = in_units(d * h_d2g)
+    return product_unit / unit * ((dg * product).sum(-1) / (dg**2).sum(-1))
 
 
 @full_precision

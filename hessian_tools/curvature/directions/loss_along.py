@@ -69,7 +69,7 @@ def loss_along(
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
     losses = objective.summed(lambda: _losses(objective, D, t))
-    start, loss = losses[:, 0, 0], losses[:, :, 1:]
+    start, loss = losses[:, 0, 0], losses[:, :, 1:]  # the loss at theta is the same for all directions
     quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
     results = (loss, quadratic, slope, curvature)
     return LossAlong(t, *(result[0] if H.num_points is None else result for result in results))
@@ -78,14 +78,14 @@ def loss_along(
 def _losses(
     objective: Objective, D: Float[Tensor, "point param direction"], t: Float[Tensor, " step"]
 ) -> Float[Tensor, "point direction place"]:
-    """The loss over the batches of this process: at theta, and after it at each step along each direction."""
+    """The loss over the batches of this process, along each direction at theta itself and then at theta + t d."""
     losses = torch.zeros(len(D), D.shape[-1], 1 + len(t), dtype=D.dtype, device=D.device)
-    for group, at in zip(objective.by_group(), objective.groups, strict=True):
-        for member, place in enumerate(at.positions.tolist()):
-            theta = group.thetas[member]
-            for weight, batch in zip(group.weights, group.batches_at(member), strict=True):
-                losses[place, :, 0] += weight * value_of(objective.loss, theta, batch)
-                for i, d in enumerate(D[place].mT):
+    for part, group in zip(objective.by_group(), objective.groups, strict=True):
+        for member, point in enumerate(group.positions.tolist()):
+            theta = part.thetas[member]
+            for weight, batch in zip(part.weights, part.batches_at(member), strict=True):
+                losses[point, :, 0] += weight * value_of(objective.loss, theta, batch)
+                for i, d in enumerate(D[point].mT):
                     values = [value_of(objective.loss, theta + step * d, batch) for step in t]
-                    losses[place, i, 1:] += weight * torch.stack(values)
+                    losses[point, i, 1:] += weight * torch.stack(values)
     return losses

@@ -30,11 +30,12 @@ def drop_ratio(
     gradients: Float[Tensor, "*task step param"],
     thetas: Float[Tensor, "*task step param"],
 ) -> Float[Tensor, "*task step_k"]:
-    """How much of the fall that the gradient promises a step brings: (L_k - L_{k+1}) / g_k'(theta_k - theta_{k+1}).
+    """The fall of the loss in each step, divided by the fall that the gradient promises.
 
-    All arguments are values at theta_0 ... theta_K, and there is a result for each of the K steps. For a step of alpha
-    times the gradient the denominator is alpha |g_k|^2. On a quadratic loss the ratio is then 1 - alpha rho_k / 2. It
-    is negative where the loss rises. Its rounding error is some eps |L_k| / (alpha |g_k|^2), because it divides a
+    The ratio is (L_k - L_{k+1}) / g_k'(theta_k - theta_{k+1}). All arguments are values at theta_0 ... theta_K, and
+    there is a result for each of the K steps. For a step of alpha times the gradient the denominator is alpha |g_k|^2.
+    On a quadratic loss with Hessian H the ratio is then 1 - alpha rho_k / 2, where rho_k = g_k'Hg_k / |g_k|^2. It is
+    negative where the loss rises. Its rounding error is some eps |L_k| / (alpha |g_k|^2), because it divides a
     difference of losses.
 
     >>> thetas = torch.tensor([[1.0], [0.5]])  # a step of 0.5 on theta^2 / 2
@@ -48,14 +49,14 @@ def drop_ratio(
 def linearisation_error(
     outputs: Callable[[Tensor], Any], start: Float[Tensor, " param"], end: Float[Tensor, " param"]
 ) -> Float[Tensor, ""]:
-    """|f(end) - f_lin(end)| / |f(end) - f(start)| of the outputs f, where f_lin is the expansion of f around start.
+    """|f(end) - f_lin(end)| / |f(end) - f(start)| of the outputs f, where f_lin is f to first order around start.
 
     outputs: a function of the parameters that returns a tensor, or a pytree of tensors, such as
         ``lambda theta: loss.outputs(theta, x)``. It must be twice differentiable.
 
     The error is 0 where the inner loop moves the outputs as a linear model would, and above 1 where that model is worse
-    than one that does not move. It is NaN where the outputs do not move. The cost is two forward and two backward
-    passes.
+    than one whose outputs do not move. It is NaN where the outputs do not move. The cost is two forward and two
+    backward passes.
 
     >>> linearisation_error(lambda theta: theta**2, torch.tensor([1.0]), torch.tensor([3.0]))  # |9 - 5| / |9 - 1|
     tensor(0.5000)

@@ -65,8 +65,8 @@ def singular_values(
     They are 1 along directions without curvature, and more than 1 along negative curvature and where step size times
     curvature exceeds 2. Only the largest are accurate: J'J squares the condition number, which gives a value s a
     relative error of eps (|J| / s)^2.
-    max_matvecs: products with J'J, each of which is 2 K Hessian-vector products. rtol, vectors, seed and copies are
-    those of :func:`top_eigenpairs`. progress: called with (done, total) tasks.
+    max_matvecs: products with J'J, each of which is 2 K Hessian-vector products for K inner steps. rtol,
+    vectors, seed and copies are those of :func:`top_eigenpairs`. progress: called with (done, total) tasks.
     Raises ValueError for k outside 1..param.
 
     >>> from hessian_tools.curvature import adaptation_jacobian, hessian

@@ -30,7 +30,7 @@ def gradient_share(
     tensor([1., 5.])
     """
     _check_orthonormal(vectors, g.shape[-1])
-    g = in_units(g)[0]
+    g, _ = in_units(g)
     parts = (vectors.mT @ g[..., None])[..., 0] ** 2
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
@@ -161,9 +161,9 @@ def cut_error(order: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point
     return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, no_gap], dim=-1))
 
 
-def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
-    """size / gap as a bound on a sine: at most 1, and 1 where there is no gap; NaN at a point that is not finite."""
-    return torch.where(gap <= 0, 1.0, size / gap).clamp(max=1)
+def _bound(residual: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
+    """residual / gap as a bound on a sine: at most 1, and 1 where there is no gap; NaN where a point is not finite."""
+    return torch.where(gap <= 0, 1.0, residual / gap).clamp(max=1)
 
 
 def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:

@@ -40,12 +40,12 @@ def random_rotations(
     seed: int = 0,
     path: Sequence[PathPart] = (),
 ) -> Float[Tensor, "*point param rotation"]:
-    """Vectors that are g rotated at random within each parameter tensor: its norm there is kept, its direction is not.
+    """Vectors that are g rotated at random within each parameter tensor: in each of them the norm of g stays the same.
 
-    They are a null hypothesis for the curvature along g: what a gradient that divides its length in the same way over
-    the tensors has in a direction of no meaning. The directions within a tensor are uniform on the sphere. They are
-    the same at all points of g, so that differences between points are not blurred by different directions. Column i is
-    drawn from ``stream(seed, "rotation", *path, i)``, so it does not depend on the number of columns.
+    They give a null hypothesis for the curvature along g: the curvature along a random direction whose norm is divided
+    over the tensors as that of g is. The directions within a tensor are uniform on the sphere. They are the same at all
+    points of g, so that differences between points are not blurred by different directions. Column i is drawn from
+    ``stream(seed, "rotation", *path, i)``, so it does not depend on the number of columns.
 
     >>> layout = ParamLayout(("weight", "bias"), (torch.Size([2]), torch.Size([2])))
     >>> v = random_rotations(layout, torch.tensor([3.0, 4.0, 0.0, 0.0]), 2)
@@ -57,8 +57,8 @@ def random_rotations(
         for i in range(num_rotations)
     )
     normal = torch.stack(list(draws), -1).to(g.device)
-    units = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
-    scaled, size = in_units(g)
+    unit_vectors = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
+    scaled, unit_of_g = in_units(g)
     norms = [vector_norm(part) for part in scaled.split(list(layout.sizes), dim=-1)]
-    rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(units, norms, strict=True)]
-    return torch.cat(rotated, dim=-2) * size[..., None, None]
+    rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(unit_vectors, norms, strict=True)]
+    return torch.cat(rotated, dim=-2) * unit_of_g[..., None, None]

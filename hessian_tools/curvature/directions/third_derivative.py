@@ -74,10 +74,10 @@ def third_derivative(
 
     torch's normalisation kernels are silently wrong at third order, so they are replaced by primitives
     (:class:`PrimitiveNormalisation`). The third derivative is computed twice: by three nested forward modes, and by
-    forward over forward over reverse as d'T(d, d, .). The stated error is the difference of the two + 8 eps |d| |T(d,
-    d, .)|. It shows rounding, and operations that torch differentiates wrongly in one of the two ways. In float32 it
-    was larger than the true error at all of 32 points of a Conv4, and 4 times as large in the median. It is not a
-    bound.
+    forward over forward over reverse as d'T(d, d, .), where T is the tensor of third derivatives. The stated error is
+    the difference of the two + 8 eps |d| |T(d, d, .)|. It shows rounding, and operations that torch differentiates
+    wrongly in one of the two ways. In float32 it was larger than the true error at all of 32 points of a Conv4, and 4
+    times as large in the median. It is not a bound.
     With ReLU and max-pooling the result is the third derivative of the smooth piece that theta lies in, and a step that
     crosses a kink leaves that piece. The cost is 6 to 8 Hessian-vector products at each point.
     Raises ValueError as :func:`hessian` does, and for directions of another shape, dtype or device than thetas.
@@ -135,7 +135,8 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
             """The pair of the function and its derivative along d."""
             return lambda t: jvp(function, (t,), (d,))
 
-        (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)  # tdd is T(d, d, .)
+        # The pair (g, Hd), and its derivative along d, which is the pair (Hd, T(d, d, .)).
+        (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)
         # By three nested forward modes, so that no rule of reverse mode is used.
         ((value, _), _), (_, (_, third_by_forward)) = along_d(along_d(along_d(loss)))(theta)
         return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd

@@ -112,8 +112,7 @@ class BatchedLanczos:
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
         self.min_size = max(selection.k for selection in selections)
-        num_params = H.num_params if H.shards is None else H.shards.total
-        self.stride = STRIDE if num_params <= FEW_PARAMS else basis.steps_per_wait
+        self.stride = STRIDE if basis.num_params <= FEW_PARAMS else basis.steps_per_wait
         self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)
         self.last_check, self.last_excess = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.had_breakdown = np.zeros(num_points, dtype=bool)
@@ -123,20 +122,18 @@ class BatchedLanczos:
 
     def run(self) -> RitzPairs:
         """The result of every point."""
-        while self.step():
-            pass
+        while self.running.any():
+            self.step()
         return in_order(self.finished)
 
-    def step(self) -> bool:
-        """Computes one product at every unfinished point; returns whether one is left, else ``run`` has the result."""
-        if self.running.any():
-            self._step()
-        return bool(self.running.any())
-
-    def _step(self) -> None:
-        basis, block = self.basis, self._block()
-        finite, discarded = basis.take_steps(self._products, block, self.steps)
-        self.steps, self.discarded = self.steps + block, self.discarded + discarded
+    def step(self) -> None:
+        """Computes one product at every unfinished point, or as many as a GPU computes until the host looks at them."""
+        basis, count = self.basis, 1
+        # After a breakdown another one may follow at each step, and would discard the later steps of a block.
+        if basis.steps_per_wait > 1 and not self.had_breakdown[self.running].any():
+            count = min(basis.block, int(self.max_steps[self.running].min()) - self.steps)
+        finite, discarded = basis.take_steps(self._products, count, self.steps)
+        self.steps, self.discarded = self.steps + count, self.discarded + discarded
         if (self.running & ~finite).any():
             self._finish_nonfinite(np.flatnonzero(self.running & ~finite))
         self.had_breakdown |= basis.breakdown
@@ -149,16 +146,6 @@ class BatchedLanczos:
             self._drop_finished()
         if basis.size == basis.restart_size:
             self._restart()
-
-    def _block(self) -> int:
-        """The number of steps until the host looks at their numbers.
-
-        It is 1 once a point has had a breakdown, because another one may follow at each step and would discard the
-        later steps of a block.
-        """
-        if self.basis.steps_per_wait == 1 or self.had_breakdown[self.running].any():
-            return 1
-        return min(self.basis.block, int(self.max_steps[self.running].min()) - self.steps)
 
     def _products(self) -> Float[Tensor, "point param"]:
         """H times the next vector of every point; zeros at finished points."""
@@ -175,10 +162,17 @@ class BatchedLanczos:
         if self.basis.size < self.min_size and not at_limit.any():
             return
         values, residuals, s = self.basis.pairs(rows)
-        columns = (self.points, self.basis.breakdown, self.had_breakdown, self.basis.exhausted)
-        points, breakdown, had_breakdown, exhausted = [torch.from_numpy(column[rows]) for column in columns]
-        norm, degree = values.abs().amax(-1), min(self.steps - self.discarded, self.basis.max_size - 1)
-        state = RitzState(points, values, residuals, norm, s, breakdown, had_breakdown, exhausted, degree)
+        state = RitzState(
+            points=torch.from_numpy(self.points[rows]),
+            values=values,
+            residuals=residuals,
+            norm=values.abs().amax(-1),
+            s=s,
+            breakdown=torch.from_numpy(self.basis.breakdown[rows]),
+            had_breakdown=torch.from_numpy(self.had_breakdown[rows]),
+            exhausted=torch.from_numpy(self.basis.exhausted[rows]),
+            degree=min(self.steps - self.discarded, self.basis.max_size - 1),
+        )
         excess = self.rule.excess(state).nan_to_num(nan=torch.inf)
         self._schedule(rows, excess.numpy())
         finishing = (excess <= 1) | torch.from_numpy(at_limit)

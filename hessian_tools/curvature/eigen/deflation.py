@@ -95,11 +95,11 @@ class _NothingMissed(StoppingRule):
         self.high = torch.stack([high for high, _ in ends]).amin(0)
         self.low = torch.stack([low for _, low in ends]).amax(0)
         self.rtol = max(selection.rtol for selection in selections)
-        self.floor, self.num_params = rounding(H.dtype) * known.norm, H.num_params
+        self.norm, self.rounding, self.num_params = known.norm, rounding(H.dtype), H.num_params
+        floor = self.rounding * known.norm
         # A value within the tolerance of a threshold counts as equal to it, and is not wanted.
-        self.wanted_above = self.high + self._tolerance(self.high, self.floor)
-        self.wanted_below = self.low - self._tolerance(self.low, self.floor)
-        self.norm, self.rounding = known.norm, rounding(H.dtype)
+        self.wanted_above = self.high + self._tolerance(self.high, floor)
+        self.wanted_below = self.low - self._tolerance(self.low, floor)
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
         """The largest ratio of a wanted value's residual to its tolerance; if none is wanted, the risk over RISK."""

@@ -48,8 +48,9 @@ class KrylovBasis:
     then ``next``, the vector to multiply next.
     diagonal, coupling: the entries of T, in float64 on the CPU. ``coupling[:, i]`` connects row i to row i + 1 or, for
     the first ``num_restarted`` rows, to row ``num_restarted``. It is 0 where the Krylov space was exhausted.
-    breakdown: the points whose Krylov space was exhausted at the last step. dimension: the dimension of the space
-    orthogonal to the locked vectors. scale: the largest entry of T so far, by which rounding is recognised.
+    breakdown: the points whose Krylov space was exhausted at the last step. num_params: the length of whole vectors.
+    dimension: the dimension of the space orthogonal to the locked vectors. scale: the largest entry of T so far, by
+    which rounding is recognised.
     steps_per_wait: the most steps after which the host waits for the device and takes decisions; 1 on a CPU.
     restart_size: the size at which only one more vector fits, so that a restart is due; None if a basis of the whole
     space fits.
@@ -65,15 +66,15 @@ class KrylovBasis:
         shards: Shards | None = None,
     ) -> None:
         num_points, self.num_locked, length = locked.shape
-        self.shards, num_params = shards, length if shards is None else shards.total
-        self.max_size, self.fresh = min(max_size, num_params), fresh
-        self.dimension = num_params - (locked != 0).any(-1).sum(-1).cpu().numpy()
+        self.shards, self.num_params = shards, length if shards is None else shards.total
+        self.max_size, self.fresh = min(max_size, self.num_params), fresh
+        self.dimension = self.num_params - (locked != 0).any(-1).sum(-1).cpu().numpy()
         self.rows = locked.new_empty(num_points, self.num_locked + self.max_size, length)
         self.rows[:, : self.num_locked] = locked
         self.rows[:, self.num_locked] = first
         self.next = self.rows[:, self.num_locked]
         self.size = self.num_restarted = 0
-        self.restart_size = self.max_size - 1 if self.max_size < num_params else None
+        self.restart_size = self.max_size - 1 if self.max_size < self.num_params else None
         self.diagonal = np.zeros((num_points, self.max_size))
         self.coupling = np.zeros((num_points, self.max_size))
         self.scale = np.zeros(num_points)
@@ -82,6 +83,8 @@ class KrylovBasis:
         self.steps_per_wait = STEPS_PER_WAIT.get(locked.device.type, 1) if shards is None else 1
         self._pending: list[Tensor] = []  # alpha and beta of the steps that are not settled yet, [2, point] each
         self._rounding = rounding(locked.dtype)
+        self._lengths = lengths if shards is None else shards.lengths
+        self._inner_products = inner_products if shards is None else shards.inner_products
 
     @property
     def exhausted(self) -> Bool[np.ndarray, " point"]:
@@ -94,14 +97,16 @@ class KrylovBasis:
         step: the number by which ``fresh`` names the random vector that a point needs after a breakdown.
         """
         m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
-        alpha = self._inner((w * self.next).sum(-1))
+        alpha = (w * self.next).sum(-1)
+        if self.shards is not None:
+            alpha = self.shards.inner(alpha)
         if m > self.num_restarted:
             # The two terms of the recurrence are removed first, so that one full orthogonalisation is enough unless
             # much cancels.
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
             w.addcmul_(self._last_coupling, rows[:, -2], value=-1)
         # Written as a row vector times a matrix, because torch's batched matrix times column is ten times slower.
-        components = self._inner(inner_products(w[:, None], rows))
+        components = self._inner_products(w[:, None], rows)
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
         alphas, removed, betas = torch.stack([alpha.double(), removed, self._lengths(w)]).cpu().numpy()
@@ -162,7 +167,7 @@ class KrylovBasis:
         No more than ``block`` steps may be taken before that.
         """
         rows = self.rows[:, : self.num_locked + self.size + 1]
-        alpha = self._inner((w * self.next).sum(-1))
+        alpha = (w * self.next).sum(-1)  # steps_per_wait is 1 where there are shards, so that w is a whole vector
         # Always twice, because the host does not know yet whether much has cancelled. Two orthogonalisations are enough
         # without removing the two terms of the recurrence first.
         w = self._orthogonal(self._orthogonal(w, rows), rows)
@@ -278,20 +283,12 @@ class KrylovBasis:
         """Marks points whose results are no longer read, so that no random vectors are drawn for them."""
         self.dimension[points] = 0  # so that their bases count as complete
 
-    def _inner(self, partial: Tensor) -> Tensor:
-        """Inner products of whole vectors, from those of the parts that this process holds."""
-        return partial if self.shards is None else self.shards.inner(partial)
-
-    def _lengths(self, w: Float[Tensor, "point param"]) -> Float[Tensor, " point"]:
-        """The lengths of whole vectors, in float64."""
-        return lengths(w) if self.shards is None else self.shards.lengths(w)
-
     def _orthogonal(
         self, w: Float[Tensor, "point param"], rows: Float[Tensor, "point row param"]
     ) -> Float[Tensor, "point param"]:
         """w without its part in the span of the orthonormal rows."""
         row = w[:, None]
-        return torch.baddbmm(row, self._inner(inner_products(row, rows)), rows, alpha=-1)[:, 0]
+        return torch.baddbmm(row, self._inner_products(row, rows), rows, alpha=-1)[:, 0]
 
 
 def combine_rows(

@@ -67,16 +67,16 @@ def lanczos_run(
     selection.
     """
     num_points, seed, shards = H.num_points or 1, limits.seed, H.shards
-    num_params = H.num_params if shards is None else shards.total
     first = random_vector(H, seed, 0)[None] if start is None else start
     basis = KrylovBasis(
         _unit(first) if shards is None else first / shards.lengths(first)[:, None].to(first),
-        torch.empty(num_points, 0, H.num_params, dtype=H.dtype, device=H.device),
+        first.new_empty(num_points, 0, first.shape[-1]),
         max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
         shards=shards,
     )
-    max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
+    whole_space = limits.max_basis >= basis.num_params
+    max_steps = min(limits.max_steps, basis.num_params) if whole_space else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
     return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps), done)
 
@@ -89,7 +89,7 @@ class _ConvergedPairs(StoppingRule):
     """
 
     def __init__(self, selections: tuple[Selection, ...], num_points: int, dtype: torch.dtype) -> None:
-        self.selections, self.dtype = selections, dtype
+        self.selections, self.rounding = selections, rounding(dtype)
         # The wanted values at the last breakdown of each point; NaN where there was none.
         self.at_breakdown = torch.full(
             (num_points, sum(selection.k for selection in selections)), torch.nan, dtype=torch.float64, device="cpu"
@@ -97,17 +97,20 @@ class _ConvergedPairs(StoppingRule):
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
         """The largest ratio of a residual to its allowed size."""
+        floor = self.rounding * state.norm
         picks = [selection.pick(state.values) for selection in self.selections]
         wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.at_breakdown[state.points]
         # A comparison with NaN is False, so the first breakdown of a point does not finish it.
-        unchanged = ((wanted - before).abs() <= rounding(self.dtype) * state.norm[:, None]).all(-1)
+        unchanged = ((wanted - before).abs() <= floor[:, None]).all(-1)
         self.at_breakdown[state.points] = torch.where(state.breakdown[:, None], wanted, before)
         after_breakdown = torch.where(state.breakdown & unchanged, 0.0, torch.inf)
-        ratios = [self._ratio(state, *pair) for pair in zip(self.selections, picks, strict=True) if pair[0].k]
+        ratios = [self._ratio(state, floor, *pair) for pair in zip(self.selections, picks, strict=True) if pair[0].k]
         excess = torch.where(state.had_breakdown, after_breakdown, torch.stack(ratios).amax(0))
         return excess.masked_fill(state.exhausted, 0.0)
 
-    def _ratio(self, state: RitzState, selection: Selection, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
+    def _ratio(
+        self, state: RitzState, floor: Float[Tensor, " chosen"], selection: Selection, pick: Int[Tensor, "chosen k"]
+    ) -> Float[Tensor, " chosen"]:
         """The largest ratio of a residual to its allowed size.
 
         A wanted value is allowed its tolerance. The first unwanted value at either end is allowed GAP_FRACTION of its
@@ -117,7 +120,7 @@ class _ConvergedPairs(StoppingRule):
         converges. Without the second condition, at 2 to 6 % of the points of Conv4 tasks the fifth of five values was a
         wrong eigenvalue, smaller by up to 3 %, although its residual met the tolerance.
         """
-        allowed = TOLERANCE_MARGIN * selection.tolerance(state.values, state.norm, self.dtype)
+        allowed = TOLERANCE_MARGIN * selection.tolerance(state.values, floor)
         ratio = (state.residuals / allowed).gather(-1, pick).amax(-1)
         if state.values.shape[-1] == selection.k:
             return ratio

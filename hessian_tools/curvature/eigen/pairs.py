@@ -1,7 +1,7 @@
 """Eigenpairs of a curvature operator at every point, each with the residual that bounds its error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -267,6 +267,6 @@ def _ritz_pairs(
 
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points, from the pairs of parts of the points. single: True drops the axis of the only point."""
-    columns = ([getattr(part, field.name) for part in parts] for field in fields(EigenPairs))
+    columns = zip(*[vars(part).values() for part in parts], strict=True)
     joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
-    return EigenPairs(*(column[0] if single and column is not None else column for column in joined))
+    return EigenPairs(*[column[0] if single and column is not None else column for column in joined])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import combine_rows
 from hessian_tools.curvature.eigen.ritz import RitzPairs
-from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
@@ -79,13 +79,13 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     values = values if shards is None else shards.inner(values)
     remainder = HX.addcmul_(values[..., None], X, value=-1)
     residuals = (lengths(remainder) if shards is None else shards.lengths(remainder)).to(values)
-    num_matvecs = (pairs.num_matvecs + X.shape[1]).to(H.device)
-    count, norm, complete = pairs.count.to(H.device), pairs.norm.to(H.device, H.dtype), pairs.complete.to(H.device)
+    num_matvecs = (pairs.num_matvecs + X.shape[1]).to(X.device)
+    count, complete, floor = pairs.count.to(X.device), pairs.complete.to(X.device), rounding(X.dtype) * pairs.norm.to(X)
     results = []
     for selection in selections:
         pick = selection.pick(values, count)
         wanted, errors = values.gather(-1, pick), residuals.gather(-1, pick)
-        converged = errors <= selection.tolerance(wanted, norm, H.dtype)
+        converged = errors <= selection.tolerance(wanted, floor)
         vectors = X.mT.gather(-1, pick[:, None].expand(-1, X.shape[-1], -1))
         results.append(EigenPairs(wanted, errors, converged, vectors, num_matvecs, complete))
     return results

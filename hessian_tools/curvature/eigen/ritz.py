@@ -1,7 +1,7 @@
 """The form in which the stages of the eigenvalue solver pass pairs on: all points in one padded batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,7 @@ class RitzPairs:
 
     def select(self, points: Int[Tensor, " chosen"]) -> "RitzPairs":
         """The pairs of some points, in the order given."""
-        return RitzPairs(*(column[points.to(column.device, non_blocking=True)] for column in self.columns()))
+        return RitzPairs(*[column[points.to(column.device, non_blocking=True)] for column in self.columns()])
 
     def keep(self, mask: Bool[Tensor, "point pair"]) -> "RitzPairs":
         """Only the pairs in the mask, moved to the front of each point's row."""
@@ -58,7 +58,7 @@ class RitzPairs:
 
     def columns(self) -> list[Tensor]:
         """The fields, in order."""
-        return [getattr(self, field.name) for field in fields(self)]
+        return list(vars(self).values())
 
 
 def true_columns(mask: Bool[Tensor, "point column"]) -> tuple[Int[Tensor, "point chosen"], Int[Tensor, " point"]]:

@@ -77,7 +77,7 @@ class SavedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _everywhere(self, function: Callable[[], T]) -> T:
-        return function() if self.ranks is None else self.ranks.together(function)
+        return function() if self.ranks is None else self.ranks.with_shared_errors(function)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.parent.name) for path in self.folder.glob(f"[0-9]*/{STATE}"))

@@ -59,7 +59,7 @@ class Selection:
         order = key.sort(dim=-1, descending=True, stable=True).indices
         if self.which == "SA":
             rank = last - rank
-        elif self.low:
+        elif self.which == "BE":
             rank = torch.where(rank < self.k - self.low, rank, last + 1 - self.k + rank)
         # A point that is not finite has a single pair of NaN, which stands for all k.
         rank = torch.minimum(rank, last).clamp(min=0)
@@ -104,7 +104,7 @@ class Selection:
         return torch.minimum(high[:, None] - values, values - low[:, None])
 
     def tolerance(
-        self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype
+        self, values: Float[Tensor, "point value"], floor: Float[Tensor, " point"]
     ) -> Float[Tensor, "point value"]:
-        """The largest residual with which each value counts as converged. norm: |H| at each point."""
-        return torch.maximum(self.rtol * values.abs(), rounding(dtype) * norm[:, None])
+        """The largest residual with which each value counts as converged. floor: ``rounding`` times |H|."""
+        return torch.maximum(self.rtol * values.abs(), floor[:, None])

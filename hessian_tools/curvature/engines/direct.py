@@ -6,6 +6,7 @@ It keeps nothing between products.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 
 import torch
 from jaxtyping import Float, Int
@@ -40,20 +41,20 @@ class DirectProducts:
         (group,) = objective.groups
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
+        blocks = ceil(V.shape[-1] / at_once)  # of nearly equal numbers of columns
         # All in one function, because each function between H.mv and the loss adds a frame to the calls of a product.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])
             all_here = objective.shared or len(thetas) == len(V)
             batches_here = batches if all_here else [at_points(b, rows) for b in batches]
-            for columns in slices(V.shape[-1], at_once):
+            for columns, products in zip(V[rows].chunk(blocks, -1), out[rows].chunk(blocks, -1), strict=True):
                 # A single vector is not batched: vmap over one column costs as much as over several.
-                one = columns.stop - columns.start == 1
-                vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
-                functions = self.multiply if one else self.multiply_block
+                one = columns.shape[-1] == 1
+                vectors, functions = (columns[..., 0], self.multiply) if one else (columns, self.multiply_block)
                 total = torch.zeros_like(vectors)
                 for weight, batch, function in zip(group.weights, batches_here, functions, strict=True):
                     total = total + weight * function(thetas, batch, vectors).detach()
-                out[rows, :, columns] = total[..., None] if one else total
+                products.copy_(total[..., None] if one else total)
         return out
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "DirectProducts":
@@ -75,6 +76,6 @@ def direct_products(
         return over_columns(partial(multiply, theta, batch), columns, batching=batching)
 
     def at_all_points(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
-        return tuple(over_points(function, b, 1, shared=objective.shared, batching=batching) for b in objective.batches)
+        return tuple(over_points(function, objective, b, 1, batching=batching) for b in objective.batches)
 
     return DirectProducts(objective, at_all_points(multiply), at_all_points(multiply_block), at_once, memory)

@@ -13,7 +13,7 @@ from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.curvature.objective.indexing import at_points, own_memory
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
-from hessian_tools.torch_fixes.convolutions import at_many_points
+from hessian_tools.torch_fixes import convolutions
 from hessian_tools.torch_fixes.precision import full_precision
 
 Batching = Literal["vmap", "loop"]
@@ -47,7 +47,7 @@ def _results(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
     """The result for each batch, computed when it is asked for."""
     thetas = own_memory(objective.thetas)
     for batch in objective.batches:
-        everywhere = over_points(function, batch, len(rest), shared=objective.shared, batching=batching)
+        everywhere = over_points(function, objective, batch, len(rest), batching=batching)
         try:
             result = everywhere(thetas, batch, *rest)
         except RuntimeError as error:
@@ -64,18 +64,22 @@ def raise_explained(error: RuntimeError) -> NoReturn:
 
 
 def over_points(
-    function: Callable[..., Any], batch: Batch, num_rest: int, *, shared: bool, batching: Batching
+    function: Callable[..., Any], objective: Objective, batch: Batch, num_rest: int, *, batching: Batching
 ) -> Callable[..., Any]:
     """Turns a function of one point into one of many points, ``(thetas, batch, *rest)``, which stacks the results.
 
-    num_rest: the number of tensors in rest.
+    objective: the function will be called at its points, or at some of them. batch: one of its batches; those that will
+    be given have the same form. num_rest: the number of tensors in rest.
     """
+    shared = objective.shared
     if batching == "vmap":
         dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         together = vmap(function, in_dims=(0, dims, *[0] * num_rest))
+        if not convolutions.pays(device=objective.thetas.device.type, points=2):  # so that no product has to ask
+            return together
 
         def all_together(thetas: Tensor, *batch_and_rest: Any) -> Any:
-            with at_many_points(len(thetas), thetas.device):
+            with convolutions.at_many_points(len(thetas), thetas.device):
                 return together(thetas, *batch_and_rest)
 
         return all_together

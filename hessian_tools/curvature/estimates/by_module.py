@@ -81,8 +81,9 @@ def by_module(
 
     With probes z_i of random signs, let a_ij = z_i,m' (H z_j)_m be taken over the rows of module m. Then the mean of
     a_ii estimates the trace (Hutchinson 1990), and the mean of a_ij a_ji over the pairs i != j estimates the squared
-    Frobenius norm of the block: the parts of H outside of it cancel, because each contains the sign of some entry once.
-    Products with each block by itself would cost as many products for every module.
+    Frobenius norm of the block: entries of H outside of the block contribute zero on average, because each term with
+    such an entry contains some random sign exactly once. Products with each block separately would cost num_probes
+    products for every module.
 
     Raises ValueError for an operator whose rows have no names, and for fewer than 4 probes.
 
@@ -93,7 +94,7 @@ def by_module(
     >>> theta, layout = flatten(model)
     >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
     >>> result = by_module(hessian(loss, torch.tensor([1.0, 2.0, 0.0]), (torch.eye(2), torch.zeros(2, 1))))
-    >>> result.modules, result.trace, result.frobenius  # the sum of the squares of W in the block of module 1
+    >>> result.modules, result.trace, result.frobenius  # 1^2 + 2^2 in the block of module 1
     (('0', '1'), tensor([0., 5.]), tensor([0., 5.]))
     """
     check_whole(num_probes=num_probes)
@@ -151,16 +152,16 @@ def _module_grams(part: Operator, rows: list[Tensor], Z: Tensor, counter: Progre
 def _mean_over_pairs(A: Float[Tensor, "point module probe probe"]) -> tuple[Tensor, Tensor]:
     """The mean of a_ij a_ji over the pairs of different probes, and its standard error: [point, module] each.
 
-    The squared standard error is the square of the mean, less the mean over pairs of pairs without a common probe,
-    which estimates the square of the true value. It is unbiased, and cut off at 0. (The jackknife would be up to twice
-    too large.)
+    The squared standard error is the square of the mean, less an estimate of the square of the true value: the mean of
+    (a_ij a_ji)(a_kl a_lk) over four different probes. It is unbiased, and cut off at 0. (The jackknife would be up to
+    twice too large.)
     """
     n = A.shape[-1]
     pairs = A * A.mT
     pairs = pairs - torch.diag_embed(pairs.diagonal(dim1=-2, dim2=-1))
     total, of_probe = pairs.sum((-2, -1)), pairs.sum(-1)
     mean = total / (n * (n - 1))
-    # The sum of (a_ij a_ji)(a_kl a_lk) over four different probes: all products of two pairs, less those that share.
+    # The sum over four different probes: all products of two pairs, less those whose pairs share a probe.
     disjoint = total**2 - 4 * (of_probe**2).sum(-1) + 2 * (pairs**2).sum((-2, -1))
     variance = mean**2 - disjoint / (n * (n - 1) * (n - 2) * (n - 3))
     return mean, variance.clamp(min=0).sqrt()

@@ -38,7 +38,8 @@ KERNEL_DIP = 0.8
 # times the 0.75 above.
 MAX_WIDTHS = 1000
 # An isolated node has no other node within ISOLATION widths, because nearer than that two equal kernels merge into one
-# peak. Nodes within SAME_PLACE widths count as one, and a node with a residual below that counts as an eigenvalue.
+# peak. Nodes within SAME_PLACE widths count as one, and a node whose residual is below SAME_PLACE widths counts as an
+# eigenvalue.
 ISOLATION, SAME_PLACE = 2.0, 0.1
 
 
@@ -53,14 +54,14 @@ class Density(Result):
     grid, density: the density on the grid, which is the mean over probes of their weighted nodes, smoothed by a normal
     kernel of standard deviation ``width``.
     band: a confidence band (low, high) by Student's t over probes. The level ``confidence`` holds for each grid value,
-    not for all of them together.
+    not for all of them at once.
     num_matvecs: products at each point. All results are NaN at a point that is not finite.
 
     The band covers the randomness of the probes. It does not cover the blur by the kernel (features narrower than the
     width look as wide as the width), structure that num_matvecs steps do not resolve, or errors common to all points
     that share the probes.
-    It is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to about
-    sqrt(2 / probes) of itself, although its position is known far better.
+    The band is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to
+    about sqrt(2 / probes) of itself, although its position is known far better.
     """
 
     nodes: Float[Tensor, "*point probe node"]
@@ -158,7 +159,7 @@ def spectral_density(
     confidence: the level of the band.
     seed, path, probes: as for :func:`trace`. With the same probes, the weighted mean of a probe's nodes is its sample
     of the trace divided by num_params.
-    progress: called with (done, total) products. As many Lanczos runs go on together as fit in memory.
+    progress: called with (done, total) products. As many Lanczos runs are computed at once as fit in memory.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -231,14 +232,15 @@ def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
     bulk_spacing = torch.minimum(bulk_length / gaps, even_spacing).maximum(length / MAX_WIDTHS)
     spacing = torch.where((gaps > 1) & (bulk_length > 0), bulk_spacing, even_spacing)
     # A spectrum of a single eigenvalue has no length, and any small width shows it.
-    size = nodes.abs().amax((-2, -1))
-    single = 1e-3 * torch.where(size > 0, size, 1.0)
-    return torch.where(length > 1e-6 * size, spacing / (2 * sqrt(2 * log(1 / KERNEL_DIP))), single)
+    largest = nodes.abs().amax((-2, -1))
+    single = 1e-3 * torch.where(largest > 0, largest, 1.0)
+    return torch.where(length > 1e-6 * largest, spacing / (2 * sqrt(2 * log(1 / KERNEL_DIP))), single)
 
 
 def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
-    """True for nodes that do not count as bulk: their residual is below a tenth of the distance to the next node, or
-    their weight is rounding.
+    """True for nodes that do not count as bulk.
+
+    Their residual is below a tenth of the distance to the nearest other node, or their weight is no more than rounding.
     """
     gap = rule.nodes.diff(dim=-1)
     no_gap = torch.full_like(rule.nodes[..., :1], torch.inf)

@@ -1,6 +1,7 @@
 """Exact traces without probes, from the diagonal or, if the network has few outputs, from backward passes.
 
 The route "diagonal" sums all diagonal entries. The route "outputs" takes one backward pass for each example and output.
+In this file J is the Jacobian of the network's outputs, and B the Hessian of the criterion in the outputs.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
     """
     if isinstance(H, GaussNewton | Hessian) and (outputs := _passes(H)) is not None:
         cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)
-        if cheap and (isinstance(H, GaussNewton) or _on_all(H.objective.ranks, lambda: _is_that_of_gauss_newton(H))):
+        if cheap and (isinstance(H, GaussNewton) or _on_all(H.objective.ranks, lambda: _has_trace_of_gauss_newton(H))):
             return "outputs"
     return "diagonal" if max_cost is None or H.num_params <= max_cost else None
 
@@ -46,8 +47,8 @@ def exact_trace(
 ) -> tuple[Float[Tensor, "*point"], Int[Tensor, "*point"]]:
     """The trace by one of the routes of :func:`trace`, and its cost at a point in products or backward passes.
 
-    By the route "outputs" it is tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', for any criterion, convex or
-    not. It needs memory for the backward passes that run together, but never holds J.
+    By the route "outputs" it is tr J'BJ = sum_r b_r |J'u_r|^2 with the eigenpairs (b_r, u_r) of B, for any criterion,
+    convex or not. This route needs memory for the backward passes that run at once, but never holds J.
     block: how many unit vectors are multiplied at once by the route "diagonal".
     """
     if route == "diagonal":
@@ -58,8 +59,8 @@ def exact_trace(
     counter = ProgressCounter(sum(sum(num_outputs(group)) * len(group.thetas) for group in groups), progress)
 
     def own() -> Tensor:
-        """Traces, and below them the numbers of passes, over the batches of this process."""
-        if not any(any(group.weights) for group in groups):
+        """The traces over the batches of this process, and the numbers of backward passes: [2, point]."""
+        if not any(any(group.weights) for group in groups):  # this process has no data
             return torch.zeros(2, len(H.objective.thetas), dtype=torch.float64, device=H.device)
         columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
         return torch.stack([H.objective.join(column).double() for column in columns])
@@ -129,13 +130,13 @@ def _passes(H: GaussNewton | Hessian) -> int | None:
 
     def own() -> int:
         if not has_output_passes(H):
-            return -1
+            return -1  # in place of None, because the processes exchange numbers
         weighted = [group for group in H.objective.by_group() if any(group.weights)]
         return max((sum(num_outputs(group)) for group in weighted), default=0)
 
     if ranks is None:
         return None if (outputs := own()) < 0 else outputs
-    numbers = [row[0] for row in ranks.numbers([ranks.together(own)])]
+    numbers = [row[0] for row in ranks.numbers([ranks.with_shared_errors(own)])]
     return None if min(numbers) < 0 else int(sum(numbers))
 
 
@@ -143,14 +144,15 @@ def _on_all(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
     """Whether the condition holds on all processes."""
     if ranks is None:
         return condition()
-    return all(row[0] for row in ranks.numbers([ranks.together(condition)]))
+    return all(row[0] for row in ranks.numbers([ranks.with_shared_errors(condition)]))
 
 
-def _is_that_of_gauss_newton(H: GaussNewton | Hessian) -> bool:
-    return all(_has_trace_of_gauss_newton(group) for group in H.objective.by_group())
+def _has_trace_of_gauss_newton(H: GaussNewton | Hessian) -> bool:
+    """True if it is certain, at all points, that H has the same trace as its Gauss-Newton part."""
+    return all(_group_has_trace_of_gauss_newton(group) for group in H.objective.by_group())
 
 
-def _has_trace_of_gauss_newton(objective: Objective) -> bool:
+def _group_has_trace_of_gauss_newton(objective: Objective) -> bool:
     """True if it is certain, for every batch, that the Hessian has the same trace as its Gauss-Newton part."""
     loss, theta = objective.network, objective.thetas[0]
     return all(is_multiaffine(loss, theta, batch) for batch in objective.batches_at(0))

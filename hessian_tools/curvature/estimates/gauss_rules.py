@@ -2,7 +2,8 @@
 
 The spectral measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), where u_i are the eigenvectors. Its
 Gauss rule has nodes and weights, of which a spectral density is made. There is one Lanczos run for each probe and
-point, and as many runs go on together as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
+point, and as many runs are computed at once as fit in memory with their vectors.
+(Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ def quadrature(
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
     """The ascending nodes and the weights of each probe's Gauss rule.
 
-    The rule integrates powers of the eigenvalues exactly:
-    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j below twice the number of nodes, which is
-    min(num_matvecs, num_params). probes: [param, probe] for all points or [point, param, probe], of any length.
+    The rule integrates powers of the eigenvalues exactly: sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j < 2 m,
+    where m = min(num_matvecs, num_params) is the number of nodes.
+    probes: [param, probe] for all points or [point, param, probe], of any length.
     Raises ValueError for probes of another shape.
 
     >>> from hessian_tools.curvature import hessian
@@ -111,6 +112,7 @@ class _ProbesAsPoints(Derived):
         return (self.H.num_points or 1) * self.num_probes
 
     def products(self, V: Float[Tensor, "run param column"]) -> Float[Tensor, "run param column"]:
+        # Lanczos multiplies one column for each run, so the last axis has length one.
         columns = V[..., 0].unflatten(0, (-1, self.num_probes)).mT
         products = self.H.products(columns).mT.flatten(0, 1)[..., None]
         self.counter.add(self.num_points)

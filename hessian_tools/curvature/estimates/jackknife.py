@@ -37,8 +37,8 @@ from hessian_tools.validation import check_whole
 Quantity = Literal["top_eigenvalue", "trace"]
 Method = Literal["first_order", "leave_one_out"]
 
-# The most basis vectors and products of an eigenvalue run without one batch. It starts from the eigenvector on all data
-# and therefore takes few.
+# The most basis vectors, and the most products, of a Lanczos run that leaves out one batch. It needs few, because it
+# starts from the eigenvector on all data.
 MAX_BASIS, MAX_STEPS = 20, 100
 
 
@@ -46,8 +46,8 @@ MAX_BASIS, MAX_STEPS = 20, 100
 class Jackknife(Result):
     """A quantity of the curvature with its standard error as an estimate for the population of the batches.
 
-    value: the quantity on all batches. stderr: its standard error, by the jackknife over the batches and, for a trace
-    from probes, the error of the probes, which ``probe_stderr`` gives alone.
+    value: the quantity on all batches. stderr: its standard error, by the jackknife over the batches. For a trace
+    from probes it includes the error of the probes, ``probe_stderr``.
     bias: the jackknife's estimate of the expectation of ``value`` minus the population's value. It is 0 for a trace,
     and by the method "first_order", which cannot see it.
     second_order: the largest bias that second-order perturbation allows, given the measured gap to the next eigenvalue;
@@ -182,6 +182,8 @@ def _of_top_eigenvalue(
         hv = part.mv(v)
         first_order = (v * hv).sum(-1)
         remainder = vector_norm(hv - first_order[..., None] * v)
+        # At second order, leaving out the batch changes the eigenvalue by up to (w / (1 - w))^2 remainder^2 / gap. This
+        # change enters the bias with the factor w (1 / w - 1) = 1 - w.
         bound = bound + weight**2 / (1 - weight) * remainder**2 / gap
         if method == "first_order":
             samples.append(first_order)
@@ -189,9 +191,9 @@ def _of_top_eigenvalue(
             without = (1 / (1 - weight)) * (H - weight * part)
             limits = Limits(seed, MAX_STEPS, min(MAX_BASIS, H.num_params))
             found = lanczos(without, (Selection("LA", 1, rtol),), limits, start=v.reshape(-1, H.num_params))
-            left = found.values.amax(-1).to(value).reshape(value.shape)
+            value_without = found.values.amax(-1).to(value).reshape(value.shape)
             converged = converged & found.converged.to(H.device).reshape(value.shape)
-            samples.append(value / weight - (1 / weight - 1) * left)
+            samples.append(value / weight - (1 / weight - 1) * value_without)
         counter.add(1)
     return _jackknife(
         "top_eigenvalue", value, torch.stack(samples, dim=-1), weights, torch.zeros_like(value), bound, converged

@@ -40,7 +40,7 @@ class Diagonal(Result):
 
 @dataclass(frozen=True, repr=False)
 class Moments(Result):
-    """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products; ``num_matvecs`` of each counts them all.
+    """tr H, |H|_F^2 = tr H^2 and diag H at every point, from the same products; each ``num_matvecs`` counts them all.
 
     frobenius_squared is not ``converged`` where squares underflow or overflow. In float32 this happens where entries of
     Hz are about 1e-19 or less, or 1e19 or more; use float64 there.
@@ -151,8 +151,8 @@ def diagonal(
 class _RunningSpread:
     """Mean and spread of all samples so far, without keeping the samples (Chan, Golub, LeVeque 1983).
 
-    deviations: the sum of squared deviations from the mean, in units of ``unit`` squared. unit: the size of each entry;
-    without it the squares of small entries would vanish in float32.
+    deviations: the sum of squared deviations from the mean, in units of ``unit`` squared. unit: the largest absolute
+    value of each entry in the first block of samples; without it the squares of small entries would vanish in float32.
     """
 
     count: int = 0

@@ -1,9 +1,10 @@
 """Proves, from the operations that a network runs, that its output is piecewise affine in each parameter tensor alone.
 
-If it is, every second derivative d2 output / dw2 in one entry w is zero. The part of the Hessian that Gauss-Newton
-leaves out then has a zero diagonal, and tr H = tr G exactly, whatever the criterion. Networks of linear layers, ReLU,
-max-pooling and the like qualify, unless they normalise by statistics of the batch. Products of functions that
-share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
+That is, the output is piecewise affine in any one of these tensors while the others are held fixed. Every second
+derivative d2 output / dw2 in one entry w is then zero. The part of the Hessian that Gauss-Newton leaves out therefore
+has a zero diagonal, and tr H = tr G exactly for the Gauss-Newton matrix G, whatever the criterion. Networks of linear
+layers, ReLU, max-pooling and the like qualify, unless they normalise by statistics of the batch. Products of functions
+that share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
 from operator import getitem
@@ -72,7 +73,7 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
             ).graph
     except Exception:  # nothing is certain of a network that cannot be traced
         return False
-    flat = next(node for node in graph.nodes if node.op == "placeholder")
+    flat = next(node for node in graph.nodes if node.op == "placeholder")  # theta, the first argument
     parameters_of: dict[fx.Node, Parameters] = {}
     for node in graph.nodes:
         if node is not flat:

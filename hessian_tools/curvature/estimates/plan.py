@@ -10,7 +10,7 @@ from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.engines.product_memory import ProductBytes, product_bytes
-from hessian_tools.curvature.estimates.trace import BLOCK, are_drawn_together
+from hessian_tools.curvature.estimates.trace import BLOCK, probes_fit_at_once
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, bytes_of
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
@@ -22,7 +22,7 @@ from hessian_tools.validation import check_whole
 Calculation = Literal["product", "trace", "top_eigenpairs"]
 
 # The vectors of length param that a step of Lanczos holds while it makes the next basis vector: the product without its
-# two largest components, a copy, and the same made orthogonal to the basis.
+# components along the last two basis vectors, a copy of it, and the product made orthogonal to the whole basis.
 STEP_VECTORS = 3
 
 
@@ -57,7 +57,7 @@ class MemoryPlan(Result):
 
     @property
     def vectors(self) -> float:
-        """The same in vectors of length param."""
+        """``bytes_in_all`` in units of a vector of length param."""
         return self.bytes_in_all / self.vector_bytes
 
     def __repr__(self) -> str:
@@ -87,10 +87,10 @@ def plan(
     H: a Hessian or a Gauss-Newton matrix at one point. k, vectors, max_basis, max_matvecs: as for
     :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
     The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
-    cannot be computed so, because it reads numbers, it is estimated from a forward pass, by which the engine is chosen
-    in any case; that of several vectors together is sometimes estimated from one. For the engine "compiled" the product
-    is traced, and the calculation then uses the trace. The plan does not know what is allocated outside of tensors,
-    such as the buffers of a convolution.
+    cannot be computed so, because it reads numbers, the memory is estimated from a forward pass, which the choice of
+    the engine needs in any case. The memory of a product with several vectors is sometimes estimated from that with
+    one. For the engine "compiled" the product is traced, and the calculation uses this trace later. The plan does not
+    know what is allocated outside of tensors, such as the buffers of a convolution.
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
@@ -112,13 +112,13 @@ def plan(
     elif calculation == "trace":
         block = vectors_at_once(H.device, vector, min(BLOCK, num_probes))
         product = product_bytes(H.prepared, num_products=num_probes, columns=block)
-        drawn = num_probes if are_drawn_together(H, num_probes) else block
+        drawn = num_probes if probes_fit_at_once(H, num_probes) else block
         added, results = _of_trace(product, vector, block, drawn * n), 0
     else:
         solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)
         product = product_bytes(H.prepared, num_products=solver.num_products, columns=1)
         results = k * vector if vectors else 0
-        if solver.exact:
+        if solver.exact:  # three matrices in float64
             added = _of_product(product, vector) | {"the whole matrix and its eigenvectors": 3 * 8 * n**2}
         else:
             added = _of_lanczos(product, vector, k, solver.limits.max_basis, searches=solver.copies)
@@ -126,7 +126,7 @@ def plan(
 
 
 def _held(H: LossOperator) -> dict[str, int]:
-    """What exists before the calculation: theta, the batches, and the weights of the model."""
+    """What exists before the calculation: theta, the batches, and the parameters and buffers of the model."""
     objective, theta = H.objective, H.objective.thetas
     (group,) = objective.groups
     if isinstance(group.batches, LoaderBatches):
@@ -155,7 +155,7 @@ def _of_product(product: ProductBytes, vector: int) -> dict[str, int]:
 
 
 def _of_trace(product: ProductBytes, vector: int, block: int, drawn: int) -> dict[str, int]:
-    """The probes as signs of one byte, a block of them as numbers, and the product; or z, Hz and their product."""
+    """The probes as signs of one byte, a block Z of them as numbers, and a product, or else HZ and Z * HZ."""
     working = max(product.working, 2 * block * vector)
     probes = {
         "probes, one byte for each sign": drawn,

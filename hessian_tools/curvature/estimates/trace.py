@@ -84,7 +84,8 @@ def rademacher(
 
     Column i is drawn from ``stream(seed, "rademacher", *path, i)``, so it does not depend on the number of columns. Put
     the name of the task into ``path``. Probes may be shared along a task's inner steps, checkpoints and learners, whose
-    differences then have small errors, but never across tasks.
+    differences then have small errors. Do not share them across tasks, because the errors of the tasks would then not
+    average out.
 
     >>> bool((rademacher(5, 3) == rademacher(5, 8)[:, :3]).all())
     True
@@ -125,7 +126,7 @@ def trace(
     whatever it costs.
 
     From probes it is the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its stderr is the
-    sample standard deviation over sqrt(number of probes), whose square estimates 2 sum_{i != j} H_ij^2 / n.
+    sample standard deviation over sqrt(n) for n probes, whose square estimates 2 sum_{i != j} H_ij^2 / n.
     By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
     rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
     reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
@@ -244,13 +245,13 @@ Probes = Tensor | DrawnProbes
 
 def drawn_probes(H: Operator, columns: range, seed: int, path: Sequence[PathPart]) -> Probes:
     """Rademacher probes with these numbers: a tensor, or drawn anew for each use where that would take much memory."""
-    if are_drawn_together(H, len(columns)):
+    if probes_fit_at_once(H, len(columns)):
         return _signs(H.num_params, columns, seed, path)
     return DrawnProbes(H.num_params, columns, seed, path)
 
 
-def are_drawn_together(H: Operator, num_probes: int) -> bool:
-    """Whether the memory of so many probes, one byte for each entry, is small."""
+def probes_fit_at_once(H: Operator, num_probes: int) -> bool:
+    """Whether so many probes, at one byte for each entry, may be held in memory at once."""
     return vectors_at_once(H.device, H.num_params, num_probes) == num_probes
 
 

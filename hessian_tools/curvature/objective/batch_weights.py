@@ -1,15 +1,17 @@
 """The weight of each of several batches, such that they give the criterion of all data at once.
 
 A criterion that averages divides by some number of a batch: its examples, its labels that are not ignored, the sum of
-the class weights of its labels, its tokens. Batches must be weighted by that number, which two ways find:
+the class weights of its labels, its tokens. Batches must be weighted by that number, their divisor, which is found in
+two ways:
 
-- The call of torch's own loss, or of ``mean``, that made the value is seen, and its divisor is known.
-- The criterion is called on random outputs of two batches, and on both put together. From
+- The call of torch's own loss, or of ``mean``, that made the value is observed, and its arguments give the divisor.
+- The criterion is called on random outputs of two batches, which gives L1 and L2, and on both batches put together.
+  With the divisors d1 and d2 of the two batches,
 
-      L(both) = (d1 L1 + d2 L2) / (d1 + d2)
+      L(both) = (d1 L1 + d2 L2) / (d1 + d2),
 
-  follows d2 / d1 = (L1 - L(both)) / (L(both) - L2), whatever the criterion is. Different outputs must give the same
-  number. A criterion that sums has L(both) = L1 + L2.
+  from which follows d2 / d1 = (L1 - L(both)) / (L(both) - L2), whatever the criterion is. Different outputs must give
+  the same ratio. A criterion that sums has L(both) = L1 + L2, and its batches all have the weight one.
 """
 
 import math
@@ -34,7 +36,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 # Two ratios of divisors, from different random outputs in float64, agree to this fraction.
 SAME_RATIO = 1e-7
-# A divisor that was seen is taken if it agrees to this fraction with the one that was computed.
+# Divisors that were seen are taken if their ratios agree to this fraction with the computed ones.
 SAME_DIVISOR = 1e-5
 
 # How torch's losses divide with reduction="mean": by all elements, or by the length of the first axis.
@@ -50,18 +52,19 @@ ADDITIONS: tuple[Any, ...] = (torch.add, Tensor.add, Tensor.__add__, Tensor.__ra
 ADDITIONS += (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
 MULTIPLICATIONS = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 DIVISIONS = (torch.div, Tensor.div, Tensor.__truediv__)
+# Functions that leave the divisor of a value as it is.
 UNCHANGED = (Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.squeeze)
-# The divisor of a sum: the weights of batches whose values add up are all one.
+# Stands in the place of the divisor for a sum, because batches whose losses add up all have the weight one.
 ADDS = -1.0
 # A term of a loss: its divisor, and the number by which it is multiplied.
 Term = tuple[float, float]
 
 
 class Divisors(TorchFunctionMode):
-    """Sees by what the values of torch's losses, of means and of sums of them have been divided.
+    """Notes the divisors of torch's losses, of means, and of sums and multiples of these.
 
-    sums: whether ``sum`` is taken for a sum over examples. seen: for each result, by its id, the tensor itself and its
-    terms.
+    sums: whether ``sum`` is taken for a sum over examples. seen: for each result, by its id, the tensor itself (held so
+    that no other tensor gets its id) and its terms.
     """
 
     def __init__(self, *, sums: bool) -> None:
@@ -117,8 +120,8 @@ def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], 
         return (1.0,)
     found: tuple[float, ...] | None = None
     for point in [0] if shared else range(len(thetas)):
-        here = list(batches) if shared else [at_points(batch, point) for batch in batches]
-        weights = _weights_at(loss, thetas[point], here)
+        of_point = list(batches) if shared else [at_points(batch, point) for batch in batches]
+        weights = _weights_at(loss, thetas[point], of_point)
         if found is not None and not all(
             math.isclose(a, b, rel_tol=1e-12) for a, b in zip(weights, found, strict=True)
         ):
@@ -127,15 +130,15 @@ def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], 
                 "give weights=, or measure each point by itself"
             )
         found = weights
-        if point == 0 and not shared and not _depends_on_labels(here):
-            break
+        if point == 0 and not shared and not _depends_on_labels(of_point):
+            break  # the divisors depend on the shapes alone, which are the same at all points
     assert found is not None
     return found
 
 
 @full_precision
 def loader_weights(loss: LossFunction, theta: Tensor, batches: Iterable[Batch]) -> tuple[float, ...]:
-    """The same weights for batches that are too large to be held together: each is compared with the first alone."""
+    """The weights of :func:`batch_weights` for batches too large to hold at once; each is compared with the first."""
     first: Batch | None = None
     ratios: list[float] = []
     same_shapes: dict[tuple[tuple[int, ...], ...], float] = {}
@@ -149,15 +152,18 @@ def loader_weights(loss: LossFunction, theta: Tensor, batches: Iterable[Batch]) 
             ratios.append(same_shapes[shapes])
             continue
         weights = _weights_at(loss, theta, [first, batch])
-        if len(ratios) > 1 and adds != (sum(weights) == 2):
+        # A criterion that sums gives two weights of 1. The weights of one that averages add up to 1.
+        adds_here = sum(weights) == 2
+        if len(ratios) > 1 and adds != adds_here:
             raise ValueError("the criterion averages over some batches and adds up over others; give weights=")
-        adds = sum(weights) == 2
+        adds = adds_here
         same_shapes[shapes] = weights[1] / weights[0]
         ratios.append(same_shapes[shapes])
     return tuple(ratios) if adds else tuple(ratio / sum(ratios) for ratio in ratios)
 
 
 def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...]:
+    """The weights of the batches at one point, from the divisors that were seen and the ratios that were computed."""
     seen, ratios = _seen_divisors(loss, theta, batches), _computed_ratios(loss, theta, batches)
     if seen is not None and 0.0 in seen:
         raise ValueError(f"batch {seen.index(0.0)} has no label that counts, so its loss is 0 / 0; leave it out")
@@ -183,14 +189,14 @@ def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tupl
 
 
 def _seen_divisors(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...] | None:
-    """The divisor of each batch, from the operations that made its loss; None if they do not say it.
+    """The divisor of each batch, from the operations that made its loss; None if these do not determine it.
 
     All are ADDS for a loss that sums. Several terms must divide the batches in the same proportions.
     """
     rows: list[tuple[Term, ...]] = []
     for batch in batches:
         try:
-            sums = isinstance(loss, Loss)
+            sums = isinstance(loss, Loss)  # in a plain function, a sum may also run over the parameters
             with torch.enable_grad(), restored_random_states(), Divisors(sums=sums) as divisors:
                 value = loss(theta, batch)
         except RuntimeError:
@@ -235,15 +241,15 @@ def _of_loss(func: Any, option: dict[str, Any]) -> float | None:
     return float(x.shape[1] if func is F.ctc_loss and x.ndim == 3 else x.shape[0])
 
 
-# value(draw, batches): the loss of these batches put together, at random outputs or at another theta; ``draw`` says
-# at which.
+# value(draw, batches): the loss of the batches at these positions put together, at random outputs or at a random theta.
+# ``draw`` is the number of the random draw.
 Values = Callable[[int, tuple[int, ...]], float]
 
 
 def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...] | None:
     """The divisor of each batch in units of the first one's, from batches put together.
 
-    All are ADDS for a loss that sums. It is empty for a loss that divides by no number of a batch, and None where
+    All are ADDS for a loss that sums. The result is empty if the loss divides by no number of its batch, and None if
     batches cannot be put together.
     """
     try:
@@ -255,7 +261,7 @@ def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) ->
 
 
 def _function_values(function: LossFunction, theta: Tensor, batches: list[Batch]) -> Values:
-    """A plain function at other points near theta."""
+    """The values of a plain function at random points near theta."""
     theta = theta.double()
     doubled = [cast_like(batch, theta) for batch in batches]
 
@@ -268,7 +274,7 @@ def _function_values(function: LossFunction, theta: Tensor, batches: list[Batch]
 
 
 def _criterion_values(loss: Any, theta: Tensor, batches: list[Batch]) -> Values:
-    """The criterion on random outputs; the network is called once, for the shapes of its outputs."""
+    """The values of the criterion on random outputs; the network is called once a batch, to learn their shapes."""
     if not loss.has_criterion:
         raise ValueError("the network computes its loss itself, so outputs cannot be put together")
     shapes, targets, put_back = [], [], None
@@ -298,6 +304,7 @@ def _criterion_values(loss: Any, theta: Tensor, batches: list[Batch]) -> Values:
 
 
 def _joined(*leaves: Any) -> Any:
+    """Tensors of several batches put together along their first axis; of anything else the first."""
     return torch.cat(leaves) if isinstance(leaves[0], Tensor) and leaves[0].ndim > 0 else leaves[0]
 
 
@@ -311,7 +318,7 @@ def _ratios(value: Values, count: int) -> tuple[float, ...]:
             if abs(first + second - both) <= SAME_RATIO * max(abs(first), abs(second)):
                 found.append(ADDS)
             elif abs(both - second) <= SAME_RATIO * abs(first - second):
-                found.append(math.inf)
+                found.append(math.inf)  # the first batch has no influence on the value of both
             else:
                 ratio = (first - both) / (both - second)
                 # Equal batches have equal values, and rounding then gives -1, which is no ratio of divisors.

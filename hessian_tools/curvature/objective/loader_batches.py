@@ -27,8 +27,9 @@ _END = object()
 class LoaderBatches(Sequence[Batch]):
     """A sequence of batches that holds none but the first and the largest: each pass over it reads the loader again.
 
-    like: a tensor with the dtype and the device to which every batch is moved. checksums: one for each batch of the
-    first reading. first, largest: these batches, as they came from the loader. progress: called with (done, total)
+    of_network: whether the batches are for a network, which takes a list [x, y] of the loader as a tuple (x, y). like:
+    a tensor with the dtype and the device to which every batch is moved. checksums: one for each batch of the first
+    reading. first, largest: these batches, as they came from the loader. progress: called with (done, total)
     batches at each reading.
 
     Every pass raises ValueError where the loader gives other data than at its first reading.
@@ -78,12 +79,13 @@ def loader_batches(
 ) -> list[Batch] | LoaderBatches:
     """The batches of a loader: a list if all of them together take at most ``keep`` bytes (None for any number).
 
-    like: a tensor with the dtype and the device to which the batches are moved. Raises ValueError for a loader that
-    draws its examples, leaves some out, gives none, or gives other data when its first batch is read again.
+    of_network, like: as for :class:`LoaderBatches`. Raises ValueError for a loader that draws its examples at random,
+    leaves some out, gives none, or gives other data when its first batch is read again.
     """
     refuse_random_loader(loader)
     kept: list[Batch] | None = []
     first, largest, largest_bytes, total_bytes, checksums = None, None, -1, 0, list[int]()
+    # Without a length the number of batches is not known, and no progress is reported.
     counter = ProgressCounter(len(loader), progress) if hasattr(loader.dataset, "__len__") else ProgressCounter(0)
     for batch in read(loader, of_network=of_network, seed=0):
         refuse_unusable(batch, like)
@@ -140,7 +142,7 @@ def checksum(batch: Batch) -> int:
         if isinstance(leaf, Mapping):  # of a class that pytree does not know, such as BatchEncoding
             total = zlib.crc32(str(checksum(dict(leaf))).encode(), total)
             continue
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":  # float, int, unsigned, bool
             leaf = torch.from_numpy(np.ascontiguousarray(leaf))
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
             total = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), total)

@@ -55,9 +55,10 @@ def gauss_newton_product(
 
 
 class DifferentiableOutputs:
-    """The floating-point outputs of a network on one input as a function of theta; the other tensors are its aux.
+    """The floating-point outputs of a network on one input as a function of theta, beside the other output tensors.
 
-    put_back: the function that makes the network's outputs of the two, known once the network has been called.
+    put_back: the function that makes the network's outputs from these two lists of tensors. It is known once the
+    network has been called.
     """
 
     def __init__(self, loss: Loss, x: Any) -> None:

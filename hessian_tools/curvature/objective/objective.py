@@ -80,7 +80,10 @@ class Objective:
 
     @property
     def all_weights(self) -> tuple[float, ...]:
-        """The weights of the batches of all processes, one process after the other; for a single group."""
+        """The weights of the batches of all processes, one process after the other; for a single group.
+
+        A process without batches, which holds one of weight 0 in their place, is left out.
+        """
         if self.ranks is None:
             return self.weights
         return tuple(weight for weights in self.ranks.gather(self.weights) if any(weights) for weight in weights)
@@ -88,7 +91,8 @@ class Objective:
     def by_each(self) -> "Iterator[Objective]":
         """The objective of each batch alone, in the order of ``all_weights``; for a single group.
 
-        The batch of another process has weight 0 here, so that every product is made where the batch is.
+        For a batch of another process, this process holds its own first batch with weight 0, so that the product is
+        made where that batch is.
         """
         (group,) = self.groups
         if self.ranks is None:
@@ -109,7 +113,7 @@ class Objective:
     def summed(self, function: Callable[[], Tensor]) -> Tensor:
         """``function()``, which is linear in the loss, summed over the processes that share the data."""
         ranks = self.ranks
-        return function() if ranks is None else ranks.sum(ranks.together(function))
+        return function() if ranks is None else ranks.sum(ranks.with_shared_errors(function))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at the points of these positions, in the order given.
@@ -127,7 +131,7 @@ class Objective:
         return replace(self, thetas=thetas, groups=tuple(groups))
 
     def locate(self, points: Int[Tensor, " chosen"]) -> list[tuple[Tensor, Tensor]]:
-        """For each group two index tensors: which of its members are among ``points``, and where these stand there."""
+        """For each group two index tensors: its members among ``points``, and their positions in ``points``."""
         all_points = torch.arange(len(self.thetas), device="cpu")
         points = all_points[points]  # negative positions become positions counted from the start
         located = []

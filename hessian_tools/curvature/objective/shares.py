@@ -22,22 +22,23 @@ def objective_of_share(
     thetas: Float[Tensor, "*point param"],
     share: Share,
     weights: Weights,
-    alone: Callable[[Any], Objective],
+    objective_of: Callable[[Any], Objective],
 ) -> Objective:
     """The objective of this process, whose weights sum to one over all processes, or are all one where losses add up.
 
-    alone: makes the objective of some batches, weighted by size among themselves. Shares are compared by the first
-    batch of the first process that has one, which all processes receive: a process finds by how much its own first
-    batch outweighs it. A process without batches takes it with weight 0.
+    objective_of: makes the objective of the batches of one process, weighted by size among themselves. All processes
+    receive the first batch of the first process that has one. Each process compares its own first batch with this
+    common batch, which gives the weights of all batches in the same unit. A process without batches takes the common
+    batch with weight 0.
 
-    Raises ValueError on every process where they differ in theta, parameters or buffers, where none has a batch, and
-    for ragged batches; and where :func:`objective_at` raises on any of them.
+    Raises ValueError, on every process, where processes differ in theta, parameters or buffers, where no process has a
+    batch, for ragged batches, and where :func:`objective_at` raises on any process.
     """
     ranks = Ranks(share.group, thetas.device)
     own, by_size = share.batch, isinstance(weights, str)
     is_empty = isinstance(own, list) and not own
     holders = _holders(ranks, loss, thetas, is_empty=is_empty, by_size=by_size)
-    objective = ranks.together(lambda: None if is_empty else _one_group(alone(own)))
+    objective = ranks.with_shared_errors(lambda: None if is_empty else _one_group(objective_of(own)))
     first = None
     if ranks.rank == holders[0]:
         assert objective is not None
@@ -47,12 +48,12 @@ def objective_of_share(
     def weighted() -> tuple[Objective, list[float], bool]:
         """The objective, its weights in units that all processes share, and whether the losses add up."""
         if objective is None:
-            return _one_group(alone(first)), [0.0], False
+            return _one_group(objective_of(first)), [0.0], False
         if not by_size:
             return objective, _given(weights, len(objective.batches)), False
         return objective, *_weights_beside(objective, cast_like(first, thetas))
 
-    objective, scaled, adds = ranks.together(weighted)
+    objective, scaled, adds = ranks.with_shared_errors(weighted)
     rows = ranks.numbers([sum(scaled), float(adds)])
     total, adding = sum(row[0] for row in rows), {bool(row[1]) for rank, row in enumerate(rows) if rank in holders}
     if len(adding) > 1:
@@ -67,7 +68,7 @@ def objective_of_share(
 
 
 def _holders(ranks: Ranks, loss: LossFunction, thetas: Tensor, *, is_empty: bool, by_size: bool) -> list[int]:
-    """The processes that have batches. Raises ValueError where there is none, or where processes differ in theta."""
+    """The processes that have batches. Raises ValueError where no process has any, or where they differ in theta."""
     names = loss.layout.names if isinstance(loss, Loss) else None
     told = ranks.gather(((tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size), is_empty))
     for rank, (about, _) in enumerate(told):
@@ -112,6 +113,7 @@ def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool
         raise ValueError(why) from None
     if of_first + of_own == 2:  # a criterion that adds up gives every batch the weight 1
         return [1.0] * len(objective.batches), True
+    # In units of ``first``, the first batch of this process has the weight of_own / of_first.
     unit = of_own / of_first / objective.weights[0]
     return [unit * weight for weight in objective.weights], False
 

@@ -73,10 +73,10 @@ def objective_at(
     _check_thetas(loss, thetas)
     if isinstance(batch, Share):
 
-        def alone(own: Batch | list[Batch]) -> Objective:
+        def objective_of(own: Batch | list[Batch]) -> Objective:
             return objective_at(loss, thetas, own, shared=shared, weights="size", keep=keep, progress=progress)
 
-        return objective_of_share(loss, thetas, batch, weights, alone)
+        return objective_of_share(loss, thetas, batch, weights, objective_of)
     single, of_network = thetas.ndim == 1, isinstance(loss, Loss)
     if single and shared:
         raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
@@ -88,8 +88,8 @@ def objective_at(
         batch = loader_batches(batch, of_network=of_network, like=thetas, keep=kept_bytes, progress=progress)
     if isinstance(batch, LoaderBatches):
         function = _looked_at(loss, rows[0], batch[0])
-        everywhere = torch.arange(len(rows), device="cpu")
-        group = Group(everywhere, batch, _weights(loss, rows, batch, weights, shared=True))
+        all_points = torch.arange(len(rows), device="cpu")
+        group = Group(all_points, batch, _weights(loss, rows, batch, weights, shared=True))
         return _in_states(Objective(function, rows, (group,), shared))
     batches = batches_of(batch, of_network=of_network)
     for b in batches:
@@ -112,7 +112,7 @@ def objective_at(
 
 
 def _in_states(objective: Objective) -> Objective:
-    """The objective in which each point has the network's buffers of that point, if its loss knows them."""
+    """The objective with the buffers that the network had at each point, if the loss was recorded with them."""
     loss = objective.loss
     if not isinstance(loss, Loss):
         return objective
@@ -267,7 +267,7 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
 def _weights(
     loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], weights: Weights, *, shared: bool
 ) -> tuple[float, ...]:
-    """The weight of each batch: as the criterion divides for "size", else the given ones, scaled to a sum of one."""
+    """The weight of each batch: for "size" as the criterion divides, otherwise as given and scaled to a sum of one."""
     if isinstance(weights, str) and weights != "size":
         raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
     if isinstance(weights, str) and isinstance(batches, LoaderBatches):

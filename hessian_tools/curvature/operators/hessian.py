@@ -40,14 +40,14 @@ def hessian(
     thetas: [param] for one point, [point, param] for many. With many, every tensor of the batch
     has a leading point axis, unless ``shared=True``; give batches of different sizes as ``ragged([...])``.
     A *list* of batches, or a ``DataLoader`` that does not shuffle, means that the objective is the loss of all their
-    data. With ``weights="size"`` each batch counts by what the criterion divides it by: its examples, its labels that
-    are not ignored, the sum of its class weights, its tokens; and a criterion that sums adds up. This is found from
-    the criterion itself, by one pass on each batch. Otherwise weights holds one number for each batch, scaled to a
-    sum of one.
+    data. With ``weights="size"`` each batch is weighted by the number by which the criterion divides it: its examples,
+    its labels that are not ignored, the sum of its class weights, its tokens. For a criterion that sums, the losses of
+    the batches are added. This is found from the criterion itself, by one pass on each batch. Otherwise weights holds
+    one number for each batch, scaled to a sum of one.
     The batches of a loader are kept if they take at most max_memory. Otherwise the loader is read again at every
     product, one batch is held at a time, and each reading is compared with the first, so that random augmentation is
-    refused. progress: called with (done, total) batches at each reading of such a loader. The graphs of several batches
-    that exceed max_memory together are made anew, batch by batch, at every product.
+    refused. progress: called with (done, total) batches at each reading of such a loader. If the graphs
+    of all batches take more than max_memory, they are made anew, batch by batch, at every product.
 
     max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
     512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
@@ -115,10 +115,11 @@ def hessian_of(
     criterion: ``(outputs, targets) -> scalar``; None for a model that returns its loss, see
         :func:`~hessian_tools.loss.make_loss`.
     data: a batch, a list of batches, or a ``DataLoader`` that does not shuffle.
-    where: which parameters move; see :func:`~hessian_tools.layout.flatten`. Others: see :func:`hessian`.
+    where: which parameters the Hessian is taken in; see :func:`~hessian_tools.layout.flatten`. For the other arguments
+        see :func:`hessian`.
 
-    The loss and the layout are those of the result: ``H.objective.loss``, ``H.layout``. Raises ValueError and
-    HiddenStateError where the three functions do of which it is made: flatten, make_loss and hessian.
+    The result holds the loss and the layout: ``H.objective.loss``, ``H.layout``. Raises ValueError and
+    HiddenStateError where flatten, make_loss and hessian do.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False)

@@ -89,8 +89,9 @@ class LossOperator(Operator):
     @full_precision
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, exact to rounding; summed over the processes that share the data."""
-        if self.objective.ranks is not None:
-            return self.objective.ranks.product(lambda: self._own_products(V), V)
+        ranks = self.prepared.objective.ranks
+        if ranks is not None:
+            return ranks.product(lambda: self._own_products(V), V)
         try:  # not by _own_products, because a product of a tiny network feels each frame
             return self.prepared.products(V)
         except Exception as error:

@@ -64,7 +64,7 @@ def row_products(
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
     rows = rows.expand(num_points, -1, -1)
-    at_once = vectors_at_once(H.device, H.num_params * H.dtype.itemsize, at_once)
+    at_once = vectors_at_once(rows.device, rows.shape[-1] * rows.element_size(), at_once)
     for chosen in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
         block = slice(int(chosen[0]), int(chosen[-1]) + 1)
         out[:, block] = H.products(rows[:, block].mT).mT

@@ -51,7 +51,7 @@ def preconditioned(
 
     preconditioner: an optimiser that has taken a step, or the diagonal of P itself, [param], all above 0. P is
         sqrt(v / (1 - beta2^t)) + eps for Adam, AdamW and NAdam (with the largest v for amsgrad), sqrt(v) + eps for
-        RMSprop and Adagrad, and 1 for SGD.
+        RMSprop and Adagrad, and 1 for SGD. v is the optimiser's average of squared gradients, for Adagrad their sum.
     model: the module whose parameters the optimiser holds; None takes that of the loss of H.
 
     Adam with learning rate eta and beta1 is stable on a quadratic while the largest eigenvalue of this operator is
@@ -99,7 +99,7 @@ def _diagonal(H: Operator, optimiser: Optimizer, model: torch.nn.Module | None) 
 
 
 def _denominator(optimiser: Optimizer, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
-    """What the optimiser divides a step of this parameter by, in float64."""
+    """The diagonal of P for one parameter, in the parameter's shape and in float64."""
     if isinstance(optimiser, SGD):
         return torch.ones_like(parameter, dtype=torch.float64)
     if isinstance(optimiser, Adam | AdamW | NAdam):

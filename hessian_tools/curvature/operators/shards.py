@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths
 from hessian_tools.processes import Ranks
 
-# Random numbers are drawn in pieces, so that no process holds those of the others. torch makes normal numbers from
-# blocks of 16, and the last block anew, so pieces are multiples of 16 and the last one is no shorter.
+# Random numbers are drawn in pieces, so that no process ever holds a whole vector. torch draws normal numbers in blocks
+# of 16, and draws the last 16 anew where the length is no multiple of 16. The pieces give the same numbers as one call,
+# because all but the last have a multiple of 16 numbers, and the last has at least 16 of them.
 PIECE, BLOCK = 2**20, 16
 
 
@@ -34,6 +35,12 @@ class Shards:
     def inner(self, partial: Tensor) -> Tensor:
         """Inner products of whole vectors, from those of the parts; the same to the bit on all processes."""
         return self.ranks.sum(partial.clone())
+
+    def inner_products(
+        self, A: Float[Tensor, "*#point row param"], B: Float[Tensor, "*#point column param"]
+    ) -> Float[Tensor, "*point row column"]:
+        """The inner products of the rows of A with those of B, where all rows are whole vectors."""
+        return self.inner(inner_products(A, B))
 
     def lengths(self, vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
         """The lengths of whole vectors, in float64."""

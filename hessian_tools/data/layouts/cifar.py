@@ -37,6 +37,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
+    """The contents; ``crop`` is ignored, because the images have no boxes."""
     *parts, meta = files
     names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
     superclass: dict[str, int] = {}

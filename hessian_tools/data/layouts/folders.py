@@ -107,7 +107,8 @@ def _match(
     return Match(layout, name, [*images, *(lists or [])], partial(read, images=images), size, channels)
 
 
-# What reads a match takes ``crop``, whether images are cropped to their boxes; these layouts have none and ignore it.
+# The readers of all layouts take ``crop``, whether images are cropped to their boxes. Those below ignore it, because
+# the images of their layouts have no boxes.
 def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict[str, dict[str, str]]) -> Contents:
     def lines(file: str) -> list[str]:
         return [line.strip() for line in tree.text(file).splitlines() if line.strip()]
@@ -155,7 +156,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
 def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
     parts: dict[str, set[str]] = {}
     for name in images:
-        part, class_name = name.split("/")[-3:-1]
+        part, class_name = name.split("/")[-3:-1]  # of <part>/<class>/<image>
         parts.setdefault(PART_OF[part.lower()], set()).add(class_name)
     split = given_split("the folders", {part: sorted(names) for part, names in parts.items()})
     return image_files(tree, group_by_folder(images), (split,))

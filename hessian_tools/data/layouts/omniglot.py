@@ -38,11 +38,12 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read(tree: Tree, crop: bool, *, drawings: list[re.Match[str]]) -> Contents:
+    """The contents; ``crop`` is ignored, because the drawings have no boxes."""
     classes: dict[str, list[str]] = {}
     for drawing in drawings:
         classes.setdefault(f"{drawing['alphabet']}/{drawing['character']}", []).append(drawing.string)
-    # The background set comes first, and each set is ordered by name, as in Lake et al.; the split of Vinyals et al.
-    # depends on this order.
+    # The background set comes first, and each set is ordered by name, as in Lake et al. The splits go by the names of
+    # the classes, but the episodes that are drawn depend on this order.
     classes = dict(sorted(classes.items(), key=lambda item: (_is_evaluation(item[0]), item[0])))
     splits = (
         split_by_rule("vinyals", VINYALS_RULE, list(classes), _vinyals),

@@ -65,7 +65,8 @@ def find(tree: Tree) -> Iterator[Match]:
 def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callable[[Tree, str, str], Part]) -> Contents:
     """The contents of a data set with one file for each part.
 
-    ``read_part`` reads such a file, given the tree, the part and the name of the file.
+    ``read_part`` reads such a file, given the tree, the part and the name of the file. ``crop`` is ignored, because the
+    images have no boxes.
     """
     parts = {part: read_part(tree, part, name) for part, name in files.items()}
     members = {part: sorted(set(labels)) for part, (labels, _) in parts.items()}

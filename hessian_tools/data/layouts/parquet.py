@@ -40,6 +40,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
+    """The contents; ``crop`` is ignored, because the images have no boxes."""
     class_names: list[str] = []
     labelled: dict[str, Labelled] = {}
     for name in names:

@@ -53,7 +53,7 @@ def test_a_right_product_passes_every_check(dtype: torch.dtype, criterion: Any) 
     found = ht.audit(by_torch(model, batch, criterion), model, criterion, batch, lambda m, b: by_torch(m, b, criterion))
     assert found.passed, str(found)
     assert all(finding.passed for finding in found.findings)
-    assert "made before they moved follows them" in found.weights.sentence
+    assert "made before the move follows the parameters" in found.weights.sentence
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -100,7 +100,7 @@ WRONG: dict[str, tuple[Callable[[nn.Module, Any], Product], str, str]] = {
     "sum": (lambda m, b: by_torch(m, b, factor=10.0), "hessian differences", "10 times ours (a sum over 10 examples"),
     "factor": (lambda m, b: by_torch(m, b, factor=1.001), "hessian differences", "1.001 times ours"),
     "half": (lambda m, b: by_torch(m, (b[0][:5], b[1][:5])), "hessian differences", "on this batch"),
-    "stale": (of_other_weights, "hessian differences", "at these weights"),
+    "stale": (of_other_weights, "hessian differences", "at these parameters"),
     "gauss-newton": (of_gauss_newton, "hessian differences", "those of the Gauss-Newton matrix"),
     "last biases": (without_last_layer, "hessian differences", ""),
     "asymmetric": (asymmetric, "symmetry hessian differences", ""),
@@ -181,7 +181,7 @@ def test_a_factory_shows_dependence_on_weights_and_data() -> None:
     assert {f.name for f in other_data.findings if f.passed is False} == {"data"}
     of_old = ht.audit(right, model, cross_entropy, batch, lambda m, b: ht.hessian_of(m, cross_entropy, b).mv)
     assert of_old.passed
-    assert "keeps the old ones" in of_old.weights.sentence
+    assert "keeps the old parameters" in of_old.weights.sentence
     fails = ht.audit(right, model, cross_entropy, batch, lambda m, b: None)
     assert fails.weights.passed is False
     assert "a product of the factory fails" in fails.weights.sentence

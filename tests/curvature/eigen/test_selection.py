@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.selection import ROUNDING, Selection, Which
+from hessian_tools.curvature.eigen.selection import ROUNDING, Selection, Which, rounding
 
 VALUES = torch.tensor([[2.0, -5.0, 4.0, 0.5], [1.0, 3.0, -2.0, 0.0]], dtype=torch.float64)
 COUNT = torch.tensor([4, 3])  # the last value of the second row is padding
@@ -97,4 +97,4 @@ def test_the_tolerance_is_relative_down_to_rounding() -> None:
     norm: Tensor = torch.tensor([1.0], dtype=torch.float64)
     values = torch.tensor([[1.0, 1e-20]], dtype=torch.float64)
     floor = ROUNDING * torch.finfo(torch.float64).eps
-    assert Selection("LM", k=1, rtol=0.1).tolerance(values, norm, torch.float64).tolist() == [[0.1, floor]]
+    assert Selection("LM", k=1, rtol=0.1).tolerance(values, rounding(torch.float64) * norm).tolist() == [[0.1, floor]]

@@ -102,7 +102,7 @@ class Traced:
         """
         key = V.shape[0], V.shape[-1], self.compile
         if key not in self._graphs:
-            self._graphs[key] = self._batched(_squeezed(V), kept, *key[:2])
+            self._graphs[key] = self._batched(V.squeeze((0, -1)).contiguous(), kept, *key[:2])
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -120,17 +120,18 @@ class Traced:
         graph = self.graph(V, kept)
         if graph is None:
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
+        v = V.squeeze((0, -1)).contiguous()  # a graph knows no axis of points or of probes that has length one
         if recorded.records(V.device):  # there are no buffers on a GPU
             size = V.shape[0], V.shape[-1]
             if size not in workspace.recorded:
                 workspace.recorded[size] = RecordedGraph(graph.run)
-            return workspace.recorded[size](_squeezed(V), *kept).reshape(V.shape)
+            return workspace.recorded[size](v, *kept).reshape(V.shape)
         buffers = []
         for key in enumerate(graph.buffers):
             if key not in workspace.buffers:
                 workspace.buffers[key] = key[1].empty()
             buffers.append(workspace.buffers[key])
-        return graph.run(_squeezed(V), *kept, *buffers).reshape(V.shape)
+        return graph.run(v, *kept, *buffers).reshape(V.shape)
 
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
         try:
@@ -278,12 +279,6 @@ class Stacked:
 def tensors_of(batch: Batch) -> list[Tensor]:
     """The tensors of a batch, in the order in which a trace takes them."""
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
-def _squeezed(V: Tensor) -> Tensor:
-    """V [point, param, probe] without the axes of points and of probes that have length one."""
-    V = V[0] if V.shape[0] == 1 else V
-    return (V[..., 0] if V.shape[-1] == 1 else V).contiguous()
 
 
 def _blocks(total: int, size: int) -> list[slice]:
