@@ -127,7 +127,7 @@ class BatchedLanczos:
         return in_order(self.finished)
 
     def step(self) -> None:
-        """Computes one product at every unfinished point, or as many as a GPU computes until the host looks at them."""
+        """Computes a product at every unfinished point, or on a GPU as many as follow before the host waits for it."""
         basis, count = self.basis, 1
         # After a breakdown another one may follow at each step, and would discard the later steps of a block.
         if basis.steps_per_wait > 1 and not self.had_breakdown[self.running].any():
@@ -214,8 +214,8 @@ class BatchedLanczos:
         nan = torch.full((len(rows), 1), torch.nan, dtype=torch.float64, device="cpu")
         vectors = self.basis.rows.new_full((len(rows), 1, self.H.num_params), torch.nan)
         count = torch.ones(len(rows), dtype=torch.long, device="cpu")
-        false = count < 1
-        self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], self.steps * count, false, false, false))
+        num_matvecs, false = torch.full_like(count, self.steps), torch.zeros_like(count, dtype=torch.bool)
+        self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], num_matvecs, false, false, false))
 
     def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
         """Stores the results of some points and makes no further products at them."""
