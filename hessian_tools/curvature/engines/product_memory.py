@@ -59,7 +59,7 @@ class ProductBytes:
     """The memory of the products of a matrix at one point.
 
     engine: the one that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
-    product takes while it is computed, its result among them, and its vectors not. counted: True if both were counted;
+    product takes while it is computed, with its result and without its vectors. counted: True if both were counted;
     False if the product cannot be computed without numbers, so that they were estimated from the product of one vector
     or from a forward pass.
     """

@@ -36,7 +36,7 @@ MAX_GRAPHS = 64
 
 @dataclass
 class Workspace:
-    """What the products of an operator use again.
+    """Memory and recordings that all products of an operator use.
 
     buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph and its form.
     recorded: batched graphs that are replayed on a GPU, by their numbers of points and probes.
@@ -141,7 +141,7 @@ class Traced:
 
     def _point_parts(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
-    ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
+    ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # Shaped, because masks and the positions of maxima are kept, too
         """The kept tensors of all points, each stacked over the points."""
         leaves = tensors_of(batch)
         point_part = vmap(self.point_part, in_dims=(0, *(None if shared else 0 for _ in leaves)))
