@@ -111,6 +111,7 @@ class BatchedLanczos:
         num_points = len(max_steps)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
+        # A smaller basis has fewer Ritz pairs than a selection wants. The first check comes after twice as many steps.
         self.min_size = max(selection.k for selection in selections)
         self.stride = STRIDE if basis.num_params <= FEW_PARAMS else basis.steps_per_wait
         self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)

@@ -245,7 +245,7 @@ class PreparedProducts:
         """For how many points an engine may keep data, not counting the halvings after memory ran out."""
         thetas, engine = self.objective.thetas, self.engine
         num_batches = 1 if self.is_batchwise else len(self.objective.batches)
-        if engine.chunk is not None:
+        if engine.chunk is not None:  # as many points as have graphs of the size of ``chunk`` direct products
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
         budget = engine.memory.budget(thetas.device)
         if name == "compiled":

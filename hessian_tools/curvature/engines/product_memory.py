@@ -94,6 +94,7 @@ def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int
             continue
         return _bytes(name, kept, working * (columns // together), batchwise, counted=together == columns)
     forward, vector = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
+    # The engine double_backward keeps theta and its gradient besides the graph, and multiplies one column at a time.
     kept = (KEPT_FORWARDS * forward + 2 * vector) if name == "double_backward" else 0
     working = FORWARDS_PER_PRODUCT * forward * (1 if name == "double_backward" else columns) + 2 * columns * vector
     return _bytes(name, kept, working, batchwise, counted=False)

@@ -79,6 +79,7 @@ class Traced:
         if together > 1:
             try:
                 kept = self._point_parts(thetas, batch, shared, together)
+                # The thetas stand in for vectors, of which a graph needs only the shape.
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
             except RuntimeError as error:  # vmap refuses an operation, but one point at a time works
