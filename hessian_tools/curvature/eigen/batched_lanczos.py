@@ -111,6 +111,7 @@ class BatchedLanczos:
         num_points = len(max_steps)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
+        # A smaller basis has fewer Ritz pairs than a selection wants. The first check comes after twice as many steps.
         self.min_size = max(selection.k for selection in selections)
         self.stride = STRIDE if basis.num_params <= FEW_PARAMS else basis.steps_per_wait
         self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)
@@ -127,7 +128,7 @@ class BatchedLanczos:
         return in_order(self.finished)
 
     def step(self) -> None:
-        """Computes one product at every unfinished point, or as many as a GPU computes until the host looks at them."""
+        """Computes a product at every unfinished point, or on a GPU as many as follow before the host waits for it."""
         basis, count = self.basis, 1
         # After a breakdown another one may follow at each step, and would discard the later steps of a block.
         if basis.steps_per_wait > 1 and not self.had_breakdown[self.running].any():
@@ -214,8 +215,8 @@ class BatchedLanczos:
         nan = torch.full((len(rows), 1), torch.nan, dtype=torch.float64, device="cpu")
         vectors = self.basis.rows.new_full((len(rows), 1, self.H.num_params), torch.nan)
         count = torch.ones(len(rows), dtype=torch.long, device="cpu")
-        false = count < 1
-        self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], self.steps * count, false, false, false))
+        num_matvecs, false = torch.full_like(count, self.steps), torch.zeros_like(count, dtype=torch.bool)
+        self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], num_matvecs, false, false, false))
 
     def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
         """Stores the results of some points and makes no further products at them."""

@@ -110,7 +110,9 @@ class _NothingMissed(StoppingRule):
         high, low = self.high[state.points], self.low[state.points]
         top, bottom = state.values[:, -1], state.values[:, 0]
         spread = top + state.residuals[:, -1] - bottom + state.residuals[:, 0]
-        # An end of the spectrum is settled if its threshold is infinite, or if its Ritz value has converged within it.
+        # If an eigenvalue lay at a threshold, the spectrum would be wider by the gap between the threshold and the
+        # outermost Ritz value. An end of the spectrum needs no more steps if its threshold is infinite, if its
+        # outermost Ritz value has converged without being wanted, or if the risk is small.
         above = torch.minimum(ratios[:, -1], self._risk(high - top, spread + high - top, state.degree))
         below = torch.minimum(ratios[:, 0], self._risk(bottom - low, spread + bottom - low, state.degree))
         missed = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))

@@ -80,7 +80,7 @@ def solve(
 def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, done: Callable[[int], None]) -> RitzPairs:
     """The wanted pairs at every point, from its whole spectrum.
 
-    If eigenvalues of zero are wanted, their vectors are random ones of the null space.
+    The vectors of wanted eigenvalues of zero that a range finder does not list are random ones of the null space.
     """
     wanted = sum(selection.k for selection in selections)
     batches = []
@@ -88,14 +88,14 @@ def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, do
         vectors = solved.vectors
         assert vectors is not None
         num_points, rank = solved.values.shape
-        known = ~solved.error.isnan().cpu()
+        known = ~solved.error.isnan().cpu()  # for a range finder, all of these points or none
         zeros = 0 if solved.dense or not known.all() else min(wanted, H.num_params - rank)
         if zeros:
             vectors = torch.cat([vectors, _orthonormal_to(vectors, zeros, seed)], dim=1)
         values = pad(solved.values.cpu(), (0, zeros))
         count = torch.full((num_points,), rank + zeros, device="cpu")
         num_matvecs, norm = torch.full_like(count, solved.num_matvecs), values.abs().amax(-1)
-        pairs = RitzPairs(values, vectors, count, norm, num_matvecs, known, known, known)
+        pairs = RitzPairs(values, vectors, count, norm, num_matvecs, converged=known, complete=known, finite=known)
         batches.append((solved.points, pairs.wanted(selections)))
     return in_order(batches)
 
@@ -106,16 +106,19 @@ def is_small(num_params: int, num_pairs: int) -> bool:
 
 
 def max_products(num_params: int) -> int:
-    """The most products that ``exact_pairs`` takes at a point: those of a range finder that fails and of the matrix."""
+    """The most products that ``exact_pairs`` takes at a point.
+
+    It takes the most where a range finder fails and the whole matrix is computed after it.
+    """
     if num_params <= DENSE_PARAMS:
         return num_params
     return num_params + (2 * (num_params // RANK_DIVISOR // BLOCK) + 1) * BLOCK
 
 
 def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
-    """H at as many points at a time as fit into the memory budget, with ``rows`` vectors of length param for each."""
+    """H in parts, each at as many points as fit into the memory budget with ``rows`` vectors of length param each."""
     at_once = max(1, vectors_in_memory(H) // rows)
-    # The parts are made one after the other, because a list of them would hold the memory kept by the products of each.
+    # The parts are made one after the other, because a list of them would hold the data that the products of each keep.
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
             yield part
@@ -169,7 +172,7 @@ def _by_range(
             for solved in _dense(rest, vectors=vectors, done=done):
                 num_matvecs = solved.num_matvecs + compact.num_matvecs
                 yield replace(solved, points=compact.points[solved.points], num_matvecs=num_matvecs)
-            continue
+            continue  # ``_dense`` has reported its points itself
         else:
             nan = torch.full((len(compact.points), 1), torch.nan, dtype=torch.float64, device=H.device)
             rows = nan[..., None].to(H.dtype).expand(-1, -1, H.num_params) if vectors else None

@@ -1,10 +1,10 @@
-"""The whole spectrum of the Gauss-Newton matrix G from a Gram matrix whose size is examples times outputs.
+"""The whole spectrum of the Gauss-Newton matrix G from a Gram matrix with a row for each output of each example.
 
     G = J'BJ,   B = F'F,   M = FJ,   G = M'M
 
 J is the Jacobian of the outputs and B the Hessian of the criterion in the outputs; F is made from the eigenvectors of
-B. The eigenvalues of G are those of the Gram matrix MM', and zeros. M has one row for each example and output, so MM'
-is small even where G is large.
+B. The eigenvalues of G are those of the Gram matrix MM', and zeros. M has one row for each output of each example, so
+MM' is small even where G is large.
 """
 
 from collections.abc import Callable
@@ -39,23 +39,25 @@ class NotConvexError(ValueError):
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
     """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
-    # The rows of J lie with the batches, so that processes that share the data have no Gram matrix of all of them.
+    # Each process has the rows of J of its own batches, so no process can compute the Gram matrix of all rows.
     is_alone = H.ranks is None
     return is_alone and isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
 
 
 def has_output_passes(H: LossOperator) -> bool:
     """True if the rows of J can be computed together by torch.func, and the criterion is known as a function."""
-    kept_only = ENGINES.get(H.engine.route) == "double_backward" or "double_backward" in H.prepared.engines
+    # For a Gauss-Newton matrix the engine double_backward is taken only where the user names it, or where torch.func
+    # cannot differentiate the network. A Hessian may take it for its speed.
+    double_backward = ENGINES.get(H.engine.route) == "double_backward" or "double_backward" in H.prepared.engines
     is_criterion_known = isinstance(H.objective.loss, Loss) and H.objective.loss.has_criterion
-    return is_criterion_known and not (isinstance(H, GaussNewton) and kept_only)
+    return is_criterion_known and not (isinstance(H, GaussNewton) and double_backward)
 
 
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
     """The eigenvalues of G that can differ from zero, at every point; ``num_matvecs`` counts backward passes.
 
     The error is that of the small eigenvalue problem, which is its number of rows * eps * the largest value, plus what
-    :func:`_root` has clipped. It costs one backward pass for each example and output.
+    :func:`_root` has clipped. It costs one backward pass for each output of each example.
     done: called, whenever points have been solved, with their number. Raises NotConvexError.
     """
     objective, engine = G.objective, G.engine

@@ -63,8 +63,8 @@ def lanczos_run(
     pairs. done: called, whenever points have finished, with their number.
 
     From one start vector, only one copy of a multiple eigenvalue can be found. When its Krylov space is exhausted, the
-    run goes on from a new random vector, and so on, until the space of a vector has brought no better value for any
-    selection.
+    run goes on from a new random vector, and so on, until the Krylov space of such a vector brings no better value for
+    any selection.
     """
     num_points, seed, shards = H.num_points or 1, limits.seed, H.shards
     first = random_vector(H, seed, 0)[None] if start is None else start
@@ -75,7 +75,7 @@ def lanczos_run(
         fresh=lambda step: random_vector(H, seed, step + 1),
         shards=shards,
     )
-    whole_space = limits.max_basis >= basis.num_params
+    whole_space = limits.max_basis >= basis.num_params  # the basis is then complete after num_params steps
     max_steps = min(limits.max_steps, basis.num_params) if whole_space else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
     return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps), done)
@@ -104,7 +104,11 @@ class _ConvergedPairs(StoppingRule):
         unchanged = ((wanted - before).abs() <= floor[:, None]).all(-1)
         self.at_breakdown[state.points] = torch.where(state.breakdown[:, None], wanted, before)
         after_breakdown = torch.where(state.breakdown & unchanged, 0.0, torch.inf)
-        ratios = [self._ratio(state, floor, *pair) for pair in zip(self.selections, picks, strict=True) if pair[0].k]
+        ratios = [
+            self._ratio(state, floor, selection, pick)
+            for selection, pick in zip(self.selections, picks, strict=True)
+            if selection.k
+        ]
         excess = torch.where(state.had_breakdown, after_breakdown, torch.stack(ratios).amax(0))
         return excess.masked_fill(state.exhausted, 0.0)
 

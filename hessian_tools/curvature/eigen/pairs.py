@@ -79,12 +79,12 @@ def top_eigenpairs(
     max_matvecs: products allowed at each point. None allows the larger of 100 and 20 k, and twice that with copies.
 
     max_basis: how many vectors of length param are held for each point (k more with copies). When the basis is full,
-    Lanczos restarts from the best pairs, at the cost of more products. None takes as many as fit in 512 MiB (CUDA: 4
-    GiB or less), but at least 2 k + 8; for k = 5 no more than 25 vectors are then held in all, theta among them, see
-    :func:`plan`. The points are computed in parts if they need more together.
+    Lanczos restarts from the best pairs, at the cost of more products. None takes no more than fit in 512 MiB (CUDA: 4
+    GiB or less), but at least 2 k + 8. Where no more fit, a run for k = 5 holds 25 vectors in all, theta among them;
+    see :func:`plan`. The points are computed in parts if the bases of all do not fit together.
     copies: True searches for eigenvalues that Lanczos missed, such as further copies of multiple ones (see
-    ``EigenPairs``). The search costs 50 to 80 % more products, and as many again for each search that found some. False
-    does not search. None searches up to 1024 parameters.
+    ``EigenPairs``). The search costs 50 to 80 % more products. Each search that found something is followed by another
+    one, which costs as many again. False does not search. None searches up to 1024 parameters.
     method: "lanczos"; or "exact", which computes the whole spectrum from the whole matrix or by a range finder (see
     ``spectrum``). "auto" is "exact" up to 128 parameters, or 4 k if that is more, unless max_matvecs is too small for
     it; otherwise it is "lanczos".
@@ -183,7 +183,7 @@ def solver_plan(
     copies: bool | None = None,
     method: Method = "auto",
 ) -> SolverPlan:
-    """Checks the options and makes the plan, from counts and not from timings, so that a call can be repeated."""
+    """Checks the options and makes the plan, from counts and not from timings, so that repeated calls do the same."""
     pairs, n = sum(selection.k for selection in selections), H.num_params
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
@@ -205,7 +205,7 @@ def lanczos_limits(
     *,
     copies: bool,
 ) -> Limits:
-    """The limits of a Lanczos run for so many pairs, without the products of the final check.
+    """The limits of a Lanczos run for this number of pairs, without the products of the final check.
 
     num_params: the number of rows of the matrix. fit: how many vectors fit in memory. Raises ValueError where a limit
     of the user's leaves too little.
@@ -223,9 +223,11 @@ def lanczos_limits(
 def basis_size(fit: int, pairs: int) -> int:
     """How many basis vectors are held for each point. fit: how many vectors fit in memory.
 
-    As many as products if that fits for 16 points; else 4 pairs + 40 if they fit for one point. Otherwise no more than
-    fit, but at least as many as restarts need: then a run for 5 pairs holds 25 vectors in all, see HELD_BESIDE.
+    As many as fit for 16 points at once, which may be more than there are products; or 4 pairs + 40 if that is more and
+    they fit for one point. Otherwise as many as fit, but at least as many as restarts need: a run for 5 pairs then
+    holds 25 vectors in all, see HELD_BESIDE.
     """
+    # At least about 20 vectors also for few pairs, as long as MOST_VECTORS are not exceeded.
     smallest = max(2 * pairs + 8, min(20, MOST_VECTORS - pairs - HELD_BESIDE))
     return max(smallest, min(fit - pairs - HELD_BESIDE, max(4 * pairs + 40, fit // 16)))
 

@@ -52,19 +52,20 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
     """Compresses H at every point with an error of at most rtol |H|_F, if max_rank rows of Q suffice for it.
 
     |H|_F is estimated from random products. Points that are finished in the same round are yielded together. It costs
-    2 (rank + BLOCK) products and max_rank * param numbers of memory at each point.
+    about 2 (rank + BLOCK) products and max_rank * param numbers of memory at each point.
     """
     num_points, n = H.num_points or 1, H.num_params
     points = torch.arange(num_points, device="cpu")
     Q = torch.empty(num_points, max_rank, n, dtype=H.dtype, device=H.device)
     T = torch.zeros(num_points, max_rank, max_rank, dtype=H.dtype, device=H.device)
+    # The quantile is chi2_s(risk) of the module's docstring, with s = BLOCK.
     rank, quantile = 0, 2 * float(gammaincinv(BLOCK / 2, RISK))
     for step in count():
         drawn = torch.randn(BLOCK, n, generator=stream(seed, "range", step), dtype=torch.float64, device="cpu")
         probes = drawn.to(H.device, H.dtype)
         Y = row_products(H, probes[None])
         W = _orthogonal_part(Y, Q[:, :rank])
-        bound = lengths(W.flatten(1)) / sqrt(quantile)
+        bound = lengths(W.flatten(1)) / sqrt(quantile)  # of |H - Q'QH|, by the argument of the module's docstring
         size = lengths(Y.flatten(1)) / sqrt(BLOCK)  # E |H w|^2 = |H|_F^2
         finite = bound.isfinite()
         small = (bound <= rtol * size) & finite

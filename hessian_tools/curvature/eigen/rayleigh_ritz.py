@@ -24,7 +24,7 @@ class EigenPairs(Result):
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or
     None if they were not requested; their signs are arbitrary.
     residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
-    value, plus the rounding of the products. That is a few eps times the size of the terms of the operator (for H - G,
+    value, plus the rounding of the products. That is a few eps times the norms of the terms of the operator (for H - G,
     of H and of G).
     converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
     is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.

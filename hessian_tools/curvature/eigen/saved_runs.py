@@ -22,11 +22,11 @@ from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 
 STATE = "run.safetensors"  # the numbers of a run, beside its vectors
-# The products of the saved matrix and of the present one with a random vector may differ by so many roundings.
+# The products of the saved matrix and of the present one with a random vector may differ by so many times ``rounding``.
 SAME_PRODUCT = 100
-# The arrays of a run and of its basis that go on changing.
-RUN = ("next_check", "last_check", "last_excess", "had_breakdown")
-BASIS = ("diagonal", "coupling", "scale", "breakdown", "dimension")
+# The arrays of a run and of its basis that change from step to step, by the names of their attributes.
+RUN_ARRAYS = ("next_check", "last_check", "last_excess", "had_breakdown")
+BASIS_ARRAYS = ("diagonal", "coupling", "scale", "breakdown", "dimension")
 T = TypeVar("T")
 
 
@@ -54,7 +54,7 @@ class SavedRun:
             "dtype": str(H.dtype),
         }
         product = H.products(z.expand(1, -1)[..., None].contiguous())[0, :, 0]
-        parts = product.double().tensor_split(2)  # two numbers tell more than one
+        parts = product.double().tensor_split(2)  # the norms of two halves tell matrices apart better than one norm
         self.product = [float(product.double() @ z.double()), *(float(part.norm()) for part in parts)]
         self.rounding = SAME_PRODUCT * rounding(H.dtype)
 
@@ -66,10 +66,13 @@ class SavedRun:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
     def resume(self, run: BatchedLanczos) -> None:
-        """Brings a new run to the state that was saved last, if there is one. Raises ValueError where it is another."""
+        """Brings a new run to the state that was saved last, if there is one.
+
+        Raises ValueError where the folder holds a run of another matrix or with other settings.
+        """
         steps = self._everywhere(self._steps)
         common = set(steps) if self.ranks is None else set.intersection(*map(set, self.ranks.gather(steps)))
-        if common:
+        if common:  # the saves that all processes have finished, of which the last one counts
             self._everywhere(lambda: self._read(run, max(common)))
 
     def remove(self) -> None:
@@ -77,6 +80,7 @@ class SavedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _everywhere(self, function: Callable[[], T]) -> T:
+        """``function()``; if it fails on one process, an error is raised on every process."""
         return function() if self.ranks is None else self.ranks.with_shared_errors(function)
 
     def _steps(self) -> list[int]:
@@ -86,12 +90,12 @@ class SavedRun:
         basis, at = run.basis, self.folder / str(run.steps)
         at.mkdir(parents=True, exist_ok=True)
         checksums = []
-        for i, row in enumerate(basis.rows[0, : basis.size + 1]):
+        for i, row in enumerate(basis.rows[0, : basis.size + 1]):  # the last one is the vector to multiply next
             vector = row.cpu().contiguous()
             checksums.append(_checksum(vector))
-            save_file({"vector": vector.clone() if vector is row else vector}, at / f"vector-{i}.safetensors")
-        tensors = {name: torch.from_numpy(getattr(run, name)).clone() for name in RUN}
-        tensors |= {f"basis.{name}": torch.from_numpy(getattr(basis, name)).clone() for name in BASIS}
+            save_file({"vector": vector}, at / f"vector-{i}.safetensors")
+        tensors = {name: torch.from_numpy(getattr(run, name)).clone() for name in RUN_ARRAYS}
+        tensors |= {f"basis.{name}": torch.from_numpy(getattr(basis, name)).clone() for name in BASIS_ARRAYS}
         tensors["at_breakdown"] = run.rule.memory()
         about: dict[str, Any] = {"settings": self.settings, "product": self.product, "checksums": checksums}
         about |= {"size": basis.size, "num_restarted": basis.num_restarted, "steps": run.steps}
@@ -123,9 +127,9 @@ class SavedRun:
                     f"{path} was changed after it was written; move {self.folder} elsewhere, and start again"
                 )
             basis.rows[0, i] = vector.to(basis.rows)
-        for name in RUN:
+        for name in RUN_ARRAYS:
             setattr(run, name, tensors[name].numpy())
-        for name in BASIS:
+        for name in BASIS_ARRAYS:
             setattr(basis, name, tensors[f"basis.{name}"].numpy())
         basis.size, basis.num_restarted, run.steps = about["size"], about["num_restarted"], about["steps"]
         basis.next = basis.rows[:, basis.size]

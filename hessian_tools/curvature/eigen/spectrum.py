@@ -28,7 +28,7 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "dense", "range finder"]
 
-# The number of random vectors with which the size of the terms of a sum is estimated.
+# The number of random vectors from which the Frobenius norms of the terms of a sum are estimated.
 TERM_PROBES = 4
 
 
@@ -103,17 +103,20 @@ def spectrum(
     """All ``param`` eigenvalues of H at every point, by falling magnitude.
 
     method: "dense" computes the whole matrix, by param products and work of order param^3 at each point. "range finder"
-    takes 2 (rank + 32) products and work of order param rank^2 where the rank is at most max_rank, and gives NaN
-    elsewhere. "auto" uses the Gram matrix (``gauss_newton_spectrum``) for a Gauss-Newton matrix with fewer examples
-    times outputs than parameters and a criterion that is convex in the outputs. For other matrices it is "dense" up to
-    128 parameters. Above that it is "range finder", and "dense" at points whose rank is too large for it.
+    takes about 2 (rank + 32) products and work of order param rank^2 at points whose rank is at most max_rank, and
+    gives NaN at the other points. "auto" uses the Gram matrix (``gauss_newton_spectrum``) for a Gauss-Newton matrix
+    with no more outputs, counted over all examples, than parameters, and a criterion that is convex in the outputs. For
+    other matrices it is "dense" up to 128 parameters. Above that it is "range finder", and "dense" at points whose rank
+    is too large for it.
     rtol: what the range finder may leave out, as a share of the Frobenius norm; None for the size of rounding.
     max_rank: None for a quarter of the parameters. Eigenvalue problems are solved in float64.
     progress: called with (done, total) points.
 
     The error of the result bounds the part that the range finder left out (this bound fails with a probability of 1e-6
-    at each point), plus rounding, which is 64 eps |H|. For a sum of operators |H| is the size of its terms. Raises
-    ValueError for options out of range, and where the whole matrix would need more than 8 GiB at a point.
+    at each point), plus rounding, which is 64 eps |H| with |H| the largest magnitude of an eigenvalue. For a sum of
+    operators c_i A_i, rounding is larger by 64 eps sum_i |c_i| |A_i|_F, where these norms are estimated from 4 random
+    vectors. Raises ValueError for options out of range, and where the whole matrix would need more than 8 GiB at a
+    point.
 
     >>> from hessian_tools.curvature import hessian
     >>> a = torch.tensor([4.0, -3.0, 1.0, 0.0])
@@ -155,24 +158,27 @@ def gauss_newton_spectrum(
     batching: Batching = "vmap",
     max_memory: float | int | None = None,
 ) -> Spectrum:
-    """The eigenvalues of the Gauss-Newton matrix that can differ from zero, exactly, from its Gram matrix.
+    """The eigenvalues of the Gauss-Newton matrix J'BJ that can differ from zero, exactly, from its Gram matrix.
 
-    Arguments as for :func:`gauss_newton`. There are as many values as examples times outputs (over all batches), or
-    param if that is less. :func:`spectrum` of a Gauss-Newton matrix does the same and adds the zeros. The error stated
-    here is that of the small eigenvalue problem alone; it does not include the rounding of J and B.
+    J is the Jacobian of the outputs in theta, and B the Hessian of the criterion in the outputs. Arguments as for
+    :func:`gauss_newton`. There are as many values as outputs of all examples in all batches, or param if that is less.
+    :func:`spectrum` of a Gauss-Newton matrix with no more outputs than parameters does the same and adds the zeros. The
+    error stated here covers the small eigenvalue problem and negative eigenvalues of B of the size of rounding, which
+    count as zero. It does not include the rounding of J and B.
 
     The criterion must be convex in the outputs, but may couple examples: its full Hessian in the outputs is used. This
-    costs one backward pass for each example and output, and memory for J at one point: param * examples * outputs
-    numbers, times six (ResNet-12 with 125 outputs: 24 GB). Points are computed in chunks that need no more than
-    max_memory bytes; None allows 512 MiB (see ``hessian`` for CUDA). Raises ValueError as gauss_newton does, for ragged
-    batches, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
+    costs one backward pass for each output of each example, and memory for six matrices of the size of J, which has
+    param * examples * outputs per example numbers (ResNet-12 with 25 examples of 5 outputs: 24 GB for all six). Points
+    are computed in chunks of as many as fit in max_memory bytes, but at least one; None allows 512 MiB (see ``hessian``
+    for CUDA). Raises ValueError as gauss_newton does, for ragged batches, and for a criterion that is not convex at
+    some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.layout import flatten
     >>> from hessian_tools.loss import make_loss
     >>> model = torch.nn.Linear(3, 1, bias=False)
     >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), flatten(model)[1])
     >>> x = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    >>> gauss_newton_spectrum(loss, torch.ones(3), (x, torch.zeros(2, 1))).values  # of 2 X'X / 2
+    >>> gauss_newton_spectrum(loss, torch.ones(3), (x, torch.zeros(2, 1))).values  # J'BJ = 2 X'X / 2 = diag(4, 1, 0)
     tensor([4., 1.])
     """
     G = gauss_newton(
@@ -186,7 +192,8 @@ def gauss_newton_spectrum(
     if G.objective.ranks is not None:
         raise ValueError(
             "the outputs lie with several processes, so there is no Gram matrix of all of them; use "
-            "ht.spectrum(ht.gauss_newton(loss, theta, data_parallel(batches))), whose values are the same and zeros"
+            "ht.spectrum(ht.gauss_newton(loss, theta, data_parallel(batches))), whose values are these "
+            "and, in addition, zeros"
         )
     if not has_gram_matrix(G):
         raise ValueError("spectra of ragged batches differ in length; compute the points of each batch size separately")
@@ -194,31 +201,38 @@ def gauss_newton_spectrum(
         return _assembled(G, [gram_points(G, vectors=vectors)])
     except NoForwardDerivative as error:
         raise ValueError(
-            "the Jacobian of this network cannot be computed together for all outputs; use "
-            "ht.spectrum(ht.gauss_newton(loss, thetas, batch)), whose values are the same and zeros"
+            "the Jacobian of this network cannot be computed for all outputs together; use "
+            "ht.spectrum(ht.gauss_newton(loss, thetas, batch)), whose values are these and, in addition, zeros"
         ) from error
 
 
 def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> list[SolvedPoints] | None:
-    """The spectra of all points from their Gram matrices; None if H has none that is smaller than itself."""
+    """The spectra of all points from their Gram matrices.
+
+    Returns None if H has no Gram matrix, if that would be larger than H, or if the criterion is not convex.
+    """
     if not has_gram_matrix(H) or sum(num_outputs(H.objective)) > H.num_params:
         return None
     try:
         solved = gram_points(H, vectors=vectors, done=count.add)
     except NotConvexError:
-        count.done = 0
+        count.done = 0  # another method computes all points again
         return None
     # The derivatives J and B have rounding errors as well.
     return [replace(solved, error=solved.error + largest_rounding(solved.values, H.dtype))]
 
 
 def _assembled(H: Operator, solved: list[SolvedPoints], num_values: int | None = None) -> Spectrum:
-    """The spectrum of all points, in order and padded with zeros. solved: the results for parts of the points."""
+    """The spectrum of all points, in order.
+
+    solved: the results for parts of the points. num_values: the number of values at each point after padding with
+    zeros; None for as many as were computed.
+    """
     order = torch.cat([part.points for part in solved]).argsort().to(H.device)
     width = num_values or solved[0].values.shape[1]
     values = torch.cat([pad(part.values, (0, width - part.values.shape[1])) for part in solved]).to(H.dtype)[order]
     error = torch.cat([part.error for part in solved]).to(H.dtype)[order]
-    lost = error.isnan()[:, None]
+    lost = error.isnan()[:, None]  # the points without a result
     values.masked_fill_(lost, torch.nan)
     dense, num_matvecs = (
         torch.cat([torch.full(part.points.shape, getattr(part, name), device=H.device) for part in solved])[order]
@@ -226,6 +240,8 @@ def _assembled(H: Operator, solved: list[SolvedPoints], num_values: int | None =
     )
     Q, rows = None, [part.vectors for part in solved if part.vectors is not None]
     if rows:
+        # The vectors are rows until they are transposed at the end. A point without a result has NaN in all its values,
+        # so it gets a vector of NaN for each of them.
         max_rows = width if lost.any() else max(part.shape[1] for part in rows)
         Q = torch.cat([pad(part, (0, 0, 0, max_rows - part.shape[1])) for part in rows])[order].mT
         Q = Q.masked_fill(lost[..., None], torch.nan)

@@ -1,6 +1,6 @@
 """Chooses the engine that multiplies by a curvature matrix.
 
-The choice depends on counts and sizes only, never on timings, so that a run can be repeated.
+The choice depends on counts and sizes only, never on timings, so that a repeated run makes the same choice.
 """
 
 from typing import Literal
@@ -55,7 +55,8 @@ def choose_engine(
     """The engine that is quickest for all products together, judged by what is known before the first of them.
 
     forward: the bytes that one forward pass allocates. num_products: how many products are expected, over all points.
-    kept_graphs: False if the engine double_backward is slower; of a Gauss-Newton matrix it makes two passes more.
+    kept_graphs: False if the engine double_backward is not worth choosing, as for a Gauss-Newton matrix, whose product
+    takes it two reverse passes more.
     compilable: False if the product is known to have no trace. compiled_before: True if its trace exists already.
     """
     enough = ENOUGH_FOR_KNOWN_TRACE if compiled_before else enough_products(forward, device)

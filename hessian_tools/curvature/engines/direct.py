@@ -26,7 +26,7 @@ class DirectProducts:
 
     multiply: for each batch, a function ``(thetas, batch, vectors) -> products`` at many points, with one vector
     [param] at each point. multiply_block: the same with a block of vectors [param, probe] at each point. at_once: how
-    many products may run together, before the device has run out of memory.
+    many products may run together; half as many each time that the device has run out of memory.
     """
 
     objective: Objective
@@ -42,7 +42,7 @@ class DirectProducts:
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
         blocks = ceil(V.shape[-1] / at_once)  # of nearly equal numbers of columns
-        # All in one function, because each function between H.mv and the loss adds a frame to the calls of a product.
+        # All in one function, because each Python call between H.mv and the loss adds to the time of a small product.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])
             all_here = objective.shared or len(thetas) == len(V)

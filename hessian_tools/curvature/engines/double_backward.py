@@ -95,11 +95,13 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
 
 @dataclass(frozen=True)
 class KeptFactors:
-    """What a Gauss-Newton product needs of one batch at one point.
+    """What a Gauss-Newton product J'BJv needs of one batch at one point.
 
-    weight: that of the batch. outputs: the outputs with their graph to theta. pulled: J'u with its graph to u, whose
-    derivative in the direction v is J v, so that no forward mode is needed. u: any vector, one tensor for each output.
-    at: what the gradient of the criterion is a function of. slope: that gradient, with its graph to ``at``.
+    J is the Jacobian of the outputs in theta, and B the Hessian of the criterion in the outputs.
+    weight: that of the batch. outputs: the outputs with their graph to theta. u: any vector, with one tensor for each
+    output. pulled: J'u with its graph to u. It is linear in u, so a reverse pass of v through this graph gives J v,
+    without forward mode. at: the outputs at which the criterion is differentiated, as copies without a graph if the
+    criterion is a function of its own. slope: the gradient of the criterion in ``at``, with its graph to ``at``.
     """
 
     weight: float
@@ -116,7 +118,7 @@ class KeptFactors:
         if not chosen:  # the criterion is linear in the outputs
             return torch.zeros_like(theta)
         curved, directions = zip(*chosen, strict=True)
-        # B is symmetric, so that pulling Jv back through the gradient of the criterion multiplies by it.
+        # B is symmetric, so that a reverse pass of Jv through the gradient of the criterion gives BJv.
         BJv = torch.autograd.grad(curved, self.at, directions, retain_graph=True, materialize_grads=True)
         return _pullback(self.outputs, (theta,), BJv)[0]
 
@@ -168,8 +170,8 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     """Those outputs of the network on a batch on which the criterion depends linearly.
 
     The criterion is judged at random outputs, because at confident predictions a curved one has derivatives that
-    underflow to 0. The loss inside a network can only be judged at its own outputs; they count if they are
-    log-probabilities.
+    underflow to 0. A loss that the network computes itself can only be judged at the outputs that the network gives; an
+    output is then listed only if it holds log-probabilities.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
@@ -200,14 +202,14 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
 
 
 def are_log_probabilities(outputs: Tensor) -> bool:
-    """Whether the exponentials of the outputs sum to one over their last axis or their second."""
+    """Whether the exponentials of the outputs sum to one over the last axis or over the second."""
     axes = {-1, min(1, outputs.ndim - 1)} if outputs.ndim else set()
     totals = [outputs.detach().double().logsumexp(axis).abs().max() for axis in axes]
     return any(bool(total < SUM_OF_PROBABILITIES) for total in totals)
 
 
 def _random_like(tensor: Tensor, name: str) -> Tensor:
-    """Random numbers between 0 and 1, in which a loss of probabilities is defined, too."""
+    """Random numbers between 0 and 1, at which a loss of probabilities is defined, too."""
     numbers = torch.rand(tensor.shape, generator=stream(0, "linear outputs", name), dtype=torch.float64, device="cpu")
     return numbers.to(tensor)
 

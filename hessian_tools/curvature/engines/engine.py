@@ -112,7 +112,8 @@ class Engine:
 
     def may_use_reverse(self, objective: Objective, refusal: BaseException) -> bool:
         """True if a derivative that torch has refused might be computed in reverse mode, from a kept graph."""
-        # At the first look at it a network ran without transforms, so vmap or forward mode may be what fails here.
+        # The first look at a network (see ``first_look``) ran it without transforms, so vmap or forward mode may be
+        # what fails here.
         return isinstance(refusal, NoForwardDerivative) or (
             isinstance(objective.loss, Loss) and self.batching == "vmap"
         )
@@ -128,7 +129,7 @@ def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
 
 
 def recomputes(objective: Objective) -> bool:
-    """Whether the loss computes activations again; that works in ordinary graphs alone, not in transforms."""
+    """Whether the loss computes activations again, which works in ordinary graphs only, not in transforms."""
     return isinstance(objective.loss, Loss) and bool(objective.loss.recomputed)
 
 
@@ -186,7 +187,7 @@ class PreparedProducts:
     """The products of a matrix at points whose batches have one shape, by the engine chosen for them.
 
     At the first product the engine is chosen, and the data that all products share is computed and kept. Apart from
-    the findings and the memory budget, this is the only object of the engines that changes.
+    the findings, the memory budget and caches, this is the only object of the engines that changes.
 
     current: the object that computes the products; None before the first product, and after one that failed.
     """
@@ -227,7 +228,7 @@ class PreparedProducts:
                         raise
                 else:
                     first_refusal = self._refused(error, first_refusal)
-            # The data kept for all points is freed, because the next attempt builds its own beside it.
+            # The data kept for all points is freed, because the next attempt builds its own.
             self.current = None
             # The lack of memory is recorded outside of the except block, after the error has released the tensors in
             # its frames.
@@ -257,7 +258,7 @@ class PreparedProducts:
         """For how many points an engine may keep data, not counting the halvings after memory ran out."""
         thetas, engine = self.objective.thetas, self.engine
         num_batches = 1 if self.is_batchwise else len(self.objective.batches)
-        if engine.chunk is not None:
+        if engine.chunk is not None:  # as many points as have graphs of the size of ``chunk`` direct products
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
         budget = engine.memory.budget(thetas.device)
         if name == "compiled":

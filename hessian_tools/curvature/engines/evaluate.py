@@ -33,7 +33,7 @@ def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
 def weighted_sum(
     objective: Objective, function: Callable[..., Tensor], *rest: Tensor, batching: Batching
 ) -> Float[Tensor, "point ..."]:
-    """The results of :func:`evaluate` added up over the batches by their weights; only two are held at a time."""
+    """The weighted sum over the batches of the results of :func:`evaluate`; only two of them are held at a time."""
     total: Tensor | None = None
     results = _results(objective, function, *rest, batching=batching)
     for weight, result in zip(objective.weights, results, strict=True):
@@ -75,7 +75,8 @@ def over_points(
     if batching == "vmap":
         dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         together = vmap(function, in_dims=(0, dims, *[0] * num_rest))
-        if not convolutions.pays(device=objective.thetas.device.type, points=2):  # so that no product has to ask
+        # Asked here for any number of points above one, so that not every product has to ask.
+        if not convolutions.pays(device=objective.thetas.device.type, points=2):
             return together
 
         def all_together(thetas: Tensor, *batch_and_rest: Any) -> Any:
@@ -100,4 +101,4 @@ def over_columns(
         return torch.stack([function(v) for v in columns.mT], dim=-1)
     if columns.shape[-1] == 1:
         return function(columns[:, 0])[:, None]
-    return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant product
+    return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant result

@@ -61,7 +61,8 @@ class MemoryBudget:
     def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int) -> list[T]:
         """The results of ``function`` on consecutive slices of ``total`` points.
 
-        at_once: how many points fit together, before any refusal. Raises OutOfMemoryError where one point does not fit.
+        at_once: how many points fit together; half as many after each refusal. Raises OutOfMemoryError where one point
+        does not fit.
         """
         results: list[T] = []
         start = 0
@@ -84,7 +85,7 @@ class MemoryBudget:
     def refuse(self) -> None:
         """Counts a refusal and frees cached memory.
 
-        Call it after the ``except`` block, because inside the error still holds frames with their tensors.
+        Call it after the ``except`` block, because within it the error still holds frames with their tensors.
         """
         self.refusals += 1
         if torch.cuda.is_initialized():
@@ -113,7 +114,7 @@ def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:
 
     vector_bytes: the bytes of one vector at all points.
     """
-    # A process may hold no entry of a vector that is sharded.
+    # vector_bytes is 0 in a process that holds no entry of a sharded vector.
     return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // max(1, vector_bytes)))
 
 

@@ -21,7 +21,7 @@ class PiecewiseProducts:
     The data that is kept for the products of a piece is freed before the next piece.
 
     make: builds, from the objective at the points of a piece, the object that computes its products. at_once: the
-    number of points in a piece, before the device has run out of memory.
+    number of points in a piece; half as many each time that the device has run out of memory.
     """
 
     objective: Objective
@@ -55,7 +55,7 @@ class BatchwiseProducts:
     products of a batch is freed before the next batch.
 
     make: builds, from the objective of a single batch, the object that computes its products. at_once: the number of
-    products that it runs together, before the device has run out of memory.
+    products that it runs together; half as many each time that the device has run out of memory.
     """
 
     objective: Objective

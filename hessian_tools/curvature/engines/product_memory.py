@@ -59,7 +59,7 @@ class ProductBytes:
     """The memory of the products of a matrix at one point.
 
     engine: the one that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
-    product takes while it is computed, its result among them, and its vectors not. counted: True if both were counted;
+    product takes while it is computed, with its result and without its vectors. counted: True if both were counted;
     False if the product cannot be computed without numbers, so that they were estimated from the product of one vector
     or from a forward pass.
     """
@@ -94,6 +94,7 @@ def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int
             continue
         return _bytes(name, kept, working * (columns // together), batchwise, counted=together == columns)
     forward, vector = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
+    # The engine double_backward keeps theta and its gradient besides the graph, and multiplies one column at a time.
     kept = (KEPT_FORWARDS * forward + 2 * vector) if name == "double_backward" else 0
     working = FORWARDS_PER_PRODUCT * forward * (1 if name == "double_backward" else columns) + 2 * columns * vector
     return _bytes(name, kept, working, batchwise, counted=False)

@@ -23,6 +23,7 @@ from hessian_tools.curvature.engines.compiled.simplify import simplify
 class BatchedGraph:
     """A graph as a function ``run(V, *kept, *buffers) -> products``.
 
+    kept: the tensors that the products need besides V, computed once for each point (see ``split_graph``).
     buffers: the form of the memory that the caller must pass to it. The contents are not needed between two runs.
     """
 
@@ -64,6 +65,6 @@ def batched_graph(
 
 def graph_of(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
     """The operations of a function at some inputs, each with the shape, strides and dtype of its result."""
-    # One FakeTensorMode serves all operations. By itself make_fx makes one for each, which takes half of its time.
+    # One FakeTensorMode serves all operations. Without it make_fx makes one for each, which takes half of its time.
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         return make_fx(function)(*inputs)

@@ -37,7 +37,7 @@ MAX_GRAPHS = 64
 
 @dataclass
 class Workspace:
-    """What the products of an operator use again.
+    """Memory and recordings that all products of an operator use.
 
     buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph and its form.
     recorded: batched graphs that are replayed on a GPU, by their numbers of points and probes.
@@ -81,6 +81,7 @@ class Traced:
         if together > 1:
             try:
                 kept = self._point_parts(thetas, batch, shared, together)
+                # The thetas stand in for vectors, of which a graph needs only the shape.
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
             except RuntimeError as error:  # vmap refuses an operation, but one point at a time works
@@ -144,7 +145,7 @@ class Traced:
 
     def _point_parts(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
-    ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
+    ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # Shaped, because masks and the positions of maxima are kept, too
         """The kept tensors of all points, each stacked over the points."""
         leaves = tensors_of(batch)
         point_part = vmap(self.point_part, in_dims=(0, *(None if shared else 0 for _ in leaves)))

@@ -17,7 +17,7 @@ from hessian_tools.curvature.engines.compiled.simplify import ATEN, operations, 
 _ELEMENTWISE = operations("add.Tensor sub.Tensor mul.Tensor div.Tensor neg addcmul threshold_backward")
 # Other operations that can be told where to write, but not over an input.
 _WITH_OUT = operations("max_pool2d_with_indices_backward bmm mm")
-# A smaller result is not worth a buffer.
+# A result of fewer numbers than this is not worth a buffer.
 _MIN_BUFFER_NUMEL = 2**14
 
 

@@ -45,12 +45,14 @@ def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Replay, Ten
 class RecordedGraph:
     """The graph of a product, for one number of points and probes, as a function ``(V, *kept) -> products``.
 
-    A recording reads its inputs where they were when it was made. V is copied there before each replay. The kept
-    tensors are read where they lie as long as they are the same; once others are given, the recording is made anew with
-    copies of its own, which are then filled with the kept tensors of each call.
+    kept: the tensors that a product needs besides V. Many products use the same ones.
 
-    The recording, its memory and its copies are freed with this object. Where the operations cannot be recorded, they
-    run as they are.
+    A recording reads its inputs at the addresses at which they lay when it was made. V is copied there before each
+    replay. The first recording reads the kept tensors themselves. Once a call gives other ones, a second recording is
+    made, which reads copies of them. The copies are overwritten whenever a call gives other ones again.
+
+    The recording, its memory and its copies are freed with this object. Operations that cannot be recorded run without
+    a recording.
     """
 
     def __init__(self, run: Callable[..., Tensor]) -> None:
@@ -58,7 +60,9 @@ class RecordedGraph:
         self.replay: Replay | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.result: Tensor | None = None
-        self.kept: tuple[Tensor, ...] = ()  # those in the inputs now; held, so that their addresses stay theirs
+        # The kept tensors whose numbers the inputs have now. They are held, because a tensor that was freed could leave
+        # its address to another one, which would then be taken for the same.
+        self.kept: tuple[Tensor, ...] = ()
         self.has_copies = self.cannot_be_recorded = False
 
     def __call__(self, V: Tensor, *kept: Tensor) -> Tensor:
@@ -66,33 +70,33 @@ class RecordedGraph:
         if self.cannot_be_recorded:
             return self.run(V, *kept)
         if self.replay is None:
-            return self._first(V, *kept)
+            return self._record(V, kept, kept)
         if not _same(self.kept, kept):
             if not self.has_copies:
                 self.has_copies = True
-                return self._first(V, *(t.clone() for t in kept), given=kept)
-            for own, given in zip(self.inputs[1:], kept, strict=True):
-                own.copy_(given)
+                return self._record(V, kept, tuple(t.clone() for t in kept))
+            for copy, given in zip(self.inputs[1:], kept, strict=True):
+                copy.copy_(given)
             self.kept = kept
         self.inputs[0].copy_(V)
         self.replay()
         assert self.result is not None
         return self.result.clone()
 
-    def _first(self, V: Tensor, *kept: Tensor, given: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Makes the recording that reads V and these kept tensors, and returns the products.
+    def _record(self, V: Tensor, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Tensor:
+        """Makes a recording, and returns the products with V.
 
-        given: the tensors that the kept ones are copies of, or None if they are no copies.
+        read: the tensors that the recording reads at each replay: the kept ones or copies of them.
         """
         self.replay = self.result = None  # an earlier recording is freed before the next one takes memory
-        self.inputs, self.kept = (V.clone(), *kept), given or kept
+        self.inputs, self.kept = (V.clone(), *read), kept
         try:
             self.replay, self.result = record(lambda: self.run(*self.inputs), V.device)
         except RuntimeError as error:
             self.inputs, self.kept = (), ()
             if is_out_of_memory(error):
                 raise
-            self.cannot_be_recorded = True  # such as an operation that waits for the GPU
+            self.cannot_be_recorded = True  # for example, because an operation waits for the GPU
             return self.run(V, *kept)
         self.replay()
         return self.result.clone()

@@ -71,7 +71,8 @@ def tensor_of(node: Any) -> Tensor | None:
 def _replace_unbatchable(node: fx.Node) -> None:
     """Replaces operations that vmap may not be able to batch: views and ``copy``.
 
-    Once vmap has moved axes, a view of the required shape may be impossible; ``reshape`` then copies.
+    Once vmap has moved axes, a view of the required shape may be impossible; ``reshape`` then copies. A view of a view
+    becomes one ``reshape``.
     """
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
@@ -144,6 +145,8 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
     if node.target is ATEN.convolution.default:
         return args[2] is None and bool(zeros.intersection(args[:2]))
     if node.target is ATEN.convolution_backward.default:
+        # The gradient is multiplied by the weight for the images' derivative, and by the images for the weight's. It is
+        # only summed for the bias's. ``wanted`` says which of the three are computed.
         gradient, tensor, weight, *_, wanted = args
         factors = [f for f, want in ((weight, wanted[0]), (tensor, wanted[1])) if want]
         return gradient in zeros or (not wanted[2] and all(f in zeros for f in factors))
@@ -151,7 +154,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
 
 
 def _key(node: fx.Node) -> Hashable:
-    """A key of a node; two nodes with the same key compute the same result."""
+    """A key of a node; two nodes with the same key compute the same result. A random operation has a key of its own."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return node
     return node.target, _frozen(node.args), _frozen(node.kwargs)

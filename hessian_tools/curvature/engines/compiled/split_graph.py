@@ -97,7 +97,8 @@ def _convolve_kept_images(graph: fx.Graph) -> None:
     not enter its images but enters its weights; a weight gradient, only if the vector enters the incoming gradient.
     """
     nodes = list(graph.nodes)
-    late = _reached(nodes, [n for n in nodes if n.op == "placeholder"][1])
+    vector = [n for n in nodes if n.op == "placeholder"][1]  # the inputs are (theta, v, *batch tensors)
+    late = _reached(nodes, vector)
     for node in nodes:
         if node.target is ATEN.convolution.default:
             x, w, bias, *options = node.args
@@ -111,7 +112,7 @@ def _convolve_kept_images(graph: fx.Graph) -> None:
             if weights_only and gradient in late and x not in late and _is_small(x, w, options):
                 with graph.inserting_before(node):
                     result = graph.call_function(_correlated, (gradient, _patches(graph, x, w, options), _sizes(w)))
-                for user in list(node.users):
+                for user in list(node.users):  # each takes the weight's gradient out of the tuple of three
                     user.replace_all_uses_with(result)
 
 

@@ -39,8 +39,8 @@ def traced_product(
 ) -> Traced | None:
     """The trace of ``product`` at a point, kept from before or made now; None if it cannot be made or is wrong.
 
-    name: the name of the matrix that is multiplied. points: how many points there are; on a GPU the convolutions of
-    several are traced as matrix products. Making a trace takes a second or two on a CPU.
+    name: the name of the matrix that is multiplied. points: how many points there are; on a GPU the convolutions at
+    several points are traced as matrix products. Making a trace takes a second or two on a CPU.
     """
     try:
         traces = _TRACES.setdefault(loss, OrderedDict())
