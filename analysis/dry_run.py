@@ -54,7 +54,7 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
                 run = (learner, unit.seed)
                 units_of[run], left_of[run] = units_of.get(run, 0) + 1, left_of.get(run, 0) + left
         to_do["measure"] = {run: left_of[run] / number for run, number in units_of.items()}
-        yield f"to measure: {num_left} of {len(work)} units, each a block of tasks at a checkpoint"
+        yield f"to measure: {num_left} of {len(work)} units, each some tasks at a checkpoint"
         yield "then: verdicts, figures, the report and the explorer's page"
     yield _time(study, engine, to_do)
     memory = megabytes(sum(estimate(study).num_bytes.values()))

@@ -1,8 +1,10 @@
 """Measures a study: records inner loops on held-out tasks, and measures the curvature along them.
 
-The work is split into units. A unit is a checkpoint of a run (one learner with one seed) and a block of held-out tasks,
-with all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the curvature at their
-parameter vectors, and writes the results into the store of the run.
+The work is split into units. A unit is a checkpoint of a run (one learner with one seed) and some held-out tasks, with
+all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the curvature at their parameter
+vectors, and writes the results into the store of the run. On a CPU a unit has one block of tasks, as many as
+``measure.block`` says. On a GPU, which only many points fill, it has all tasks of one level, "full" or "light"; as many
+blocks as fit in memory are measured together, and each block is stored as on a CPU.
 """
 
 from collections.abc import Iterable
@@ -29,6 +31,8 @@ from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
 from hessian_tools.batches import cast_like
 from hessian_tools.curvature import rademacher
+from hessian_tools.curvature.engines.engine import VECTORS_OF_A_POINT
+from hessian_tools.curvature.engines.memory import MemoryBudget, card_memory
 from hessian_tools.inner.learners import untrained
 from hessian_tools.inner.parameters import num_moved, without_projector
 from hessian_tools.loss import Loss
@@ -43,10 +47,14 @@ from hessian_tools.trajectory.record import record
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
 VECTORS = SaveAt(thetas=True, gradients=True)  # a recorded inner loop keeps these vectors
 
+# The tasks that are measured together on a GPU may take this share of its memory, where each of their points is assumed
+# to take VECTORS_OF_A_POINT vectors of length param. The rest is for the products and for what else the points hold.
+POINTS_SHARE = 1 / 4
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit: a checkpoint of a run and a block of held-out tasks.
+    """One unit: a checkpoint of a run and some held-out tasks, one block or several.
 
     learners: the learners into whose runs the results are written. Before training, the learners of one seed that adapt
         by the same inner loop have the same network, so checkpoint 0 is measured once for all of them. At later
@@ -76,6 +84,12 @@ class Unit:
     def stores(self) -> list[Path]:
         """The stores to which the measurements are written."""
         return [self.study.run(learner, self.seed) / store.NAME for learner in self.learners]
+
+    @property
+    def blocks(self) -> list[tuple[int, ...] | None]:
+        """The tasks that are stored together; a single None for the unit that measures loss and accuracy."""
+        size = self.study.config.measure.block
+        return [None] if self.tasks is None else [self.tasks[i : i + size] for i in range(0, len(self.tasks), size)]
 
     @property
     def level(self) -> int:
@@ -130,11 +144,11 @@ def measure(study: Study, engine: Engine, reporter: Reporter) -> None:
 def units(study: Study) -> list[Unit]:
     """Every unit of a study, with the full measurements first, because they take longest."""
     settings = study.config.measure
-    full_tasks, block = settings.full_tasks, settings.block
-    # Blocks have at most ``block`` tasks, all of which get the same measurement, full or light.
-    cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
-    blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
-    # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
+    full_tasks, size = settings.full_tasks, tasks_of_a_unit(study)
+    # A unit has at most ``size`` tasks, all of which get the same measurement, full or light.
+    cuts = sorted({*range(0, full_tasks, size), *range(full_tasks, settings.tasks, size), settings.tasks})
+    groups = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    # Each row is (learners, seed, checkpoint), of which a unit is made for every group of tasks.
     rows, runs = [], study.runs_to_measure
     for names in study.alike_before_training:
         for seed in study.config.seeds:
@@ -145,8 +159,24 @@ def units(study: Study) -> list[Unit]:
         for learner, seed in runs
         for checkpoint in study.learners[learner].checkpoints[1:]
     ]
-    all_units = [Unit(study, *row, tasks) for row in rows for tasks in blocks]
+    all_units = [Unit(study, *row, tasks) for row in rows for tasks in groups]
     return sorted(all_units, key=lambda unit: -unit.level)
+
+
+def tasks_of_a_unit(study: Study) -> int:
+    """The most tasks of a unit: a block on a CPU, where more would gain nothing, and all of a level on a GPU."""
+    settings = study.config.measure
+    return settings.tasks if torch.device(study.device).type == "cuda" else settings.block
+
+
+def blocks_at_once(unit: Unit) -> int:
+    """How many blocks of a unit's tasks are measured together, before the memory has run out; at least one."""
+    study, device = unit.study, torch.device(unit.study.device)
+    if device.type != "cuda":
+        return 1
+    points = study.config.measure.block * (study.config.inner.steps + 1)
+    vector_bytes = study.problem.layout.numel * torch.get_default_dtype().itemsize
+    return max(1, int(POINTS_SHARE * card_memory(device)) // (points * VECTORS_OF_A_POINT * vector_bytes))
 
 
 def allocate(study: Study, learner: str, seed: int) -> Path:
@@ -215,35 +245,52 @@ def try_own_quantities(study: Study) -> None:
 
 def is_measured(unit: Unit) -> bool:
     """True if the results of a unit are already in all of its stores."""
-    row, block = _place(unit)
-    return all(path.exists() and store.is_done(path, row, block) for path in unit.stores)
+    row, place = _row(unit), _place(unit.tasks)
+    return all(path.exists() and store.is_done(path, row, place) for path in unit.stores)
 
 
-def _place(unit: Unit) -> tuple[int, slice | None]:
-    """Where the results of a unit are in its stores: the position of its checkpoint, and those of its tasks."""
-    row = unit.learner.checkpoints.index(unit.checkpoint)
-    return row, None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+def _row(unit: Unit) -> int:
+    """The position of a unit's checkpoint in its stores."""
+    return unit.learner.checkpoints.index(unit.checkpoint)
+
+
+def _place(tasks: tuple[int, ...] | None) -> slice | None:
+    """The positions of consecutive tasks in a store."""
+    return None if tasks is None else slice(tasks[0], tasks[-1] + 1)
 
 
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Measure one unit, unless its results are already in all of its stores."""
     unit.study.limit_memory()
-    row, block = _place(unit)
-    waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
-    if waiting:
+    row = _row(unit)
+    # For each block that is still to be measured, the stores that wait for it.
+    waiting = {b: [path for path in unit.stores if not store.is_done(path, row, _place(b))] for b in unit.blocks}
+    left = [block for block in unit.blocks if waiting[block]]
+
+    def measure_blocks(chosen: slice) -> None:
+        blocks = left[chosen]
+        tasks = tuple(task for block in blocks for task in block or ())
+        values = _measurements(unit, tasks) if tasks else _evaluation(unit)
+        start = 0
+        for block in blocks:
+            stop = start + len(block or ())
+            own = values if block is None else {name: value[start:stop] for name, value in values.items()}
+            for path in waiting[block]:
+                store.write_unit(path, row, _place(block), own)
+            start = stop
+
+    if left:
         # This process has opened the data for itself, perhaps later than the one that began the run.
         refuse_changed_data(unit.study, [(learner, unit.seed) for learner in unit.learners])
         record_time = stopwatch(unit.run, "measure")
-        values = _evaluation(unit) if unit.tasks is None else _measurements(unit, unit.tasks)
-        for path in waiting:
-            store.write_unit(path, row, block, values)
+        MemoryBudget().in_pieces(len(left), measure_blocks, at_once=min(len(left), blocks_at_once(unit)))
         record_time()
     emit(1, unit.name)
 
 
 def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The values of every variable on a block of tasks, [task, ...]."""
+    """The values of every variable on tasks of a unit, [task, ...]."""
     num_tasks = len(tasks)
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
@@ -306,7 +353,7 @@ def network(unit: Unit) -> tuple[Loss, Tensor]:
 
 
 def _points(unit: Unit, tasks: tuple[int, ...], loss: Loss, theta: Tensor) -> Points:
-    """Record the inner loops of a block of tasks, and gather all that the quantities are computed from.
+    """Record the inner loops of tasks of a unit, and gather all that the quantities are computed from.
 
     loss, theta: those of the unit's network; see ``network``.
     """

@@ -1,6 +1,6 @@
 """Measures on a GPU what only a GPU can show: products of many points in each way to compute their convolutions.
 
-    python -m benchmarks.gpu                 # everything, in about ten minutes on an H200
+    python -m benchmarks.gpu                 # everything, in about twelve minutes on an H200
     python -m benchmarks.gpu products top5   # some of the sections
     python -m benchmarks.gpu --device cpu    # a rehearsal on few points, whose times mean nothing
 
@@ -9,7 +9,9 @@ The sections, each a table and a list in the JSON file ``--out``:
 products: one product at each of many points of W1, W2, W3 and of two residual networks. "grouped" leaves the
     convolutions to ``vmap``, "matrices" makes matrix products of all of them, and "rule" is what the library does. The
     rule is right where it is about as fast as the faster of the two. "recorded" is the rule with products replayed as a
-    CUDA graph, which the library does not do unless ``recorded.RECORD`` is set.
+    CUDA graph, which the library does not do unless ``recorded.RECORD`` is set. "Inductor" is the rule with
+    ``compile=True``, at some of the sizes, because compiling takes ten seconds or more for each; it is measured with
+    and without a CUDA graph.
 top5: the top 5 eigenvalues at many points, in three calls of one process, and how often the host waits for the GPU.
 training: the meta-gradient of MAML on many tasks, in turn and at once, with the three ways to compute convolutions.
     Errors are against tasks in turn in float64.
@@ -67,6 +69,9 @@ TOP5: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu"
 TRAINING: dict[Device, Sizes] = {"cuda": {"M8": (4, 16, 64), "M9": (4, 16), "M10": (2, 8)}, "cpu": {"M5": (3,)}}
 PRECISION: dict[Device, tuple[str, ...]] = {"cuda": ("W1", "W2"), "cpu": ("W3",)}
 WAYS = ("grouped", "matrices", "rule", "recorded")
+# Where products compiled by Inductor are measured, too.
+INDUCTOR: dict[Device, Sizes] = {"cuda": {"W2": (32, 256), "W3": (100, 2000)}, "cpu": {"W3": (3,)}}
+INDUCTOR_WAYS = ("Inductor", "Inductor, recorded")
 # In less memory, the tensors that products keep for 256 points of W2 do not fit at once. The points would then be
 # multiplied in parts, and these tensors would be computed anew for each product.
 MAX_MEMORY = 2**35
@@ -98,7 +103,8 @@ def products(device: Device) -> Iterator[dict[str, Any]]:
             floor = None
             if name in ("W1", "W2"):
                 floor = floor_seconds(all_points_as_one(problem), points)[0]
-            for way in WAYS if name != "W3" else ("rule", "recorded"):
+            ways = WAYS if name != "W3" else ("rule", "recorded")
+            for way in ways + INDUCTOR_WAYS if points in INDUCTOR[device].get(name, ()) else ways:
                 yield {"problem": name, "points": points, "convolutions": way, **measured(problem, way, exact, floor)}
 
 
@@ -111,7 +117,8 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
     try:
         with computed(way):
             loss = ht.make_loss(problem.loss.model, problem.loss.criterion, problem.loss.layout)  # no trace is known
-            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced", max_memory=MAX_MEMORY)
+            compile = way in INDUCTOR_WAYS
+            H = ht.hessian(loss, problem.thetas, problem.batch, route="traced", compile=compile, max_memory=MAX_MEMORY)
             start = time.perf_counter()
             found = H.products(v)
             waited(problem)
@@ -128,9 +135,9 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
             "first product, s": first,
             "peak, MiB": peak_mib(problem),
         }
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # a ValueError where Inductor fails, whose own error is the cause
         figures = ("us a point", "over the floor", "error", "kept, MB a point", "first product, s")
-        return dict.fromkeys(figures, float("nan")) | {"peak, MiB": str(error).splitlines()[0][:60]}
+        return dict.fromkeys(figures, float("nan")) | {"peak, MiB": str(error.__cause__ or error).splitlines()[0][:60]}
 
 
 def top5(device: Device) -> Iterator[dict[str, Any]]:
@@ -276,8 +283,8 @@ def vectors(problem: Problem) -> Tensor:
 @contextmanager
 def computed(way: str) -> Iterator[None]:
     """A context in which convolutions of several points are grouped, or matrix products, or what the rule says."""
-    if way in ("rule", "recorded"):
-        with patch.object(recorded, "RECORD", way == "recorded"):
+    if way not in ("grouped", "matrices"):
+        with patch.object(recorded, "RECORD", way.endswith("recorded")):
             yield
         return
     with patch.object(convolutions, "pays", lambda *, points, **sizes: points > 1 and way == "matrices"):

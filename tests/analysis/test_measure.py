@@ -1,14 +1,19 @@
 """Compares the stored numbers of a study with dense Hessians, computed in float64 at the recorded points."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from small_study import SMALL_STUDY, train_and_measure
 
 import analysis
 from analysis import measure as measuring
+from analysis import store
+from analysis.engines.place import Place
 from analysis.folder import open_folder, open_study
 from analysis.schema import LEARNER_COORDINATES, RUN_VARIABLES, learner_names
 from analysis.study import build
@@ -189,3 +194,55 @@ def test_the_roles_of_learners_follow_from_their_settings_and_not_from_their_nam
     trained = {name: one.settings.trained for name, one in study.learners.items()}
     assert trained == {"control": False, "untrained": True, "mine": True}
     assert study.without_shot == {"mine": "untrained"}
+
+
+@pytest.mark.slow
+def test_blocks_that_are_measured_together_are_stored_as_blocks_measured_alone(tmp_path, monkeypatch):
+    """On a GPU a unit has all tasks of a level, and as many blocks as fit in memory are measured together."""
+    text = SMALL_STUDY.replace("tasks: 2\n  full_tasks: 1", "tasks: 7\n  full_tasks: 2").replace("block: 1", "block: 2")
+    source, alone, together = tmp_path / "small.yaml", tmp_path / "alone", tmp_path / "together"
+    source.write_text(text)
+    train_and_measure(source, alone, Place(workers=0))
+    study = open_folder(alone)
+    assert [len(unit.tasks or ()) for unit in measuring.units(study)] == [2, 2, 2, 2, 1, 0, 2, 2, 1, 0]
+    assert measuring.blocks_at_once(measuring.units(study)[0]) == 1
+
+    measure_tasks, calls = measuring._measurements, []
+
+    def measurements(unit, tasks):
+        calls.append(tasks)
+        if len(tasks) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        return measure_tasks(unit, tasks)
+
+    monkeypatch.setattr(measuring, "_measurements", measurements)
+    monkeypatch.setattr(measuring, "tasks_of_a_unit", lambda study: study.config.measure.tasks)
+    monkeypatch.setattr(measuring, "blocks_at_once", lambda unit: 8)
+    shutil.copytree(alone, together)
+    shutil.rmtree(together / "runs" / "maml-seed0" / store.NAME)
+    study = open_folder(together)
+    path = measuring.allocate(study, "maml", 0)
+    for unit in measuring.units(study):
+        if unit.checkpoint == 0 and unit.level == measuring.LIGHT and unit.tasks:
+            # The block in the middle is there already, as after an interruption.
+            store.write_unit(path, 0, slice(4, 6), measure_tasks(unit, (4, 5)))
+        assert not measuring.is_measured(unit)
+        measuring.measure_unit(unit, lambda done, name: None)
+        assert measuring.is_measured(unit)
+    # At checkpoint 0 a block was left out; at checkpoint 2 the three blocks had no room together.
+    assert calls == [(0, 1), (0, 1), (2, 3, 6), (2, 3, 4, 5, 6), (2, 3), (4, 5), (6,)]
+    xr.testing.assert_allclose(open_study(alone), open_study(together), rtol=1e-4)
+    assert not list(store.faults(path))
+    files = [sorted(f.relative_to(p).as_posix() for f in p.rglob("*")) for p in (alone / "runs", together / "runs")]
+    assert files[0] == files[1]
+
+
+def test_on_a_gpu_a_unit_has_all_tasks_of_a_level_and_as_many_blocks_at_once_as_fit(tmp_path, monkeypatch):
+    settings = load_study("micro").model_dump(mode="json")["measure"] | {"tasks": 9, "full_tasks": 3, "block": 2}
+    study = replace(build(overridden(load_study("micro"), {"measure": settings}), tmp_path), device="cuda")
+    every = measuring.units(study)
+    assert {unit.tasks for unit in every} == {(0, 1, 2), (3, 4, 5, 6, 7, 8), None}
+    one = 2 * (study.config.inner.steps + 1) * 48 * study.problem.layout.numel * 4
+    for memory, blocks in ((4 * one, 1), (13 * one, 3), (one, 1)):
+        monkeypatch.setattr(measuring, "card_memory", lambda device, memory=memory: memory)
+        assert measuring.blocks_at_once(every[0]) == blocks

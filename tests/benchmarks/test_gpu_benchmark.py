@@ -16,12 +16,14 @@ def test_every_section_has_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(gpu.PRODUCTS, "cpu", {"W2": (2,), "W3": (2,)})
+    monkeypatch.setitem(gpu.INDUCTOR, "cpu", {"W3": (2,)})
     monkeypatch.setattr(gpu, "MIN_CALLS", 1)
     monkeypatch.setattr(gpu, "MIN_SECONDS", 0)
     gpu.main(device="cpu", out=tmp_path / "gpu.json")
     stored = json.loads((tmp_path / "gpu.json").read_text())
     ways = [(row["problem"], row["convolutions"]) for row in stored["products"]]
-    assert ways == [*(("W2", way) for way in gpu.WAYS), ("W3", "rule"), ("W3", "recorded")]
+    w3 = ("rule", "recorded", *gpu.INDUCTOR_WAYS)
+    assert ways == [*(("W2", way) for way in gpu.WAYS), *(("W3", way) for way in w3)]
     assert all(row["error"] < 1e-4 for row in stored["products"])
     kept = {row["convolutions"]: row["kept, MB a point"] for row in stored["products"] if row["problem"] == "W2"}
     assert kept["matrices"] > 1.5 * kept["grouped"] == 1.5 * kept["rule"]  # on a CPU the rule says no

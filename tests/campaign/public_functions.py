@@ -58,8 +58,8 @@ KINDS = {
     "real": "weight amplitude phase slope intercept",
     "fraction": "confidence",
     "decay": "decay dropout",
-    "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
-    " rotations crop trust yes fsync detach_reference reduced_precision",
+    "flag": "vectors copies shared compile first_order transductive checkpointing batched shuffle_labels flip"
+    " logarithmic rotations crop trust yes fsync detach_reference reduced_precision",
     "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers"
     " projector reduction",
     "batch": "support query",

@@ -229,7 +229,7 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
     """Compares the products with those computed one at a time, by a loop over points, and by vmap, all in float64."""
 
     def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
-        engine = replace(matrix.engine, route="direct", **options)
+        engine = replace(matrix.engine, route="direct", compile=False, **options)
         return replace(matrix, prepared=engine.prepare(matrix.objective, matrix.prepared.matrix))
 
     values = []

@@ -48,13 +48,19 @@ class Engine:
 
     route: the name of an engine, or "auto". batching: "vmap" computes points and vectors together, "loop" computes them
     one by one. chunk: how many products run at once, or None for as many as fit in memory. memory: the budget for them,
-    in bytes.
+    in bytes. compile: True if Inductor compiles the products of the engine "compiled", which the route then names.
     """
 
     route: Route = "auto"
     batching: Batching = "vmap"
     chunk: int | None = None
     memory: MemoryBudget = field(default_factory=MemoryBudget)
+    compile: bool = False
+
+    def refusal(self, why: str, instead: str) -> ValueError:
+        """The error for a named engine that cannot be used. instead: what to do if it was named by its route."""
+        named, instead = ("compile=True", "leave compile out") if self.compile else (f"route={self.route!r}", instead)
+        return ValueError(f"{named} {why}; {instead}")
 
     def prepare(self, objective: Objective, matrix: Matrix) -> "PreparedProducts | JoinedProducts":
         """The object that multiplies the matrix at every point; it computes nothing before its first product."""
@@ -132,6 +138,7 @@ def checked_engine(
     batching: Batching = "vmap",
     chunk: int | None = None,
     max_memory: float | int | None = None,
+    compile: bool = False,
 ) -> Engine:
     """The engine with a user's options, which :func:`~hessian_tools.curvature.hessian` describes.
 
@@ -146,9 +153,15 @@ def checked_engine(
         raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
     if route not in get_args(Route):
         raise ValueError(f"route={route!r} is not known; give 'auto', 'direct', 'kept' or 'traced'")
+    if compile:
+        if ENGINES.get(route, "compiled") != "compiled":
+            raise ValueError(f"compile=True is for route='traced', not for route={route!r}; leave one of them out")
+        if batching == "loop":
+            raise ValueError("compile=True takes points together, batching='loop' one by one; leave one of them out")
+        route = "compiled"
     if batching == "loop" and ENGINES.get(route) == "compiled":
         raise ValueError(f"route={route!r} takes points together; pass route='direct' or 'kept' with batching='loop'")
-    return Engine(route, batching, chunk, checked_budget(max_memory))
+    return Engine(route, batching, chunk, checked_budget(max_memory), compile)
 
 
 @dataclass
@@ -273,18 +286,17 @@ class PreparedProducts:
         objective, engine, findings = self.objective, self.engine, self.findings
         is_hessian = self.matrix is HESSIAN
         if ENGINES.get(engine.route) == "compiled" and isinstance(objective.batches, LoaderBatches):
-            raise ValueError(
-                f"route={engine.route!r} keeps data of every batch, but the DataLoader's batches exceed max_memory and "
-                "are read again at every product; raise max_memory, or pass route='auto'"
+            raise engine.refusal(
+                "keeps data of every batch, but the DataLoader's batches exceed max_memory and are read again at every "
+                "product",
+                "raise max_memory, or pass route='auto'",
             )
         if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
             if engine.route != "auto":
-                raise ValueError(f"route={engine.route!r} may be wrong for a scripted network; pass route='kept'")
+                raise engine.refusal("may be wrong for a scripted network", "pass route='kept'")
             return "double_backward"
         if recomputes(objective) and ENGINES.get(engine.route, "double_backward") != "double_backward":
-            raise ValueError(
-                f"route={engine.route!r} keeps the activations that recompute= is to save; pass route='auto'"
-            )
+            raise engine.refusal("keeps the activations that recompute= is to save", "pass route='auto'")
         if engine.route != "auto":
             return ENGINES[engine.route]
         if findings.reverse_only or recomputes(objective) or (not is_hessian and not objective.network.has_criterion):
@@ -321,9 +333,10 @@ class PreparedProducts:
         if name == "direct":
             return direct_products(objective, self.matrix, engine.batching, self._products_at_once(), engine.memory)
         if name == "compiled" and not self._traces():
-            raise ValueError(
-                f"route={engine.route!r}: this product cannot be traced, because the network branches on the values "
-                "of its parameters or uses an operation that cannot be traced; pass route='auto' or 'direct'"
+            raise engine.refusal(
+                "needs a trace, but this product cannot be traced, because the network branches on the values of its "
+                "parameters or uses an operation that cannot be traced",
+                "pass route='auto' or 'direct'",
             )
         fitting = min(len(objective.thetas), self.fitting_points(name))
         make = partial(self._build_at, name)
@@ -362,7 +375,9 @@ class PreparedProducts:
             product = partial(self.matrix.product, loss)
             make = partial(traced_product, product, self.matrix.name, loss, thetas[0].clone(), points=len(thetas))
             traces = [make(batch) for batch in batches]
-            self.findings.traces = tuple(trace for trace in traces if trace) if all(traces) else ()
+            found = tuple(trace for trace in traces if trace) if all(traces) else ()
+            # The copy of a trace has the same store of graphs, so that operators of one loss share what is compiled.
+            self.findings.traces = tuple(replace(t, compile=True) for t in found) if self.engine.compile else found
         return self.findings.traces
 
     def _can_be_halved(self, V: Tensor) -> bool:

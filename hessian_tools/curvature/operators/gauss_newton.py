@@ -63,6 +63,7 @@ def gauss_newton(
     chunk: int | None = None,
     batching: Batching = "vmap",
     route: Route = "auto",
+    compile: bool = False,
     max_memory: float | int | None = None,
     progress: Progress | None = None,
 ) -> GaussNewton:
@@ -100,7 +101,7 @@ def gauss_newton(
             "the Gauss-Newton matrix needs a network's outputs and a criterion, which a plain function does not have; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
-    engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
+    engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
     keep = engine.memory.budget
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     _warn_if_linear(objective)

@@ -31,6 +31,7 @@ def hessian(
     chunk: int | None = None,
     batching: Batching = "vmap",
     route: Route = "auto",
+    compile: bool = False,
     max_memory: float | int | None = None,
     progress: Progress | None = None,
 ) -> Hessian:
@@ -73,6 +74,11 @@ def hessian(
       the other functions of the library announce their products; before a loop of your own call
       ``H.announce(num_products)``.
 
+    compile: True to have the traced products compiled by Inductor, the compiler of ``torch.compile``; with it the route
+    is "traced". It takes some ten seconds to minutes for each number of points and of vectors together, in each
+    process, so it is for thousands of products at always as many points. docs/gpu.md says what it was seen to gain.
+    The first product raises ValueError where Inductor fails, as it does without a C++ compiler.
+
     One product costs about six forward passes. It is exact to rounding for training-mode BatchNorm too.
     The loss is looked at once, by two passes and a backward pass at the first point. Raises HiddenStateError if it is
     no function of theta alone: if a network changes state in its forward pass, if network or criterion draw random
@@ -86,7 +92,7 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
+    engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
     keep = engine.memory.budget
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     return Hessian(engine.prepare(objective, HESSIAN), single=thetas.ndim == 1)
@@ -100,6 +106,7 @@ def hessian_of(
     where: Where = None,
     weights: Weights = "size",
     route: Route = "auto",
+    compile: bool = False,
     max_memory: float | int | None = None,
     progress: Progress | None = None,
 ) -> Hessian:
@@ -123,7 +130,9 @@ def hessian_of(
     """
     theta, layout = flatten(model, where)
     loss = make_loss(model, criterion, layout)
-    return hessian(loss, theta, data, weights=weights, route=route, max_memory=max_memory, progress=progress)
+    return hessian(
+        loss, theta, data, weights=weights, route=route, compile=compile, max_memory=max_memory, progress=progress
+    )
 
 
 def gradient(

@@ -75,11 +75,11 @@ def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
     expected = hessian(loss, thetas, batch, route="kept") @ V
     batched_graph, sizes = compiled_products.batched_graph, []
 
-    def scarce(vector: object, V: Tensor, *rest: object, points: bool, probes: bool) -> object:
+    def scarce(vector: object, V: Tensor, *rest: object, points: bool, **options: bool) -> object:
         sizes.append(len(V) if points else 1)
         if sizes[-1] > 5:
             raise error()
-        return batched_graph(vector, V, *rest, points=points, probes=probes)
+        return batched_graph(vector, V, *rest, points=points, **options)
 
     monkeypatch.setattr(compiled_products, "batched_graph", scarce)
     H = hessian(loss, thetas, batch, route="traced")

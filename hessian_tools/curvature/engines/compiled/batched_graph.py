@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from hessian_tools.curvature.engines.compiled.inductor import InductorGraph
 from hessian_tools.curvature.engines.compiled.memory_plan import Buffer, reuse_memory
 from hessian_tools.curvature.engines.compiled.simplify import simplify
 
@@ -30,12 +31,18 @@ class BatchedGraph:
 
 
 def batched_graph(
-    vector: Callable[..., Tensor], V: Tensor, kept: tuple[Tensor, ...], *, points: bool, probes: bool
+    vector: Callable[..., Tensor],
+    V: Tensor,
+    kept: tuple[Tensor, ...],
+    *,
+    points: bool,
+    probes: bool,
+    compile: bool = False,
 ) -> BatchedGraph:
     """The graph of ``vector(V, *kept)`` for V and kept of these shapes.
 
     vector: the product for one vector at one point. points: True if V and kept have a leading point axis. probes: True
-    if V has a trailing probe axis.
+    if V has a trailing probe axis. compile: True if Inductor compiles the graph; it plans the memory itself.
     """
 
     def over_probes(V: Tensor, *kept: Tensor) -> Tensor:
@@ -47,6 +54,9 @@ def batched_graph(
     with torch.no_grad():
         module = graph_of(over_points, V, *kept)
     simplify(module.graph)
+    if compile:
+        module.recompile()
+        return BatchedGraph(InductorGraph(module), ())
     buffers = reuse_memory(module.graph)
     module.recompile()
     return BatchedGraph(module.forward, buffers)

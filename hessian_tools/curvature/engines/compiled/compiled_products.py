@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.compiled.batched_graph import BatchedGraph, batched_graph
+from hessian_tools.curvature.engines.compiled.inductor import compiled_size
 from hessian_tools.curvature.engines.compiled.memory_plan import Buffer
 from hessian_tools.curvature.engines.compiled.recorded import RecordedGraph
 from hessian_tools.curvature.objective.objective import Objective
@@ -55,7 +56,7 @@ class Traced:
 
     The sizes are bytes for one point and one vector. kept_bytes: the size of the kept tensors. work_bytes and
     point_bytes: the peak memory of the vector part and of the point part. largest: the size of the largest tensor in
-    the vector part.
+    the vector part. compile: True if Inductor compiles the vector part.
     """
 
     point_part: Callable[..., tuple[Tensor, ...]]
@@ -64,7 +65,8 @@ class Traced:
     work_bytes: int = 0
     point_bytes: int = 0
     largest: int = 0
-    _graphs: "OrderedDict[tuple[int, int], BatchedGraph | None]" = field(default_factory=OrderedDict)
+    compile: bool = False
+    _graphs: "OrderedDict[tuple[int, int, bool], BatchedGraph | None]" = field(default_factory=OrderedDict)
 
     @torch.no_grad()
     def prepare(
@@ -98,13 +100,13 @@ class Traced:
         kept: the kept tensors of these points, without a point axis if there is one point. Returns None if vmap refuses
         an operation.
         """
-        size = V.shape[0], V.shape[-1]
-        if size not in self._graphs:
-            self._graphs[size] = self._batched(V.squeeze((0, -1)).contiguous(), kept, *size)
+        key = V.shape[0], V.shape[-1], self.compile
+        if key not in self._graphs:
+            self._graphs[key] = self._batched(V.squeeze((0, -1)).contiguous(), kept, *key[:2])
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end(size)
-        return self._graphs[size]
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
 
     def working_bytes(self, device: torch.device, budget: int | None) -> int:
         """The peak memory besides the kept tensors, in bytes, for as many points as are computed together."""
@@ -133,7 +135,8 @@ class Traced:
 
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
         try:
-            return batched_graph(self.vector_part, V, kept, points=points > 1, probes=probes > 1)
+            several = {"points": points > 1, "probes": probes > 1}
+            return batched_graph(self.vector_part, V, kept, **several, compile=self.compile)
         except Exception as error:  # vmap refuses an operation, but one point or vector at a time works
             if points == probes == 1 or is_out_of_memory(error):
                 raise
@@ -265,7 +268,9 @@ class Stacked:
         # the points, because the rows lie on the device, which would have to be waited for.
         if 2 * len(rows) > len(self.tensors[0]) and bool((points[1:] > points[:-1]).all()):
             return replace(self, rows=rows)
-        filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
+        before = len(self.tensors[0])
+        size = compiled_size(len(rows), before=before) if self.traced.compile else _round_size(len(rows))
+        filled = torch.cat([rows, rows[-1:].expand(size - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
         rows = torch.arange(len(rows), device=rows.device)
         return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.probes)

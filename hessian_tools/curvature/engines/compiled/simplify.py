@@ -55,6 +55,13 @@ def simplify(graph: fx.Graph) -> None:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """True if a product differs from the expected one by rounding at most, or if neither is finite."""
+    if not torch.isfinite(expected).all():
+        return not torch.isfinite(found).all()
+    return bool((found - expected).norm() <= 1e4 * torch.finfo(expected.dtype).eps * expected.norm())
+
+
 def tensor_of(node: Any) -> Tensor | None:
     """A fake tensor with the shape, strides and dtype of the node's result; None if the result is not a tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.compiled.compiled_products import Traced, tensors_of
 from hessian_tools.curvature.engines.compiled.memory_plan import peak_bytes
+from hessian_tools.curvature.engines.compiled.simplify import agree
 from hessian_tools.curvature.engines.compiled.split_graph import Product, split_product
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Batch, Loss, LossFunction
@@ -103,10 +104,7 @@ def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bo
     """True if trace and product agree at a point up to rounding, or if neither is finite."""
     v = _direction(theta, "vector")
     by_trace = traced.prepare(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
-    expected = product(theta, batch, v)
-    if not torch.isfinite(expected).all():
-        return not torch.isfinite(by_trace).all()
-    return bool((by_trace - expected).norm() <= 1e4 * torch.finfo(theta.dtype).eps * expected.norm())
+    return agree(by_trace, product(theta, batch, v))
 
 
 def _state(loss: LossFunction) -> Hashable:
