@@ -16,6 +16,7 @@ from analysis.claims import judge, load_plan
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
 from analysis.folder import begin, going_on_from, open_folder, open_study
+from analysis.keep import _minutes
 from analysis.measure import units
 from analysis.report.scale import scale_section
 from analysis.schema import LEARNER_COORDINATES, learner_names, stack_runs
@@ -208,6 +209,12 @@ def test_a_kept_folder_is_read_like_a_study(whole, kept_folder, capsys):
     assert facts["data_digest"][:16] in readme
     for text in (readme, yaml.safe_dump(facts), (kept_folder / "study.yaml").read_text(encoding="utf-8")):
         assert str(whole.parent) not in text
+
+
+def test_times_that_older_versions_did_not_record_are_not_counted_as_zero():
+    assert _minutes([60.0, 30.0]) == "1.5 min"
+    assert _minutes([60.0, None]) == "at least 1.0 min"
+    assert _minutes([None, None]) == "not recorded"
 
 
 @pytest.mark.heavy
