@@ -19,6 +19,7 @@ from analysis.drawing.summary import measured
 from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
+from analysis.report.other_quantities import other_quantities_section
 from analysis.report.page import DASH, Html, bullets, contents, element, number, page, row, section, table
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
@@ -91,6 +92,7 @@ def render(
         section(f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
         accuracy_table(ds, confidence=confidence),
         *learning_section(ds, confidence=confidence),
+        *other_quantities_section(ds, confidence=confidence),
         *(paper_section(ds, config, confidence=confidence) if config else []),
         section("Set-up"),
         table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
