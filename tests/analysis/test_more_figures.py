@@ -28,7 +28,10 @@ def ds() -> xr.Dataset:
 
 
 def test_a_figure_that_lacks_a_variable_is_left_out_with_the_reason(ds):
-    assert left_out(ds) == {"dose_response": "no learner of the study has 3 or more weights of SHOT or of the penalty"}
+    assert left_out(ds) == {
+        "alpha_sweep": "the study does not measure swept_query_accuracy",
+        "dose_response": "no learner of the study has 3 or more weights of SHOT or of the penalty",
+    }
     assert "spectra" not in figures_of(ds.drop_vars("density"))
     assert left_out(ds.drop_vars("density"))["spectra"] == "the study does not measure density"
     assert left_out(ds.assign(density=ds["density"] * np.nan))["spectra"] == "density has no value in this study"
@@ -111,6 +114,61 @@ def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
     np.testing.assert_allclose(path.get_ydata(), top)
     assert list(line(figure.axes[0], "edge").get_ydata()) == [2, 2]
     assert list(line(figure.axes[0], "threshold").get_xdata()) == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def many_tasks() -> xr.Dataset:
+    return with_further_variables(simulated_study(tasks=60, seeds=range(5), evaluation_tasks=2))
+
+
+def test_curvature_against_support_loss_compares_points_of_equal_loss(many_tasks):
+    # Curvature is the square root of the support loss, and half of that after training, which also lowers the losses.
+    # So at equal loss each trained line is at half the height of the untrained one.
+    trained = (many_tasks["checkpoint"] == 300) & (many_tasks["learner"] != "untrained")
+    loss = many_tasks["support_loss"] * xr.where(trained, 0.8, 1.0)
+    curvature = loss**0.5 * xr.where(trained, 0.5, 1.0)
+    study = many_tasks.assign(support_loss=loss, alpha_rho=curvature, alpha_hg_ratio=2 * curvature)
+    figure = FIGURES["curvature_loss"](study)
+    for ax, factor in zip(figure.axes, (1, 1, 2, 2), strict=True):
+        before, after = line(ax, "mean:first:maml"), line(ax, "mean:last:maml")
+        assert len(set(before.get_xdata()) & set(after.get_xdata())) >= 2
+        for drawn, share in ((before, 1.0), (after, 0.5)):
+            x, y = (np.array(data) for data in drawn.get_data())
+            np.testing.assert_allclose(y, factor * share * x**0.5, rtol=0.1)  # intervals of the loss have a width
+        assert before.get_markerfacecolor() == "white"
+    assert [ax.get_title("left") for ax in figure.axes[:2]] == ["step 0", "later steps"]
+    later = loss.sel(learner="maml", checkpoint=300).isel(inner_step=slice(1, None))
+    assert line(figure.axes[1], "mean:last:maml").get_xdata().max() < later.max()
+    names = ("alpha rho", "alpha |Hg| / |g|")
+    expected = {f"{name}, {group}" for name in names for group in ("step 0", "later steps")}
+    assert set(FIGURES["curvature_loss"].data(study)["quantity"]) == expected
+    assert "lower curvature at equal support loss" in FIGURES["curvature_loss"].caption(study)
+    assert "untrained start" in str(FIGURES["curvature_loss"].needs(study.sel(checkpoint=[30, 300])))
+
+
+def test_an_interval_of_losses_that_few_seeds_reach_is_not_drawn(many_tasks):
+    # At step 0, two of five seeds have losses of their own, for which no other seed has a point.
+    far = (many_tasks["seed"] < 2) & (many_tasks["inner_step"] == 0)
+    loss = many_tasks["support_loss"] * xr.where(far, 20.0, 1.0)
+    figure = FIGURES["curvature_loss"](many_tasks.assign(support_loss=loss, alpha_rho=loss, alpha_hg_ratio=loss))
+    assert not [drawn for drawn in figure.axes[0].lines if len(drawn.get_xdata())]
+    assert len(line(figure.axes[1], "mean:last:maml").get_xdata()) > 2
+
+
+def test_the_sweep_of_step_sizes_has_a_line_for_each_learner_and_its_untrained_network(ds):
+    factors = {"alpha_factor": [0.25, 0.5, 1.0, 2.0, 4.0]}
+    swept = ds["alignment"] + xr.DataArray([0.1, 0.2, 0.4, 0.3, 0.1], dims="alpha_factor", coords=factors)
+    study = ds.assign(swept_query_accuracy=swept)
+    (ax,) = FIGURES["alpha_sweep"](study).axes
+    means = summarise(measured(study, "swept_query_accuracy")).mean
+    for name, checkpoint in (("first:maml", 0), ("last:maml", 300), ("last:fomaml", 300)):
+        drawn = line(ax, f"mean:{name}")
+        assert list(drawn.get_xdata()) == factors["alpha_factor"]
+        expected = means.sel(learner=name.partition(":")[2], checkpoint=checkpoint)
+        np.testing.assert_allclose(drawn.get_ydata(), expected)
+    assert list(line(ax, "own step size").get_xdata()) == [1, 1]
+    assert not any(drawn.get_gid() == "mean:last:untrained" for drawn in ax.lines)
+    assert left_out(ds)["alpha_sweep"] == "the study does not measure swept_query_accuracy"
 
 
 def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
