@@ -11,6 +11,7 @@ from analysis.drawing import selection
 from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores
+from analysis.quantities.alpha_sweep import FACTORS
 from analysis.schema import LATER_COORDINATES, learner_names
 
 
@@ -28,10 +29,7 @@ def ds() -> xr.Dataset:
 
 
 def test_a_figure_that_lacks_a_variable_is_left_out_with_the_reason(ds):
-    assert left_out(ds) == {
-        "alpha_sweep": "the study does not measure swept_query_accuracy",
-        "dose_response": "no learner of the study has 3 or more weights of SHOT or of the penalty",
-    }
+    assert left_out(ds) == {"dose_response": "no learner of the study has 3 or more weights of SHOT or of the penalty"}
     assert "spectra" not in figures_of(ds.drop_vars("density"))
     assert left_out(ds.drop_vars("density"))["spectra"] == "the study does not measure density"
     assert left_out(ds.assign(density=ds["density"] * np.nan))["spectra"] == "density has no value in this study"
@@ -156,19 +154,17 @@ def test_an_interval_of_losses_that_few_seeds_reach_is_not_drawn(many_tasks):
 
 
 def test_the_sweep_of_step_sizes_has_a_line_for_each_learner_and_its_untrained_network(ds):
-    factors = {"alpha_factor": [0.25, 0.5, 1.0, 2.0, 4.0]}
-    swept = ds["alignment"] + xr.DataArray([0.1, 0.2, 0.4, 0.3, 0.1], dims="alpha_factor", coords=factors)
-    study = ds.assign(swept_query_accuracy=swept)
-    (ax,) = FIGURES["alpha_sweep"](study).axes
-    means = summarise(measured(study, "swept_query_accuracy")).mean
+    (ax,) = FIGURES["alpha_sweep"](ds).axes
+    means = summarise(measured(ds, "swept_query_accuracy")).mean
     for name, checkpoint in (("first:maml", 0), ("last:maml", 300), ("last:fomaml", 300)):
         drawn = line(ax, f"mean:{name}")
-        assert list(drawn.get_xdata()) == factors["alpha_factor"]
+        assert list(drawn.get_xdata()) == list(FACTORS)
         expected = means.sel(learner=name.partition(":")[2], checkpoint=checkpoint)
         np.testing.assert_allclose(drawn.get_ydata(), expected)
     assert list(line(ax, "own step size").get_xdata()) == [1, 1]
     assert not any(drawn.get_gid() == "mean:last:untrained" for drawn in ax.lines)
-    assert left_out(ds)["alpha_sweep"] == "the study does not measure swept_query_accuracy"
+    unswept = ds.drop_vars("swept_query_accuracy")
+    assert left_out(unswept)["alpha_sweep"] == "the study does not measure swept_query_accuracy"
 
 
 def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
