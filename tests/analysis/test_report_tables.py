@@ -9,6 +9,7 @@ import xarray as xr
 from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
+from analysis import compare
 from analysis.report.accuracy import accuracy_table
 from analysis.report.other_quantities import other_quantities_section
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
@@ -84,6 +85,29 @@ def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
     undecided = [replace(verdict, outcome="inconclusive") for verdict in two]
     for verdicts in (undecided, [VERDICT]):
         assert "add seeds before" not in visible_text(answer(verdicts))
+
+
+def test_a_supported_comparison_that_the_untrained_network_passes_is_marked():
+    mark = "the untrained network passes as well"
+    common = {"claim": "alignment", "steps": "all steps", "quantity": "alignment", "predicted": "positive"}
+    weak = replace(VERDICT, **common, comparison="against orthogonal", baseline="0", baseline_value=0.0, margin=0.1)
+    start = replace(VERDICT, **common, comparison="against untrained", outcome="not supported", baseline_value=0.99)
+    for other, marked in (
+        (start, True),
+        (replace(start, outcome="supported", baseline_value=0.55), True),  # even if training adds to it
+        (replace(start, baseline_value=0.02), False),  # the untrained network does not pass
+        (replace(start, baseline_value=float("nan")), False),
+        (replace(start, learner="fomaml"), False),
+        (replace(start, claim="mine"), False),
+    ):
+        seen = visible_text(verdict_tables([weak, other]))
+        assert (f"supported {mark}" in seen) is marked
+        assert (f"{mark} in " in visible_text(answer([weak, other]))) is marked
+        assert (mark in compare._cell(weak, [weak, other]).text) is marked
+    for outcome in ("not supported", "inconclusive"):
+        assert mark not in visible_text(verdict_tables([replace(weak, outcome=outcome), start]))
+    assert f"{mark} in all of these" in visible_text(answer([weak, start]))
+    assert f"{mark} in 1 of these" in visible_text(answer([weak, replace(start, outcome="supported")]))
 
 
 def test_a_comparison_with_nothing_to_compare_shows_words_instead_of_numbers():
