@@ -12,7 +12,7 @@ from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores
 from analysis.quantities.alpha_sweep import FACTORS
-from analysis.schema import LATER_COORDINATES, learner_names
+from analysis.schema import LATER_COORDINATES, NO_SUCH_SEED, learner_names
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,15 @@ def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_netwo
     assert texts.count("untrained") == 1
 
 
+def test_the_numbers_of_dark_cells_are_white(large):
+    factors = xr.DataArray([0.02, 1.0, 3.5, 1.0], dims="layer")
+    trained = (large["checkpoint"] == 300) & (large["learner"] != "untrained")
+    norms = xr.where(trained, factors, 1.0) * xr.ones_like(large["layer_norm"])
+    texts = FIGURES["layers"](large.assign(layer_norm=norms)).axes[2].texts
+    colors = {(cell.get_text(), cell.get_color()) for cell in texts}
+    assert colors == {("0.02", "white"), ("1.00", "black"), ("3.50", "white")}
+
+
 def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
     figure = FIGURES["layers"](large)
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
@@ -103,6 +112,18 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
     assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
 
 
+def test_the_caption_of_the_dose_response_has_the_seeds_of_each_learner_where_they_differ(large):
+    assert "95% t interval over 5 seeds." in FIGURES["dose_response"].caption(large)
+    assert "maml-shot-1 (1)" in FIGURES["dose_response"].caption(large)
+    fewer = (large["learner"] == "maml-shot-1") & (large["seed"] >= 3)
+    study = large.assign(status=large["status"].where(~fewer, NO_SUCH_SEED))
+    caption = FIGURES["dose_response"].caption(study)
+    assert "95% t interval over 3-5 seeds." in caption
+    assert "maml-shot (0.1, 5 seeds), maml-shot-1 (1, 3 seeds)" in caption
+    legend = FIGURES["dose_response"](study).legends[-1]
+    assert "bar: 95% t interval over 3-5 seeds" in [text.get_text() for text in legend.get_texts()]
+
+
 def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
     figure = FIGURES["edge_of_stability"](ds)
     path = line(figure.axes[0], "path:maml:1")
@@ -117,6 +138,18 @@ def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
 @pytest.fixture(scope="module")
 def many_tasks() -> xr.Dataset:
     return with_further_variables(simulated_study(tasks=60, seeds=range(5), evaluation_tasks=2))
+
+
+def test_captions_have_the_papers_numbers_as_those_of_other_data(ds):
+    cosine = FIGURES["alignment"].caption(ds)
+    assert "on other data, has for MAML 0.49 early in training, 0.36 at epoch 100, 0.75 at epoch 140" in cosine
+    assert "for MAML + SHOT about 0.90 from epoch 110 on. An epoch is 100 meta-iterations, and K = 3" in cosine
+    accuracy = FIGURES["accuracy"].caption(ds)
+    assert "on other data" in accuracy
+    assert "47.88 and 64.81 % for MAML and 47.97 and 66.86 % with SHOT as a penalty" in accuracy
+    regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
+    assert "47.88" not in FIGURES["accuracy"].caption(regression)
+    assert "on other data, and gives no numbers" in FIGURES["loss_surfaces"].caption(ds)
 
 
 def test_curvature_against_support_loss_compares_points_of_equal_loss(many_tasks):
@@ -176,6 +209,10 @@ def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     np.testing.assert_allclose(
         line(figure.axes[0], "path:maml").get_ydata(), summarise(evaluation_scores(ds)).mean.sel(learner="maml")
     )
+    # The open marker of the start is in front of the filled one of the untrained control, which is at the same place.
+    start, control = line(figure.axes[0], "first:maml"), line(figure.axes[0], "last:untrained")
+    assert (start.get_markerfacecolor(), list(start.get_xdata())) == ("white", list(control.get_xdata()))
+    assert start.get_zorder() > control.get_zorder()
 
 
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):
