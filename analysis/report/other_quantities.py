@@ -65,7 +65,10 @@ def other_quantities_section(ds: xr.Dataset, *, confidence: float = 0.95) -> lis
         "Means are over the tasks of each seed that have values before and after training, then over the seeds. "
         f"{warm_start_sentence(ds)}"
     )
-    header = ["Quantity", *(_heading(learner, numbers_of_seeds.get(learner, set())) for learner in learners)]
+    header: list[Child] = [
+        "Quantity",
+        *(_heading(learner, numbers_of_seeds.get(learner, set())) for learner in learners),
+    ]
     return [
         section("What else was measured"),
         element("p", _EXPLORATORY),

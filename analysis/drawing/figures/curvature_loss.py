@@ -86,7 +86,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         f"meta-iteration {int(ds['checkpoint'][-1])} and for the untrained networks (dotted, open markers).",
         "Curvature falls together with the loss, so curvatures compare fairly only where the losses are equal: at the "
         "same place along x, a line below the dotted one shows a lower curvature at equal support loss. Where only one "
-        "of the two lines is drawn, their losses do not overlap there, and the figure says nothing.",
+        "of the two lines is drawn, their losses hardly overlap, and the figure says nothing.",
         f"The range of the losses of a panel is cut into {NUM_BINS} intervals of equal width on the logarithmic axis. "
         "A marker stands in the middle of an interval, at the mean over the inner steps and tasks whose loss lies in "
         f"it, where at least {LEAST_SHARE:.0%} of the learner's seeds have any.",
@@ -103,15 +103,14 @@ def _by_loss(ds: xr.Dataset, name: str, steps: slice) -> Summary:
     A point is one inner step of one task. The coordinate ``support_loss`` holds the middles of the intervals.
     """
     values, loss = (measured(ds, part).isel(inner_step=steps) for part in (name, "support_loss"))
-    known = np.isfinite(values) & (loss > 0)
-    logs = np.log(loss.where(known))
-    finite = logs.values[np.isfinite(logs.values)]
-    low, high = np.quantile(finite, [MOST_OUTSIDE, 1 - MOST_OUTSIDE]) if finite.size else (0.0, 1.0)
-    edges = np.linspace(low, max(high, low + 1e-6), NUM_BINS + 1)  # equal losses get intervals of a tiny width
+    loss = loss.where(values.notnull() & (loss > 0))  # a loss of 0 has no place on the logarithmic axis
+    known = loss.values[np.isfinite(loss.values)]
+    low, high = np.quantile(known, [MOST_OUTSIDE, 1 - MOST_OUTSIDE]) if known.size else (1.0, 1.0)
+    edges = np.geomspace(low, max(high, 1.000001 * low), NUM_BINS + 1)  # equal losses get intervals of a tiny width
     means = [
-        mean_over(values.where((logs >= start) & (logs < end)), "task", "inner_step") for start, end in pairwise(edges)
+        mean_over(values.where((loss >= start) & (loss < end)), "task", "inner_step") for start, end in pairwise(edges)
     ]
-    middles = np.exp((edges[:-1] + edges[1:]) / 2)
+    middles = np.sqrt(edges[:-1] * edges[1:])
     summary = summarise(xr.concat(means, dim=xr.DataArray(middles, dims="support_loss", name="support_loss")))
-    num_seeds = known.any(["task", "inner_step"]).sum("seed")
+    num_seeds = loss.notnull().any(["task", "inner_step"]).sum("seed")
     return summary.where(summary.per_seed.notnull().sum("seed") >= LEAST_SHARE * num_seeds)

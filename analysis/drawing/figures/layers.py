@@ -130,12 +130,13 @@ def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
     return picture
 
 
-def _text_color(cell: tuple[float, float, float, float]) -> str:
+def _text_color(rgba: Any) -> str:
     """Black or white, whichever has the larger contrast with the colour of a cell on a white page.
 
+    rgba: the red, green and blue of the cell, each from 0 to 1, and an opacity, in whose place ``OPACITY`` is taken.
     The contrast is that of the Web Content Accessibility Guidelines, which is equal for both at a luminance of 0.179.
     """
-    srgb = OPACITY * np.array(cell[:3]) + (1 - OPACITY)
+    srgb = OPACITY * np.array(rgba[:3]) + (1 - OPACITY)
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     return "white" if linear @ [0.2126, 0.7152, 0.0722] < 0.179 else "black"
 
