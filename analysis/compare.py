@@ -14,11 +14,13 @@ from pathlib import Path
 import xarray as xr
 
 from analysis.claims import Verdict, holm
+from analysis.claims.findings import untrained_passes
 from analysis.drawing import overlay
 from analysis.drawing.panels import save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_folder, open_verdicts, plan_of, stale_parts
 from analysis.report.page import DASH, Html, element, interval, join, number, page, row, table
+from analysis.report.verdicts import UNTRAINED_PASSES
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
 
@@ -166,7 +168,10 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
         on_claim = {key: found for key, found in rows.items() if key[0] == claim}
         any_verdict = next(iter(next(iter(on_claim.values())).values()))  # all of them have the title of the claim
         yield element("h2", any_verdict.title)
-        lines = [row([_question(key), *(_cell(found.get(name)) for name in names)]) for key, found in on_claim.items()]
+        lines = [
+            row([_question(key), *(_cell(found.get(name), comparison.verdicts[name]) for name in names)])
+            for key, found in on_claim.items()
+        ]
         yield table(["Learner, baseline, comparison", *names], lines, wide=True)
     for learner, png in pictures:
         source = f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode('ascii')}"
@@ -190,14 +195,16 @@ def _text(verdict: Verdict | None) -> str:
     return (verdict.corrected_outcome or verdict.outcome) + effect + bounds
 
 
-def _cell(verdict: Verdict | None) -> Html | str:
+def _cell(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> Html | str:
+    """The cell of a verdict, one of the ``verdicts`` of its study."""
     if verdict is None:
         return DASH
     outcome = verdict.corrected_outcome or verdict.outcome
     badge = element("span", outcome, css=f"badge {outcome.split()[0]}")
     effect = f"{number(verdict.effect, signed=True)} {interval(verdict.low, verdict.high)}, {verdict.num_seeds} seeds"
     p = "" if isnan(verdict.p_corrected) else f", p {number(verdict.p_corrected, digits=2)} after the correction"
-    return join([badge, Html("<br>"), effect + p])
+    weak = f"; {UNTRAINED_PASSES}" if untrained_passes(verdict, verdicts) else ""
+    return join([badge, Html("<br>"), effect + p + weak])
 
 
 def _json(comparison: Comparison) -> str:

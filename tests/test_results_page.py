@@ -35,7 +35,7 @@ from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict
 from analysis.compare import Comparison, primary_table
 from analysis.folder import open_study
-from analysis.report.paper_numbers import TRANSFER
+from analysis.paper_numbers import TRANSFER
 from hessian_tools.intervals import student_t
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

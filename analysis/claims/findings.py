@@ -37,6 +37,19 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
     return [_finding(rows) for rows in first]
 
 
+def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
+    """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
+
+    Only a comparison that ``findings`` does not count can be one: that with orthogonal gradients. The untrained network
+    passes it where its mean reaches the smallest effect of interest, too. verdicts: all verdicts of the study, among
+    which is that of the same learner against the untrained network.
+    """
+    if verdict.comparison != TOO_WEAK or verdict.outcome != "supported":
+        return False
+    others = (v for v in verdicts if (v.claim, v.learner) == (verdict.claim, verdict.learner))
+    return any(v.comparison == "against untrained" and v.baseline_value >= verdict.margin for v in others)
+
+
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """Each (learner, step group) for which every comparison of a claim supports it.
 

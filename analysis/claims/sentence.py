@@ -4,6 +4,7 @@ A unit is one task of one seed.
 """
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from analysis.claims.comparison import Comparison
@@ -22,6 +23,7 @@ NAMES = {
     "alignment": "the alignment A",
 }
 MINUS = "\N{MINUS SIGN}"
+_UNCHANGED = "if the mean and the spread over seeds stay as they are"
 
 
 def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:
@@ -42,6 +44,21 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     if verdict.outcome != "inconclusive" and verdict.num_seeds == 2:
         parts.append("two seeds can agree by luck, so add seeds before relying on this outcome")
     return head + "; ".join([*parts, *_left_out(verdict, comparison)]) + "."
+
+
+def after_correction(verdict: "Verdict") -> str:
+    """The sentence of a verdict, whose beginning says whether it is supported after the correction, too.
+
+    A sentence of another form, which a claim of the user's own may have, stays as it is.
+    """
+    beginning = f"Supported with {plural(verdict.num_seeds, 'seed')}: "
+    if verdict.corrected_outcome == "inconclusive":
+        beginning = (
+            f"Supported alone with {plural(verdict.num_seeds, 'seed')}, but not after the correction for the number of "
+            f"comparisons{_seeds_to_pass(verdict)}: "
+        )
+    # The second pattern is that of an earlier correction, which ``compare`` replaces by one over several studies.
+    return re.sub(r"^Supported( alone)? with \d+ seeds?(, but [^:]*)?: ", lambda _: beginning, verdict.sentence)
 
 
 def plural(num: int, noun: str) -> str:
@@ -114,16 +131,24 @@ def _unmet(verdict: "Verdict", comparison: Comparison) -> str:
     return f"the claim also requires that {comparison.requirement}, which is not sure"
 
 
+def _seeds_to_pass(verdict: "Verdict") -> str:
+    """The words that follow on how many seeds would pass the correction; "" where that number is not known."""
+    if verdict.seeds_to_decide is None:
+        return ""
+    return (
+        f", which about {plural(verdict.seeds_to_decide, 'seed')} would pass in about half of such studies, "
+        f"{_UNCHANGED}"
+    )
+
+
 def _needed(verdict: "Verdict") -> str:
     """The clause that says how many seeds would decide an inconclusive verdict."""
     if verdict.num_seeds < 2:
         return "one seed shows no spread between seeds, so that at least 2 are needed"
     if verdict.seeds_to_decide is None:
         num = f"{MAX_SEEDS:,}".replace(",", " ")
-        return f"not even {num} seeds would decide if the mean and the spread over seeds stay as they are"
-    seeds = plural(verdict.seeds_to_decide, "seed")
-    condition = "if the mean and the spread over seeds stay as they are"
-    return f"about {seeds} would decide in about half of such studies, {condition}"
+        return f"not even {num} seeds would decide {_UNCHANGED}"
+    return f"about {plural(verdict.seeds_to_decide, 'seed')} would decide in about half of such studies, {_UNCHANGED}"
 
 
 def _why_not(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:

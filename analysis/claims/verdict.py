@@ -43,6 +43,8 @@ class Verdict(Question):
     share_compared: the fraction of the points that could be compared.
     seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
         decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
+        Of a verdict that is supported without the correction and inconclusive after it, it is the number of seeds at
+        which the correction would leave it supported.
     obstacle: the reason why no verdict was possible, whatever the numbers are; None if there is none.
     effects: the effect of each seed, of which ``effect`` is the mean; empty where ``effect`` is no mean over seeds.
     p: the two-sided p-value of the t-test that the effect is 0; NaN with an obstacle.
@@ -231,9 +233,14 @@ def _effect(v: Verdict) -> str:
 
 
 def _remark(v: Verdict) -> str:
-    """The obstacle of a verdict or, if it is inconclusive without one, how many seeds would decide; "" otherwise."""
+    """The obstacle of a verdict or, if it is inconclusive without one, how many seeds would decide; "" otherwise.
+
+    Of a verdict that is inconclusive after the correction alone, it is how many seeds would pass the correction.
+    """
     if v.obstacle:
         return "  " + v.obstacle.partition(";")[0]
+    if v.outcome == "supported" and v.seeds_to_decide is not None:
+        return f"  about {v.seeds_to_decide} seeds would pass the correction"
     if v.outcome != "inconclusive" or math.isnan(v.effect):
         return ""
     if v.num_seeds < 2:

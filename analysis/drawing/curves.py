@@ -166,6 +166,35 @@ def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]
     return lines
 
 
+def against(ds: xr.Dataset, ax: Axes, x: np.ndarray, summary: Summary) -> list[Line2D]:
+    """Draw a quantity against ``x``: each trained learner at the last checkpoint, and the untrained networks dotted.
+
+    summary: one with the dimensions learner and checkpoint, whose first checkpoint is that of the untrained networks if
+        the study has it, and a third dimension with the values of ``x``.
+
+    Networks that adapt by different inner loops have a dotted line each, which is returned as a legend entry.
+    """
+    names = learner_names(ds)
+    # Networks that are trained on shuffled labels, or without episodes, start from the same networks as the others.
+    compared = [name for name in names if not is_control(ds, name)] or names
+    groups = alike_at_start(ds, summary.mean.transpose("learner", "checkpoint", ...), compared)
+    entries = []
+    for group in groups:
+        # The only untrained network is grey; of several, each has the colour of its first learner.
+        color, label = CONTROL_STYLE.color, "untrained"
+        if len(groups) > 1:
+            color, label = method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
+        style = MethodStyle(color, "o", CONTROL_STYLE.linestyle)
+        start = summary.at(learner=names.index(group[0]), checkpoint=0)
+        curve(ax, x, start, style=style, name=f"first:{group[0]}", filled=False)
+        look: dict[str, Any] = {"color": color, "linestyle": style.linestyle, "marker": style.marker}
+        entries.append(Line2D([], [], label=label, markerfacecolor="white", **look))
+    for position, name in enumerate(names):
+        if name in trained_learners(ds):
+            curve(ax, x, summary.at(learner=position, checkpoint=-1), style=method_style(name), name=f"last:{name}")
+    return entries
+
+
 # ---- along the inner loop: the first and the last checkpoint of each learner
 
 

@@ -55,6 +55,12 @@ def zero(ax: Axes) -> Line2D:
     return ax.axhline(0.0, color="black", linewidth=0.6, gid="zero", zorder=1.5)
 
 
+def own_step_size(ax: Axes) -> Line2D:
+    """Draw a dashed vertical line at the factor 1 of a learner's step size."""
+    look: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 0.8, "zorder": 1.5}
+    return ax.axvline(1.0, label="own step size", gid="own step size", **look)
+
+
 def equal(ax: Axes) -> Line2D:
     """Draw a dashed line at 1, where two quantities are equal, and make the axis reach beyond it."""
     low, high = ax.get_ylim()

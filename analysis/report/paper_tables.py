@@ -13,11 +13,11 @@ from typing import Any
 
 import xarray as xr
 
+from analysis import paper_numbers as paper
 from analysis.config import LearnerConfig, StudyConfig
 from analysis.drawing import selection
 from analysis.drawing.style import method_label
 from analysis.evaluation import evaluation_scores, has_accuracy
-from analysis.report import paper_numbers as paper
 from analysis.report.page import DASH, MINUS, Html, element, row, section, table
 from analysis.schema import learner_names, setting, shot_pairs
 from analysis.statistics import Interval, mean_interval, seed_means

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analysis.claims.findings import untrained_passes
 from analysis.claims.verdict import Verdict
 from analysis.config import StudyConfig
 from analysis.drawing.figures import figures_of, left_out
@@ -19,10 +20,11 @@ from analysis.drawing.summary import measured
 from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
+from analysis.report.other_quantities import other_quantities_section
 from analysis.report.page import DASH, Html, bullets, contents, element, number, page, row, section, table
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
-from analysis.report.verdicts import answer, verdict_tables
+from analysis.report.verdicts import UNTRAINED_PASSES, answer, verdict_tables
 from hessian_tools.trajectory.trajectory import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
@@ -91,6 +93,7 @@ def render(
         section(f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
         accuracy_table(ds, confidence=confidence),
         *learning_section(ds, confidence=confidence),
+        *other_quantities_section(ds, confidence=confidence),
         *(paper_section(ds, config, confidence=confidence) if config else []),
         section("Set-up"),
         table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
@@ -145,6 +148,12 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho in place "
             "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
             "one, so that the sizes of filters do not matter.",
+        )
+    if any(untrained_passes(verdict, verdicts) for verdict in verdicts):
+        reading.insert(
+            -1,
+            f"Where a supported comparison with orthogonal gradients is marked “{UNTRAINED_PASSES}”, it shows nothing "
+            "of training; the comparison with the untrained network does.",
         )
     return [section("Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 

@@ -45,13 +45,22 @@ def change(values: xr.DataArray, steps: slice) -> Change:
     Both means are taken over the tasks that have finite values at both checkpoints, as for the verdicts, and then over
     the seeds.
     """
+    ends = seed_ends(values, steps)
+    untrained, trained = (float(side.mean()) if side.size else float("nan") for side in ends)
+    return Change(untrained, trained)
+
+
+def seed_ends(values: xr.DataArray, steps: slice) -> tuple[np.ndarray, np.ndarray]:
+    """The means over tasks at the first and at the last checkpoint [seed], of the seeds that have both.
+
+    The arguments are those of ``change``. A task without finite values at both checkpoints is left out of both means.
+    """
     values = values if "task" in values.dims else values.expand_dims("task")
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
-    per_seed = [seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values]
-    finite = np.isfinite(per_seed[0])  # the same seeds on both sides, because they have the same tasks
-    untrained, trained = (float(side[finite].mean()) if finite.any() else float("nan") for side in per_seed)
-    return Change(untrained, trained)
+    untrained, trained = (seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values)
+    finite = np.isfinite(untrained)  # the same seeds on both sides, because they have the same tasks
+    return untrained[finite], trained[finite]
 
 
 def scale_section(ds: xr.Dataset) -> list[Html]:

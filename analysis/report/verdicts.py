@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
-from analysis.claims.findings import summary
+from analysis.claims.findings import summary, untrained_passes
 from analysis.claims.sentence import against_untrained, measure
 from analysis.claims.verdict import OUTCOMES, Verdict
 from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+UNTRAINED_PASSES = "the untrained network passes as well"
+"""What stands beside a supported comparison that shows nothing of training."""
 WITHOUT_SHOT = ("shot", "shot-hg")  # the claims whose raw comparison has the learner without SHOT as its baseline
 COLUMNS = (
     "Learner against baseline",
@@ -70,6 +72,9 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         elif num_of_two_seeds:
             them = "it" if num_of_two_seeds == 1 else "them"
             remarks.append(f"{num_of_two_seeds} of these from two seeds; add seeds before relying on {them}")
+        weak = sum(untrained_passes(verdict, verdicts) for verdict in alike)
+        if weak:
+            remarks.append(f"{UNTRAINED_PASSES} in {'all' if weak == len(alike) else weak} of these")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     levels = _levels(verdicts) if len(verdicts) <= MAX_LEVELS else ""
@@ -131,7 +136,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
     parts = []
     for letter, title, rows in verdicts_by_claim(verdicts):
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
-        lines = table(header, [line for verdict in rows for line in _lines(verdict)], wide=True)
+        lines = table(header, [line for verdict in rows for line in _lines(verdict, rows)], wide=True)
         if len(rows) > MAX_OPEN:
             outcomes = Counter(verdict.outcome for verdict in rows)
             counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
@@ -140,13 +145,13 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
     return join(parts, "\n")
 
 
-def _lines(verdict: Verdict) -> tuple[Html, Html]:
-    """The two rows of a verdict: its numbers and, below these, its sentence."""
+def _lines(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> tuple[Html, Html]:
+    """The row of numbers of a verdict and the row of its sentence. claim_verdicts: all verdicts on the claim."""
     levels = _change(verdict)
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
         _sides(verdict),
-        _outcome(verdict),
+        _outcome(verdict, claim_verdicts),
         verdict.steps or DASH,
         verdict.comparison + (f" ({verdict.measure})" if verdict.measure else quantity),
         element("span", DASH if levels == f"{DASH} → {DASH}" else levels, css="num"),
@@ -185,13 +190,15 @@ def _p_values(verdict: Verdict) -> str:
     return number(verdict.p, digits=2) + corrected
 
 
-def _outcome(verdict: Verdict) -> Html:
-    """The outcome as a badge and, where it changes, the one after Holm's correction."""
+def _outcome(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> Html:
+    """The outcome as a badge and, below it, the one after Holm's correction where it differs, or what it is worth."""
     # The class gives the badge a colour, which only repeats what its text says.
-    badge = element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")
-    if verdict.corrected_outcome in (None, verdict.outcome):
-        return badge
-    return join([badge, Html("<br>"), f"{verdict.corrected_outcome} after the correction"])
+    parts: list[Html | str] = [element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")]
+    if verdict.corrected_outcome not in (None, verdict.outcome):
+        parts.append(f"{verdict.corrected_outcome} after the correction")
+    if untrained_passes(verdict, claim_verdicts):
+        parts.append(UNTRAINED_PASSES)
+    return join(parts, "<br>")
 
 
 def _change(verdict: Verdict) -> str:

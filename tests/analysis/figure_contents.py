@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from simulated_studies import Effect, simulated_study
 
+from analysis.quantities.alpha_sweep import FACTORS
 from analysis.quantities.loss_surface import PLACES
 from analysis.schema import LEVEL_MEANINGS
 
@@ -86,6 +87,8 @@ def with_further_variables(study: xr.Dataset) -> xr.Dataset:
     density = np.exp(-np.abs(np.arcsinh(grid / 0.1)) / width) + 1e-3 * np.exp(-((grid - study["alpha_rho"]) ** 2))
     study["density"] = density.where(is_full & (density > 1e-5), 0.0).where(is_full)
     study["density"].attrs["long_name"] = "share of eigenvalues per unit of asinh(alpha lambda / 0.1), by alpha lambda"
+    factors = xr.DataArray(np.array(FACTORS), dims="alpha_factor", coords={"alpha_factor": np.array(FACTORS)})
+    study["swept_query_accuracy"] = 0.4 + 0.2 * progress + 0.1 * study["alignment"] - 0.05 * np.log(factors) ** 2
     axes = {name: xr.DataArray(PLACES, dims=name, coords={name: PLACES}) for name in ("surface_x", "surface_y")}
     x, y = axes.values()
     start = {"inner_step": 0}

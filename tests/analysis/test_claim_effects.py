@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from analysis.claims.intervention import learners_by_weight, seed_slopes
 from analysis.claims.learning import reached
 from analysis.schema import DIVERGED
 from analysis.statistics import holm as adjusted
+from analysis.statistics import t_test
 
 TOO_WEAK = ("against orthogonal", "between seeds")  # passed by an untrained network; needs more seeds
 
@@ -391,7 +393,8 @@ def test_primary_verdicts_are_corrected_together_over_studies() -> None:
     np.testing.assert_array_equal([v.p_corrected for v in primary], adjusted(np.array([v.p for v in primary])))
     for (_, before), (_, after) in zip(studies, together, strict=True):
         for old, new in zip(before, after, strict=True):
-            assert (old.outcome, old.p, old.sentence) == (new.outcome, new.p, new.sentence)
+            assert (old.outcome, old.p) == (new.outcome, new.p)
+            assert old.sentence.partition(": ")[2] == new.sentence.partition(": ")[2]
             if new.kind == "exploratory":
                 assert np.isnan(new.p_corrected)
                 assert new.corrected_outcome is None
@@ -403,6 +406,39 @@ def test_primary_verdicts_are_corrected_together_over_studies() -> None:
     assert any(v.corrected_outcome != v.outcome for v in primary)
     again = holm(together)
     assert [repr(v) for _, rows in again for v in rows] == [repr(v) for _, rows in together for v in rows]
+
+
+def test_a_verdict_that_the_correction_changes_says_so_and_how_many_seeds_would_pass() -> None:
+    verdicts = judge(planted_study({"maml": Plant(along=0.15)}, seeds=5), quick_plan("suppression"))
+    primary = [v for v in verdicts if v.kind == "primary"]
+    lost = [v for v in primary if v.corrected_outcome != v.outcome]
+    num_left = sum(v.p_corrected >= 0.05 for v in primary)
+    for v in lost:
+        assert v.sentence.startswith("Supported alone with 5 seeds, but not after the correction for the number of ")
+        assert f"about {v.seeds_to_decide} seeds would pass" in v.sentence
+        assert any(f"about {v.seeds_to_decide} seeds would pass" in line for line in verdict_lines([v]))
+        mean, sd = np.mean(v.effects), np.std(v.effects, ddof=1)
+        passes = [t_test(mean, sd / num**0.5, num - 1) * num_left < 0.05 for num in range(2, v.seeds_to_decide + 1)]
+        assert passes.index(True) == len(passes) - 1
+    # Without the correction for many comparisons, the sentence and the number are those of a supported verdict.
+    assert lost
+    alone = holm([("", lost[:1])])[0][1][0]
+    assert alone.sentence.startswith("Supported with 5 seeds: ")
+    assert alone.seeds_to_decide is None
+    # A p-value that rests on a second test, or on no mean over seeds, has no number; a sentence of one's own stays.
+    for other in (
+        replace(lost[0], effects=()),
+        replace(lost[0], p=1.01 * lost[0].p),
+        replace(lost[0], sentence="Mine."),
+    ):
+        again = holm([("", [v if v is not lost[0] else other for v in verdicts])])[0][1]
+        changed = next(v for v in again if v.p == other.p and v.effects == other.effects)
+        assert changed.corrected_outcome == "inconclusive"
+        if other.sentence == "Mine.":
+            assert changed.sentence == "Mine."
+        else:
+            assert changed.seeds_to_decide is None
+            assert "not after the correction for the number of comparisons: " in changed.sentence
 
 
 def test_the_correction_is_shown_in_lines_and_findings() -> None:

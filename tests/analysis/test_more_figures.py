@@ -11,7 +11,8 @@ from analysis.drawing import selection
 from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores
-from analysis.schema import LATER_COORDINATES, learner_names
+from analysis.quantities.alpha_sweep import FACTORS
+from analysis.schema import LATER_COORDINATES, NO_SUCH_SEED, learner_names
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,15 @@ def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_netwo
     assert texts.count("untrained") == 1
 
 
+def test_the_numbers_of_dark_cells_are_white(large):
+    factors = xr.DataArray([0.02, 1.0, 3.5, 1.0], dims="layer")
+    trained = (large["checkpoint"] == 300) & (large["learner"] != "untrained")
+    norms = xr.where(trained, factors, 1.0) * xr.ones_like(large["layer_norm"])
+    texts = FIGURES["layers"](large.assign(layer_norm=norms)).axes[2].texts
+    colors = {(cell.get_text(), cell.get_color()) for cell in texts}
+    assert colors == {("0.02", "white"), ("1.00", "black"), ("3.50", "white")}
+
+
 def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
     figure = FIGURES["layers"](large)
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
@@ -102,6 +112,18 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
     assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
 
 
+def test_the_caption_of_the_dose_response_has_the_seeds_of_each_learner_where_they_differ(large):
+    assert "95% t interval over 5 seeds." in FIGURES["dose_response"].caption(large)
+    assert "maml-shot-1 (1)" in FIGURES["dose_response"].caption(large)
+    fewer = (large["learner"] == "maml-shot-1") & (large["seed"] >= 3)
+    study = large.assign(status=large["status"].where(~fewer, NO_SUCH_SEED))
+    caption = FIGURES["dose_response"].caption(study)
+    assert "95% t interval over 3-5 seeds." in caption
+    assert "maml-shot (0.1, 5 seeds), maml-shot-1 (1, 3 seeds)" in caption
+    legend = FIGURES["dose_response"](study).legends[-1]
+    assert "bar: 95% t interval over 3-5 seeds" in [text.get_text() for text in legend.get_texts()]
+
+
 def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
     figure = FIGURES["edge_of_stability"](ds)
     path = line(figure.axes[0], "path:maml:1")
@@ -113,6 +135,71 @@ def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
     assert list(line(figure.axes[0], "threshold").get_xdata()) == [2, 2]
 
 
+@pytest.fixture(scope="module")
+def many_tasks() -> xr.Dataset:
+    return with_further_variables(simulated_study(tasks=60, seeds=range(5), evaluation_tasks=2))
+
+
+def test_captions_have_the_papers_numbers_as_those_of_other_data(ds):
+    cosine = FIGURES["alignment"].caption(ds)
+    assert "on other data, has for MAML 0.49 early in training, 0.36 at epoch 100, 0.75 at epoch 140" in cosine
+    assert "for MAML + SHOT about 0.90 from epoch 110 on. An epoch is 100 meta-iterations, and K = 3" in cosine
+    accuracy = FIGURES["accuracy"].caption(ds)
+    assert "on other data" in accuracy
+    assert "47.88 and 64.81 % for MAML and 47.97 and 66.86 % with SHOT as a penalty" in accuracy
+    regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
+    assert "47.88" not in FIGURES["accuracy"].caption(regression)
+    assert "on other data, and gives no numbers" in FIGURES["loss_surfaces"].caption(ds)
+
+
+def test_curvature_against_support_loss_compares_points_of_equal_loss(many_tasks):
+    # Curvature is the square root of the support loss, and half of that after training, which also lowers the losses.
+    # So at equal loss each trained line is at half the height of the untrained one.
+    trained = (many_tasks["checkpoint"] == 300) & (many_tasks["learner"] != "untrained")
+    loss = many_tasks["support_loss"] * xr.where(trained, 0.8, 1.0)
+    curvature = loss**0.5 * xr.where(trained, 0.5, 1.0)
+    study = many_tasks.assign(support_loss=loss, alpha_rho=curvature, alpha_hg_ratio=2 * curvature)
+    figure = FIGURES["curvature_loss"](study)
+    for ax, factor in zip(figure.axes, (1, 1, 2, 2), strict=True):
+        before, after = line(ax, "mean:first:maml"), line(ax, "mean:last:maml")
+        assert len(set(before.get_xdata()) & set(after.get_xdata())) >= 2
+        for drawn, share in ((before, 1.0), (after, 0.5)):
+            x, y = (np.array(data) for data in drawn.get_data())
+            np.testing.assert_allclose(y, factor * share * x**0.5, rtol=0.1)  # intervals of the loss have a width
+        assert before.get_markerfacecolor() == "white"
+    assert [ax.get_title("left") for ax in figure.axes[:2]] == ["step 0", "later steps"]
+    later = loss.sel(learner="maml", checkpoint=300).isel(inner_step=slice(1, None))
+    assert line(figure.axes[1], "mean:last:maml").get_xdata().max() < later.max()
+    names = ("alpha rho", "alpha |Hg| / |g|")
+    expected = {f"{name}, {group}" for name in names for group in ("step 0", "later steps")}
+    assert set(FIGURES["curvature_loss"].data(study)["quantity"]) == expected
+    assert "lower curvature at equal support loss" in FIGURES["curvature_loss"].caption(study)
+    assert "untrained start" in str(FIGURES["curvature_loss"].needs(study.sel(checkpoint=[30, 300])))
+
+
+def test_an_interval_of_losses_that_few_seeds_reach_is_not_drawn(many_tasks):
+    # At step 0, two of five seeds have losses of their own, for which no other seed has a point.
+    far = (many_tasks["seed"] < 2) & (many_tasks["inner_step"] == 0)
+    loss = many_tasks["support_loss"] * xr.where(far, 20.0, 1.0)
+    figure = FIGURES["curvature_loss"](many_tasks.assign(support_loss=loss, alpha_rho=loss, alpha_hg_ratio=loss))
+    assert not [drawn for drawn in figure.axes[0].lines if len(drawn.get_xdata())]
+    assert len(line(figure.axes[1], "mean:last:maml").get_xdata()) > 2
+
+
+def test_the_sweep_of_step_sizes_has_a_line_for_each_learner_and_its_untrained_network(ds):
+    (ax,) = FIGURES["alpha_sweep"](ds).axes
+    means = summarise(measured(ds, "swept_query_accuracy")).mean
+    for name, checkpoint in (("first:maml", 0), ("last:maml", 300), ("last:fomaml", 300)):
+        drawn = line(ax, f"mean:{name}")
+        assert list(drawn.get_xdata()) == list(FACTORS)
+        expected = means.sel(learner=name.partition(":")[2], checkpoint=checkpoint)
+        np.testing.assert_allclose(drawn.get_ydata(), expected)
+    assert list(line(ax, "own step size").get_xdata()) == [1, 1]
+    assert not any(drawn.get_gid() == "mean:last:untrained" for drawn in ax.lines)
+    unswept = ds.drop_vars("swept_query_accuracy")
+    assert left_out(unswept)["alpha_sweep"] == "the study does not measure swept_query_accuracy"
+
+
 def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     figure = FIGURES["curvature_accuracy"](ds)
     values = measured(ds, "alpha_hg_ratio").sel(learner="maml")
@@ -122,6 +209,10 @@ def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     np.testing.assert_allclose(
         line(figure.axes[0], "path:maml").get_ydata(), summarise(evaluation_scores(ds)).mean.sel(learner="maml")
     )
+    # The open marker of the start is in front of the filled one of the untrained control, which is at the same place.
+    start, control = line(figure.axes[0], "first:maml"), line(figure.axes[0], "last:untrained")
+    assert (start.get_markerfacecolor(), list(start.get_xdata())) == ("white", list(control.get_xdata()))
+    assert start.get_zorder() > control.get_zorder()
 
 
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):

@@ -9,7 +9,9 @@ import xarray as xr
 from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
+from analysis import compare
 from analysis.report.accuracy import accuracy_table
+from analysis.report.other_quantities import other_quantities_section
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
@@ -85,6 +87,29 @@ def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
         assert "add seeds before" not in visible_text(answer(verdicts))
 
 
+def test_a_supported_comparison_that_the_untrained_network_passes_is_marked():
+    mark = "the untrained network passes as well"
+    common = {"claim": "alignment", "steps": "all steps", "quantity": "alignment", "predicted": "positive"}
+    weak = replace(VERDICT, **common, comparison="against orthogonal", baseline="0", baseline_value=0.0, margin=0.1)
+    start = replace(VERDICT, **common, comparison="against untrained", outcome="not supported", baseline_value=0.99)
+    for other, marked in (
+        (start, True),
+        (replace(start, outcome="supported", baseline_value=0.55), True),  # even if training adds to it
+        (replace(start, baseline_value=0.02), False),  # the untrained network does not pass
+        (replace(start, baseline_value=float("nan")), False),
+        (replace(start, learner="fomaml"), False),
+        (replace(start, claim="mine"), False),
+    ):
+        seen = visible_text(verdict_tables([weak, other]))
+        assert (f"supported {mark}" in seen) is marked
+        assert (f"{mark} in " in visible_text(answer([weak, other]))) is marked
+        assert (mark in compare._cell(weak, [weak, other]).text) is marked
+    for outcome in ("not supported", "inconclusive"):
+        assert mark not in visible_text(verdict_tables([replace(weak, outcome=outcome), start]))
+    assert f"{mark} in all of these" in visible_text(answer([weak, start]))
+    assert f"{mark} in 1 of these" in visible_text(answer([weak, replace(start, outcome="supported")]))
+
+
 def test_a_comparison_with_nothing_to_compare_shows_words_instead_of_numbers():
     nan = float("nan")
     empty = replace(
@@ -135,6 +160,48 @@ def test_the_scale_table_lists_trained_learners_only(ds):
     assert "norm of the layer that grew most: " in part
     alone = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
     assert scale_section(alone) == []
+
+
+def rows_of(html: Html) -> dict[str, list[str]]:
+    """The cells of each row of a table by the row's name, without tags."""
+    rows = re.findall(r'<tr[^>]*><th scope="row">(.*?)</th>(.*?)</tr>', html.text)
+    return {name: [visible_text(Html(cell)) for cell in re.findall(r"<td>(.*?)</td>", rest)] for name, rest in rows}
+
+
+def test_the_table_of_other_quantities_pairs_tasks_and_compares_seeds(ds):
+    study = ds.sel(learner=["untrained", "maml", "maml-shot"])
+    agreement = study["alignment"].copy(data=np.full(study["alignment"].shape, 0.5))
+    # What training adds, by seed; the task that diverged and one that lacks a number are in neither mean.
+    agreement.loc[{"learner": "maml", "checkpoint": 300}] = xr.DataArray([0.6, 0.7, 0.8], dims="seed")
+    agreement.loc[{"learner": "maml", "checkpoint": 300, "seed": 1, "task": 0}] = np.nan
+    agreement.loc[{"learner": "maml", "checkpoint": 0, "seed": 1, "task": 0}] = 99.0
+    agreement.loc[{"learner": "maml-shot", "seed": 2}] = np.nan
+    drop = study["alpha_rho"].copy(data=np.broadcast_to([1.0, 2.0, 4.0, np.nan], study["alpha_rho"].shape))
+    explanation, table = other_quantities_section(study.assign(prototype_agreement=agreement, drop_ratio=drop))[1:]
+    assert "exploratory" in explanation.text
+    rows = rows_of(table)
+    half = mean_interval(np.array([0.1, 0.2, 0.3]))
+    assert rows["share"] == [f"0.5 → 0.7 +0.20 ± {(half.high - half.low) / 2:.2f}", "0.5 → 0.5 +0"]
+    # The last point, from which no step is taken, is no later step.
+    assert rows["step 0"] == ["1 → 1 +0", "1 → 1 +0"]
+    assert rows["later steps"] == ["3 → 3 +0", "3 → 3 +0"]
+    assert f"MAML 3 seeds MAML + SHOT 2{DASH}3 seeds" in visible_text(table)
+
+
+def test_the_table_of_other_quantities_has_only_what_was_measured(ds):
+    bare = ds.drop_vars(["drop_ratio", "path_ratio"], errors="ignore")
+    assert other_quantities_section(bare) == []
+    factors = {"alpha_factor": [0.25, 0.5, 1.0, 4.0]}
+    swept = ds["alignment"] * 0 + xr.DataArray([0.3, 0.4, 0.5, 0.2], dims="alpha_factor", coords=factors)
+    rows = rows_of(other_quantities_section(bare.assign(swept_query_accuracy=swept))[-1])
+    assert {name: cells[0] for name, cells in rows.items()} == {
+        "0.25 alpha": "0.3 → 0.3 +0",
+        "alpha": "0.5 → 0.5 +0",
+        "4 alpha": "0.2 → 0.2 +0",
+    }
+    values = bare.assign(path_ratio=bare["alignment"])
+    assert other_quantities_section(values.sel(checkpoint=[300])) == []
+    assert other_quantities_section(values.sel(learner=["untrained"])) == []
 
 
 def test_the_text_of_numbers_intervals_and_elements():

@@ -11,6 +11,7 @@ from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import lost_evaluations, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy, score_name
+from analysis.paper_numbers import DATA, LEARNERS
 from analysis.schema import learner_names
 
 HAS_STEPS = False
@@ -69,6 +70,20 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         evaluation_scores(drawn),
         f"{score_name(ds).capitalize()} after the inner loop on held-out tasks, against the meta-iteration.",
         "Dotted lines are untrained networks.",
+        _of_the_paper() if has_accuracy(ds) else "",
         selection.shown_sentence(ds, choice.learners),
         diverged=f"{total} of {num_tried} evaluations diverged and are not in the means (crosses)." if total else "",
+    )
+
+
+def _of_the_paper() -> str:
+    """The sentence on the paper's figure, whose curves end where its table begins."""
+    ends = [
+        "{} and {} %".format(*LEARNERS["maml", shot][DATA.index("mini")]) + words
+        for shot, words in (("", " for MAML"), ("SHOT_r", " with SHOT as a penalty"))
+    ]
+    return (
+        "The right half of figure 3 of Lee, Yoo and Kwak (2023) has validation accuracies, on other data. Their tables "
+        f"have, for miniImageNet with one and with five support images per class, {ends[0]} and {ends[1]}, after "
+        "30,000 meta-iterations."
     )

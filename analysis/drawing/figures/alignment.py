@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, summarise
+from analysis.paper_numbers import MEAN_COSINES
 from analysis.schema import learner_names
 
 HAS_STEPS = False
@@ -84,5 +85,12 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
         "Dotted lines are untrained networks. At a small inner learning rate their A is near 1 as well, so the effect "
         "of training is the difference from this line, not from 0.",
+        f"The left half of figure 3 of Lee, Yoo and Kwak (2023), on other data, has {_of_the_paper()}. An epoch is 100 "
+        "meta-iterations, and K = 3.",
         selection.shown_sentence(ds, choice.learners),
     )
+
+
+def _of_the_paper() -> str:
+    """The mean cosines that the paper reports, by learner."""
+    return "; ".join(f"for {learner} {values}" for learner, values in MEAN_COSINES.items())

@@ -113,7 +113,9 @@ def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: s
         line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
         ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
         first = places[:1]
-        ax.plot(x[first], y[first], color=style.color, marker=style.marker, markerfacecolor="white")
+        # Above the filled marker of an untrained control, which stands at the same place and would hide this one.
+        front: dict[str, Any] = {"markerfacecolor": "white", "zorder": 5, "gid": f"first:{name}"}
+        ax.plot(x[first], y[first], color=style.color, marker=style.marker, **front)
     last = places[-1]
     points = [part.per_seed.sel(learner=name).isel(checkpoint=last).values for part in (curvature, scores)]
     dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0, "alpha": 0.6}

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, seeds_with_values, summarise
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, summarise
 from analysis.evaluation import evaluation_scores, score_name
 from analysis.schema import learner_names, setting, trained_learners
 
@@ -79,11 +79,10 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         for ax, weight in zip(table[-1], columns, strict=True):
             ax.set_xlabel(WEIGHTS[weight])
         names = dict.fromkeys(name for series in columns.values() for name in series)
-        seeds = next(iter(rows.values())).num_seeds
         dot = legend.entry("each seed", color="black", linestyle="none", marker="o", markersize=1.8)
         # Only the learners without an intervention have legend entries: each series has the style of its own one.
         entries = [entry for entry in legend.learner_entries(ds) if entry.get_label() in set(map(method_label, names))]
-        notes = [dot, legend.entry(_bar_label(seeds), color="black", marker="_", markersize=5)]
+        notes = [dot, legend.entry(f"bar: {_bar_words(ds)}", color="black", marker="_", markersize=5)]
         panels.outside_legends(figure, entries, notes)
     return figure
 
@@ -91,12 +90,15 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
 def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the learners of each series."""
     ds = choice.part(ds)
+    counts = _seeds(ds)
+    # Where all learners have as many seeds, the sentence on the bars says how many.
+    words = {name: f", {num} seeds" if len(set(counts.values())) > 1 else "" for name, num in counts.items()}
     lists = [
-        f"{method_label(name)}: {', '.join(f'{learner} ({weight:g})' for learner, weight in learners.items())}"
+        f"{method_label(name)}: "
+        + ", ".join(f"{learner} ({weight:g}{words[learner]})" for learner, weight in learners.items())
         for kind in WEIGHTS
         for name, learners in _series(ds, kind).items()
     ]
-    seeds = seeds_with_values(evaluation_scores(ds))
     return " ".join(
         [
             f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
@@ -104,8 +106,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
             f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
             "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
             "logarithmic beyond; a negative weight rewards what a positive one penalises.",
-            "Dots are the means of single seeds; markers are their means, with bars that show the "
-            f"{_bar_words(seeds)}.",
+            f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(ds)}.",
             f"The learners and their weights: {'; '.join(lists)}.",
         ]
     )
@@ -185,11 +186,17 @@ def _weight_axis(ax: Axes, weights: list[float]) -> None:
     references.tick_at(ax.xaxis, sorted(set(weights)))
 
 
-def _bar_label(num_seeds: int) -> str:
-    return "bar: " + _bar_words(num_seeds)
+def _seeds(ds: xr.Dataset) -> dict[str, int]:
+    """The number of seeds of each learner of a series, over which its means at the last checkpoint are."""
+    per_seed = next(iter(_quantities(ds).values())).per_seed
+    return {name: int(per_seed.sel(learner=name).notnull().sum()) for name in learners(ds)}
 
 
-def _bar_words(num_seeds: int) -> str:
+def _bar_words(ds: xr.Dataset) -> str:
+    """What the bars show, and over how many seeds, such as '6-10 seeds' if learners have different numbers of them."""
+    num_seeds = next(iter(_quantities(ds).values())).num_seeds
     if num_seeds < 2:
         return "nothing, as there is one seed"
-    return "95% t interval over seeds" if num_seeds > MAX_SEEDS_SHOWN else "range over seeds"
+    counts = _seeds(ds).values()
+    seeds = "-".join(str(num) for num in dict.fromkeys((min(counts), max(counts))))
+    return f"{'95% t interval' if num_seeds > MAX_SEEDS_SHOWN else 'range'} over {seeds} seeds"

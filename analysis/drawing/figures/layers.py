@@ -18,6 +18,9 @@ from analysis.schema import learner_names, trained_learners, untrained_start
 LARGEST_CHANGE = 4.0
 """The factor at which the colours end. The numbers in the cells show larger changes."""
 
+OPACITY = 0.75
+"""The opacity of the colours."""
+
 MIN_CELL = 0.35
 """The inches of the figure's width for each column below which the cells have no numbers, as these would overlap."""
 
@@ -121,15 +124,27 @@ def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
     norm = LogNorm(1 / LARGEST_CHANGE, LARGEST_CHANGE)
     # In grey both ends are dark, and the numbers in the cells tell them apart.
     colored = np.ma.masked_invalid(np.clip(ratios, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
-    picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=0.75)
+    picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=OPACITY)
     # Columns narrower than 0.4 inches have smaller numbers; sizes are in points.
     size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
         if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:
-            ax.text(column, row, _short(ratio), ha="center", va="center", fontsize=size, gid=f"{row}:{column}")
+            look: dict[str, Any] = {"fontsize": size, "color": _text_color(picture.to_rgba(colored[row, column]))}
+            ax.text(column, row, _short(ratio), ha="center", va="center", gid=f"{row}:{column}", **look)
     ax.tick_params(length=0)
     ax.grid(visible=False)
     return picture
+
+
+def _text_color(rgba: Any) -> str:
+    """Black or white, whichever has the larger contrast with the colour of a cell on a white page.
+
+    rgba: the red, green and blue of the cell, each from 0 to 1, and an opacity, in whose place ``OPACITY`` is taken.
+    The contrast is that of the Web Content Accessibility Guidelines, which is equal for both at a luminance of 0.179.
+    """
+    srgb = OPACITY * np.array(rgba[:3]) + (1 - OPACITY)
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return "white" if linear @ [0.2126, 0.7152, 0.0722] < 0.179 else "black"
 
 
 def _short(ratio: float) -> str:

@@ -86,6 +86,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "Below, each filter of both directions has the norm of the filter of theta_0 (Li et al. 2018), so that a "
         "learner does not look flatter only because its weights are larger; the same length is then a smaller part of "
         "larger weights.",
+        "Figure 4 of Lee, Yoo and Kwak (2023) has surfaces of the first kind, on other data, and gives no numbers.",
         f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over "
         "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
         selection.shown_sentence(ds, choice.learners),

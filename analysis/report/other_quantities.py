@@ -1,0 +1,233 @@
+"""The table of a report that shows the measured quantities on which no claim, figure or other table of it rests."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from analysis.drawing import selection
+from analysis.drawing.legend import warm_start_sentence
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import measured
+from analysis.evaluation import has_accuracy, score_name
+from analysis.report.page import DASH, MINUS, Child, Html, element, join, number, row, section, table
+from analysis.report.scale import seed_ends
+from analysis.schema import trained_learners
+from analysis.statistics import mean_interval
+
+_EXPLORATORY = (
+    "This section is exploratory: no claim of the package judges these quantities, nothing about them was fixed before "
+    "the runs, and nothing is corrected for their number. K is the number of inner steps, theta_0 the network before "
+    "them and theta_K the network after them; H is the Hessian of the support loss and g its gradient."
+)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity of the table: its title, a sentence on what it says, and its values by the names of its rows.
+
+    rows: values [learner, seed, checkpoint, task, inner_step], of which the mean over ``inner_step`` is shown.
+    """
+
+    title: str
+    meaning: str
+    rows: Mapping[str, xr.DataArray]
+
+
+def other_quantities_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
+    """The heading, an explanation and the table; empty if the study measured none of the quantities.
+
+    As the table compares the first checkpoint with the last one, it is also empty without a trained learner or without
+    checkpoint 0.
+    """
+    learners = trained_learners(ds)
+    if not learners or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
+        return []
+    lines, numbers_of_seeds = [], dict[str, set[int]]()
+    for quantity in quantities(ds):
+        text = element("div", element("b", f"{quantity.title}."), " ", quantity.meaning)
+        lines.append(element("tr", element("td", text, colspan=str(1 + len(learners))), css="quantity"))
+        for name, values in quantity.rows.items():
+            cells = []
+            for learner in learners:
+                untrained, trained = seed_ends(values.sel(learner=learner), slice(None))
+                cells.append(_cell(untrained, trained, confidence))
+                if untrained.size:
+                    numbers_of_seeds.setdefault(learner, set()).add(untrained.size)
+            lines.append(row((name, *cells), css="values"))
+    if not lines:
+        return []
+    caption = (
+        f"Each cell shows untrained \N{RIGHTWARDS ARROW} trained (meta-iteration {int(ds['checkpoint'][-1])}) and, "
+        f"below, the change by training ± half the width of its {100 * confidence:g} % Student t interval over seeds. "
+        "Means are over the tasks of each seed that have values before and after training, then over the seeds. "
+        f"{warm_start_sentence(ds)}"
+    )
+    header: list[Child] = [
+        "Quantity",
+        *(_heading(learner, numbers_of_seeds.get(learner, set())) for learner in learners),
+    ]
+    return [
+        section("What else was measured"),
+        element("p", _EXPLORATORY),
+        table(header, lines, caption=caption.rstrip(), wide=True),
+    ]
+
+
+def _heading(learner: str, numbers_of_seeds: set[int]) -> Html:
+    """The name of a learner and the number of seeds in its column, such as '5-10 seeds' if it differs between rows."""
+    counts = sorted(numbers_of_seeds)
+    seeds = "no seed" if not counts else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    if len(counts) > 1:
+        seeds = f"{counts[0]}{DASH}{counts[-1]} seeds"
+    return join([method_label(learner), element("span", seeds, css="seeds")])
+
+
+def _cell(untrained: np.ndarray, trained: np.ndarray, confidence: float) -> Child:
+    """Both means over the seeds and, below them, the mean of the paired differences and its interval."""
+    if not untrained.size:
+        return DASH
+    difference = mean_interval(trained - untrained, confidence=confidence)
+    half_width = (difference.high - difference.low) / 2
+    levels = f"{number(float(untrained.mean()))} \N{RIGHTWARDS ARROW} {number(float(trained.mean()))}"
+    change = number(difference.mean, signed=True)
+    if np.isfinite(half_width) and half_width > 0:
+        # The half width has two significant digits, and the change ends at the same decimal place.
+        decimals = max(0, 1 - math.floor(math.log10(half_width)))
+        change = f"{difference.mean:+.{decimals}f} ± {half_width:.{decimals}f}".replace("-", MINUS)
+    return element("span", levels, Html("<br>"), change, css="num")
+
+
+# ---- the quantities
+
+
+def quantities(ds: xr.Dataset) -> list[Quantity]:
+    """The quantities of the table that the study has values of, in the order of their rows."""
+    return [quantity for quantity in _all(ds) if quantity.rows]
+
+
+def _all(ds: xr.Dataset) -> Iterator[Quantity]:
+    yield Quantity(
+        "Stretch of the inner loop",
+        "The largest singular value of J = d theta_K / d theta_0: the factor by which the inner loop moves two nearby "
+        "starts apart at most. Below 1 it would draw all of them together. The full meta-gradient contains J, the "
+        "first-order one does not.",
+        {"singular value": _of_task(ds, "adaptation_singular_value", singular_index=0)}
+        if _known(ds, "adaptation_singular_value")
+        else {},
+    )
+    yield Quantity(
+        "Agreement with a prototype classifier",
+        "The share of query examples to which the adapted network gives the same label as the nearest class mean of "
+        "its own features. Lee, Yoo and Kwak (2023, appendix D) expect such a classifier of an inner loop without "
+        "curvature.",
+        {"share": _of_task(ds, "prototype_agreement")} if _known(ds, "prototype_agreement") else {},
+    )
+    name = "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"
+    yield Quantity(
+        "Other step sizes after training",
+        f"The {score_name(ds)} after K steps of another size than the learner's own, alpha. If training had only "
+        "rescaled the loss, the untrained network would do as well at another step size.",
+        {
+            f"{factor:g} alpha".removeprefix("1 "): _of_task(ds, name, alpha_factor=index)
+            for index, factor in _ends_and_one(ds)
+        }
+        if _known(ds, name)
+        else {},
+    )
+    yield Quantity(
+        "Gauss-Newton share of the sharpest direction",
+        "The share v'Gv / v'Hv of the Gauss-Newton matrix G in the eigenvalue of H that is largest in magnitude, with "
+        "the eigenvector v. The rest is the curvature of the network itself; the share is near 0 where that alone "
+        "makes the direction sharp.",
+        _by_step(ds, "gauss_newton_share"),
+    )
+    yield Quantity(
+        "Gauss-Newton part of alpha rho",
+        "alpha g'Gg / g'g. Alpha rho, in the table of scale, is this part, which is never negative, plus that of the "
+        "curvature of the network itself.",
+        {name: ds["step_size"] * values for name, values in _by_step(ds, "rho_gauss_newton").items()},
+    )
+    num = ds.sizes.get("eigen_index", 0)
+    yield Quantity(
+        "Gradient in the top eigenspace",
+        f"The share of |g|^2 in the span of the {num} eigenvectors of H whose eigenvalues are largest in magnitude; "
+        "for a random direction it is nearly 0.",
+        _by_step(ds, "gradient_share", eigen_index=-1),
+    )
+    yield Quantity(
+        "Overlap of top eigenspaces",
+        f"How much of the span of these {num} eigenvectors remains in an inner step: 1 if they span the same space "
+        "before and after the step, nearly 0 for unrelated spaces.",
+        _by_step(ds, "subspace_overlap", at_end=False, eigen_index=-1),
+    )
+    yield Quantity(
+        "Error of the linearised network",
+        "How far the adapted network's outputs are from those of the network that is linear in its parameters around "
+        "theta_0, relative to how far they move. 0: the inner loop is that of a linear model; 1: the linear model "
+        "errs by as much as the outputs move.",
+        {"relative error": _of_task(ds, "linearisation_error")} if _known(ds, "linearisation_error") else {},
+    )
+    yield Quantity(
+        "SHOT's distance",
+        "The distance between the ends of T large and of R small steps of the same total time, relative to the "
+        "distance between theta_0 and theta_K: KL(reference || target) of the query outputs and, in the last row, the "
+        "distance of the parameters. It is 0 without curvature along the way; SHOT penalises it for one T and one R.",
+        _shot(ds),
+    )
+    yield Quantity(
+        "Length of the path",
+        "The length of the inner loop's path relative to the distance between its ends: 1 for a straight path.",
+        {"ratio": _of_task(ds, "path_ratio")} if _known(ds, "path_ratio") else {},
+    )
+    yield Quantity(
+        "Fall of the support loss",
+        "The fall of the support loss in an inner step relative to its first-order prediction, which is alpha |g|^2 "
+        "for plain gradient steps: 1 without curvature, 1 - alpha rho / 2 on a quadratic, and below 0 where the step "
+        "raises the loss.",
+        _by_step(ds, "drop_ratio", at_end=False),
+    )
+
+
+def _known(ds: xr.Dataset, name: str) -> bool:
+    return selection.lacks(ds, name) is None
+
+
+def _of_task(ds: xr.Dataset, name: str, **position: int) -> xr.DataArray:
+    """The values of a variable that has one number for each task, as the mean over steps expects them."""
+    return measured(ds, name).isel(position).expand_dims("inner_step")
+
+
+def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int) -> dict[str, xr.DataArray]:
+    """The values of a variable at step 0 and at the later steps; none if the study lacks it.
+
+    at_end: False for a variable that is not defined at theta_K, from which no step is taken.
+    """
+    if not _known(ds, name):
+        return {}
+    values = measured(ds, name).isel(position).isel(inner_step=slice(None, None if at_end else -1))
+    parts = {"step 0": values.isel(inner_step=slice(0, 1)), "later steps": values.isel(inner_step=slice(1, None))}
+    return {label: part for label, part in parts.items() if part.sizes["inner_step"]}
+
+
+def _ends_and_one(ds: xr.Dataset) -> list[tuple[int, float]]:
+    """The positions and the values of the smallest and the largest factor of the step size, and of the factor 1."""
+    factors = [float(factor) for factor in ds["alpha_factor"].values] if "alpha_factor" in ds else []
+    shown = {min(factors), 1.0, max(factors)} if factors else set()
+    return [(index, factor) for index, factor in enumerate(factors) if factor in shown]
+
+
+def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """SHOT's distances for the corners of the grid of T and R, so that a long inner loop has no more rows."""
+    rows = {}
+    for name, words in (("shot_kl_reference_target", "KL"), ("shot_l2", "parameters")):
+        if not _known(ds, name):
+            continue
+        targets, references = ds["shot_target"].values, ds["shot_reference"].values
+        corners = [(0, 0), (0, -1), (-1, -1)] if name != "shot_l2" else [(0, -1)]
+        for target, reference in corners:
+            label = f"{words}, T\xa0=\xa0{targets[target]}, R\xa0=\xa0{references[reference]}"  # no line breaks inside
+            rows[label] = _of_task(ds, name, shot_target=target, shot_reference=reference)
+    return rows
