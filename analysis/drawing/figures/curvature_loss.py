@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, summarise
-from analysis.schema import trained_learners, with_alpha
+from analysis.schema import only_with_alpha, trained_learners
 
 NUM_BINS = 8
 """The number of intervals of the loss over which the points of a panel are averaged."""
@@ -35,7 +35,7 @@ def needs(ds: xr.Dataset) -> str | None:
 
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default: trained ones, whose untrained networks are drawn as well."""
-    return trained_learners(selection.for_lines(with_alpha(ds)))
+    return trained_learners(selection.for_lines(only_with_alpha(ds)))
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
@@ -93,7 +93,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "Both axes are logarithmic; along y, the part within ±0.1 is linear. Bands are cut off at the range of the "
         "single seeds.",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), choice.learners),
+        selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
 
 
