@@ -2,9 +2,12 @@
 
 The work is split into units. A unit is a checkpoint of a run (one learner with one seed) and some held-out tasks, with
 all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the curvature at their parameter
-vectors, and writes the results into the store of the run. On a CPU a unit has one block of tasks, as many as
-``measure.block`` says. On a GPU, which only many points fill, it has all tasks of one level, "full" or "light"; as many
-blocks as fit in memory are measured together, and each block is stored as on a CPU.
+vectors, and writes the results into the store of the run. On the first tasks, at the first and the last checkpoint, the
+measurement is full; everywhere else it is light, with fewer eigenvalues and probes. These are its two levels.
+
+On a CPU a unit has one block of tasks, as many as ``measure.block`` says. A GPU has enough work only if it computes at
+many points together. There a unit has all tasks of one level; as many blocks as fit in memory are measured together,
+and each block is stored as on a CPU.
 """
 
 from collections.abc import Iterable
@@ -170,7 +173,10 @@ def tasks_of_a_unit(study: Study) -> int:
 
 
 def blocks_at_once(unit: Unit) -> int:
-    """How many blocks of a unit's tasks are measured together, before the memory has run out; at least one."""
+    """How many blocks of a unit's tasks are first tried together, at least one.
+
+    MemoryBudget halves this number each time that the GPU runs out of memory.
+    """
     study, device = unit.study, torch.device(unit.study.device)
     if device.type != "cuda":
         return 1
@@ -296,9 +302,11 @@ def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
     if unit.diverged:
         return values
     points = _points(unit, tasks, *network(unit))
-    finite = ~points.trajectory.diverged
+    finite = ~points.trajectory.diverged  # [task]
     values["status"][finite.cpu().numpy()] = MEASURED
     for quantity in _quantities(unit):
+        # ``quantity.products`` is True where the quantity needs products with the Hessian; see ``Quantity``. Without
+        # finite parameters there are none.
         if quantity.products and not finite.any():
             continue
         dims = {variable.name: variable.dims for variable in quantity.variables}
@@ -330,7 +338,9 @@ def _mark_overflow(values: dict[str, np.ndarray]) -> None:
 def _loss(problem: Problem, seed: int, device: str) -> Loss:
     """The loss of a study's network as a function of all its parameters, which is the same for all learners.
 
-    Every call returns the same object, so that Hessian-vector products are traced only once in a process.
+    Every call returns the same object, so that Hessian-vector products are traced only once in a process. TrainConfig
+    requires a learner and a seed, but neither has an effect here: the loss contains no inner loop, and the parameters
+    that the seed draws are not used.
     """
     return task_loss(
         TrainConfig(
@@ -345,7 +355,10 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
 
 
 def network(unit: Unit) -> tuple[Loss, Tensor]:
-    """The loss, and the meta-parameters in the unit's checkpoint, without those of a projector."""
+    """The loss, and the meta-parameters in the unit's checkpoint.
+
+    The parameters of the projector, which only pre-training by SHOT_p uses, are left out.
+    """
     study = unit.study
     theta = load_theta(unit.run, unit.checkpoint).to(study.device)
     loss = _loss(study.problem, study.config.seeds[0], study.device)
@@ -362,6 +375,8 @@ def _points(unit: Unit, tasks: tuple[int, ...], loss: Loss, theta: Tensor) -> Po
     held_out, num_tasks = unit.study.problem.held_out, settings.tasks
     trajectories, episodes, others, probes = [], [], [], []
     for task in tasks:
+        # The support set of another task, here the next one, serves as a control: a study may ask for the curvature of
+        # that task's loss at this task's points (``other_task`` in measure.losses).
         episode, other = (
             cast_like(held_out.episode(seed=unit.task_seed, split="test", index=index), theta)
             for index in (task, (task + 1) % num_tasks)

@@ -206,7 +206,7 @@ def test_out_of_memory_inside_torchscript_is_known_as_such():
         hessian(loss, thetas[:2], batch, shared=True, route="direct").products(V[:2])
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
-        refusals = set()
+        shortages = set()
         for spare in (2**24, 2**25, 2**26, 2**27):
             torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + spare) / total))
             try:
@@ -215,10 +215,10 @@ def test_out_of_memory_inside_torchscript_is_known_as_such():
                     H.products(V)
                 except RuntimeError as error:
                     assert is_out_of_memory(error), error
-                refusals.add(H.engine.memory.refusals)
+                shortages.add(H.engine.memory.shortages)
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0)
-        assert max(refusals) > 0
+        assert max(shortages) > 0
 
 
 def test_training_on_a_gpu_is_in_float32_although_torch_allows_tf32():
@@ -422,7 +422,7 @@ def test_tasks_that_do_not_fit_on_the_card_are_computed_in_smaller_chunks():
         found = meta_gradient_on("cuda", chunks, **options)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert chunks.splitter.refusals > 0
+    assert chunks.splitter.shortages > 0
     assert (found - expected).norm() < 1e-10 * expected.norm()
 
 

@@ -27,7 +27,7 @@ class Quantity:
     cost: what it takes, in words; products with the Hessian are those at each point, such as "one product with the
         Hessian".
     reference: where it comes from, as "author year"; "" for a definition of our own.
-    products: True if it needs products with the Hessian; it is then not measured on a task whose inner loop diverged.
+    products: True if it needs products with the Hessian. Its values on a task whose inner loop diverged are then NaN.
     level: "full" if only the full measurements contain it, "light" if all do.
     eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one pair more than the level asks for.
     coords: a function that returns the coordinates of the dimensions that only this quantity has.

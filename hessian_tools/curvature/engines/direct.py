@@ -37,7 +37,7 @@ class DirectProducts:
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in pieces of as many products as fit in memory."""
-        objective, at_once = self.objective, max(1, self.at_once >> self.memory.refusals)
+        objective, at_once = self.objective, max(1, self.at_once >> self.memory.shortages)
         (group,) = objective.groups
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
@@ -63,7 +63,7 @@ class DirectProducts:
 
     def can_be_halved(self, V: Tensor) -> bool:
         """True if more than one product runs at a time, so that fewer could need less memory."""
-        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.refusals > 1
+        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages > 1
 
 
 def direct_products(

@@ -1,4 +1,8 @@
-"""The interface to the engines: the user's options, and products prepared by the engine that is chosen for them."""
+"""The interface to the engines: the user's options, and products prepared by the engine that is chosen for them.
+
+An engine is a way to compute products: ``direct``, ``double_backward`` or ``compiled`` (see ``choice``). The class
+``Engine`` holds the options that a user has given for them.
+"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,9 +50,11 @@ VECTORS_OF_A_POINT = 48
 class Engine:
     """The user's options for how products and other derivatives are computed; made by :func:`checked_engine`.
 
-    route: the name of an engine, or "auto". batching: "vmap" computes points and vectors together, "loop" computes them
-    one by one. chunk: how many products run at once, or None for as many as fit in memory. memory: the budget for them,
-    in bytes. compile: True if Inductor compiles the products of the engine "compiled", which the route then names.
+    It is not itself one of the engines direct, double_backward and compiled, but what these are chosen and run by.
+    route: the name of an engine, or "auto". Older names are still allowed: "kept" for double_backward, and "traced" for
+    compiled. batching: "vmap" computes points and vectors together, "loop" computes them one by one. chunk: how many
+    products run at once, or None for as many as fit in memory. memory: the budget for them, in bytes. compile: True if
+    Inductor compiles the products of the engine compiled, which the route then names.
     """
 
     route: Route = "auto"
@@ -57,7 +63,7 @@ class Engine:
     memory: MemoryBudget = field(default_factory=MemoryBudget)
     compile: bool = False
 
-    def refusal(self, why: str, instead: str) -> ValueError:
+    def unusable(self, why: str, instead: str) -> ValueError:
         """The error for a named engine that cannot be used. instead: what to do if it was named by its route."""
         named, instead = ("compile=True", "leave compile out") if self.compile else (f"route={self.route!r}", instead)
         return ValueError(f"{named} {why}; {instead}")
@@ -100,7 +106,7 @@ class Engine:
             no_other_way = is_out_of_memory(error) or isinstance(error, NoOtherWay)
             if no_other_way or not self.may_use_reverse(objective, error):
                 raise
-            first_refusal = error
+            first_error = error
         try:
             return _gradients_one_by_one(objective)
         except RuntimeError as error:
@@ -108,15 +114,16 @@ class Engine:
                 raise
             if isinstance(explained(error), NoOtherWay):
                 raise_explained(error)
-            raise first_refusal from None
+            raise first_error from None
 
-    def may_use_reverse(self, objective: Objective, refusal: BaseException) -> bool:
-        """True if a derivative that torch has refused might be computed in reverse mode, from a kept graph."""
-        # The first look at a network (see ``first_look``) ran it without transforms, so vmap or forward mode may be
-        # what fails here.
-        return isinstance(refusal, NoForwardDerivative) or (
-            isinstance(objective.loss, Loss) and self.batching == "vmap"
-        )
+    def may_use_reverse(self, objective: Objective, error: BaseException) -> bool:
+        """True if a derivative that torch has refused might be computed in reverse mode, from a kept graph.
+
+        error: torch's error.
+        """
+        # The first call of every network is examined without vmap and forward mode (see ``first_look``). A network that
+        # has passed it has a gradient in reverse mode, so vmap or forward mode may be what fails here.
+        return isinstance(error, NoForwardDerivative) or (isinstance(objective.loss, Loss) and self.batching == "vmap")
 
 
 def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
@@ -129,7 +136,10 @@ def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
 
 
 def recomputes(objective: Objective) -> bool:
-    """Whether the loss computes activations again, which works in ordinary graphs only, not in transforms."""
+    """Whether the loss computes activations again instead of keeping them, as the user asks by ``recompute=``.
+
+    This works in ordinary graphs only, as those of double_backward, and not in the transforms of ``torch.func``.
+    """
     return isinstance(objective.loss, Loss) and bool(objective.loss.recomputed)
 
 
@@ -141,7 +151,7 @@ def checked_engine(
     max_memory: float | int | None = None,
     compile: bool = False,
 ) -> Engine:
-    """The engine with a user's options, which :func:`~hessian_tools.curvature.hessian` describes.
+    """A user's options, checked; :func:`~hessian_tools.curvature.hessian` describes them.
 
     Raises ValueError for an option that is not known, and for options that contradict each other.
     """
@@ -169,10 +179,10 @@ def checked_engine(
 class Findings:
     """What has been found out about the products at a group of points; operators at some of these points share it.
 
-    announced: the number of products, summed over points, that the caller has announced. forward: the bytes that one
-    forward pass allocates, None while unknown. traces: the trace of the product for each batch; None before the first
-    attempt, empty if the product cannot be traced. reverse_only: True once the loss has turned out to have no forward
-    derivative. engine: the engine that was used last.
+    announced: the number of products, summed over points, that the caller has said will follow. forward: the bytes that
+    one forward pass allocates, None while unknown. traces: the trace of the product for each batch; None before the
+    first attempt, empty if the product cannot be traced. reverse_only: True once the loss has turned out to have no
+    forward derivative. engine: the engine that was used last.
     """
 
     announced: int = 0
@@ -215,7 +225,7 @@ class PreparedProducts:
         """Each point's matrix times its columns."""
         if V.numel() == 0:
             return torch.zeros_like(V)
-        first_refusal: BaseException | None = None
+        first_error: BaseException | None = None  # the one by which torch refused a derivative
         while True:
             try:
                 if self.current is None:
@@ -227,13 +237,13 @@ class PreparedProducts:
                     if not self._can_be_halved(V):
                         raise
                 else:
-                    first_refusal = self._refused(error, first_refusal)
+                    first_error = self._refused(error, first_error)
             # The data kept for all points is freed, because the next attempt builds its own.
             self.current = None
             # The lack of memory is recorded outside of the except block, after the error has released the tensors in
             # its frames.
             if out_of_memory:
-                self.engine.memory.refuse()
+                self.engine.memory.record_shortage()
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts":
         """The products at some of the points, with the data that has been kept for these points."""
@@ -249,16 +259,18 @@ class PreparedProducts:
         if self.objective.ranks is not None:
             return fitting  # the same on all processes; each takes as many points together as its own batches allow
         if self.engine.route != "direct":
-            # If no engine is named, we assume that a trace would keep as much memory as a graph, because tracing here
-            # to find out would cost seconds.
+            # If no engine is named, the engine may turn out to be compiled, which keeps tensors of a trace for each
+            # point. We assume that these take as much memory as the graph that double_backward keeps, because tracing
+            # here to find out would cost seconds.
             fitting = min(fitting, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
-        return max(1, fitting >> memory.refusals)  # halved for each time that memory ran out
+        return max(1, fitting >> memory.shortages)  # halved for each time that memory ran out
 
     def fitting_points(self, name: EngineName) -> int:
         """For how many points an engine may keep data, not counting the halvings after memory ran out."""
         thetas, engine = self.objective.thetas, self.engine
         num_batches = 1 if self.is_batchwise else len(self.objective.batches)
-        if engine.chunk is not None:  # as many points as have graphs of the size of ``chunk`` direct products
+        if engine.chunk is not None:
+            # The user allows the memory of ``chunk`` direct products; the data of this many points take as much.
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
         budget = engine.memory.budget(thetas.device)
         if name == "compiled":
@@ -287,17 +299,18 @@ class PreparedProducts:
         objective, engine, findings = self.objective, self.engine, self.findings
         is_hessian = self.matrix is HESSIAN
         if ENGINES.get(engine.route) == "compiled" and isinstance(objective.batches, LoaderBatches):
-            raise engine.refusal(
+            raise engine.unusable(
                 "keeps data of every batch, but the DataLoader's batches exceed max_memory and are read again at every "
                 "product",
                 "raise max_memory, or pass route='auto'",
             )
         if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
             if engine.route != "auto":
-                raise engine.refusal("may be wrong for a scripted network", "pass route='kept'")
+                raise engine.unusable("may be wrong for a scripted network", "pass route='kept'")
             return "double_backward"
         if recomputes(objective) and ENGINES.get(engine.route, "double_backward") != "double_backward":
-            raise engine.refusal("keeps the activations that recompute= is to save", "pass route='auto'")
+            # direct and compiled keep all activations, although the user passed recompute= so as not to keep them.
+            raise engine.unusable("keeps the activations that recompute= is to save", "pass route='auto'")
         if engine.route != "auto":
             return ENGINES[engine.route]
         if findings.reverse_only or recomputes(objective) or (not is_hessian and not objective.network.has_criterion):
@@ -334,23 +347,25 @@ class PreparedProducts:
         if name == "direct":
             return direct_products(objective, self.matrix, engine.batching, self._products_at_once(), engine.memory)
         if name == "compiled" and not self._traces():
-            raise engine.refusal(
+            raise engine.unusable(
                 "needs a trace, but this product cannot be traced, because the network branches on the values of its "
                 "parameters or uses an operation that cannot be traced",
                 "pass route='auto' or 'direct'",
             )
         fitting = min(len(objective.thetas), self.fitting_points(name))
         make = partial(self._build_at, name)
-        if len(objective.thetas) <= fitting >> engine.memory.refusals:
+        if len(objective.thetas) <= fitting >> engine.memory.shortages:
             return make(objective)
         return PiecewiseProducts(objective, make, fitting, engine.memory)
 
     def _build_at(self, name: EngineName, objective: Objective) -> Products:
         """What the engine double_backward or compiled builds for the points of an objective."""
         if name == "double_backward":
+            # A Hessian needs the graph of the gradient. A Gauss-Newton matrix J'BJ is multiplied factor by
+            # factor, which needs the graph of the outputs as well.
             return kept_graphs(objective) if self.matrix is HESSIAN else kept_outputs(objective)
         thetas, memory = objective.thetas.contiguous(), self.engine.memory
-        budget = memory.budget(thetas.device) >> memory.refusals
+        budget = memory.budget(thetas.device) >> memory.shortages
         parts = [
             trace.prepare(thetas, batch, shared=objective.shared, budget=budget)
             for trace, batch in zip(self._traces(), objective.batches, strict=True)
@@ -383,30 +398,31 @@ class PreparedProducts:
 
     def _can_be_halved(self, V: Tensor) -> bool:
         """True if fewer points or products together would need less memory than the attempt that has just failed."""
-        if self.current is None:  # the data for all points did not fit; after the first refusal it is built in pieces
-            return len(V) > 1 and self.engine.memory.refusals == 0
+        if self.current is None:  # the data for all points did not fit; after the first shortage it is built in pieces
+            return len(V) > 1 and self.engine.memory.shortages == 0
         return self.current.can_be_halved(V)
 
-    def _refused(self, error: RuntimeError, first_refusal: BaseException | None) -> BaseException:
-        """The refusal that is to be reported should the next attempt, in reverse mode, fail too.
+    def _refused(self, error: RuntimeError, first_error: BaseException | None) -> BaseException:
+        """Prepare another attempt, in reverse mode, after torch has refused a derivative.
 
-        first_refusal: the refusal of the attempt before, or None. Raises an error where no other attempt is left.
+        error: that of torch. first_error: that of the attempt before, or None. Returns the error that is to be reported
+        should the next attempt fail too; raises one where no other attempt is left.
         """
-        refusal = explained(error)
-        if first_refusal is not None:  # the second attempt failed too, so the first error is reported
+        refused = explained(error)
+        if first_error is not None:  # the second attempt failed too, so the first error is reported
             self.findings.reverse_only = False
-            if not isinstance(refusal, NoOtherWay):
-                raise first_refusal from None
-        if first_refusal is not None or not self._may_use_reverse(refusal):
+            if not isinstance(refused, NoOtherWay):
+                raise first_error from None
+        if first_error is not None or not self._may_use_reverse(refused):
             raise_explained(error)
         self.findings.reverse_only = True
-        return refusal
+        return refused
 
-    def _may_use_reverse(self, refusal: BaseException) -> bool:
+    def _may_use_reverse(self, error: BaseException) -> bool:
         """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""
         if self.engine.route != "auto" or self.findings.engine == "double_backward":
             return False
-        return not isinstance(refusal, NoOtherWay) and self.engine.may_use_reverse(self.objective, refusal)
+        return not isinstance(error, NoOtherWay) and self.engine.may_use_reverse(self.objective, error)
 
 
 @dataclass(frozen=True)

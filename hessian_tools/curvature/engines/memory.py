@@ -47,12 +47,12 @@ T = TypeVar("T")
 class MemoryBudget:
     """The bytes that products may take.
 
-    max_memory: bytes, or None for the device's default. refusals: how often the device has run out of memory all the
-    same. Each refusal halves the number of points or products that are computed together.
+    max_memory: bytes, or None for the device's default. shortages: how often the device has run out of memory all the
+    same. Each shortage halves the number of points or products that are computed together.
     """
 
     max_memory: int | None = None
-    refusals: int = 0
+    shortages: int = 0
 
     def budget(self, device: torch.device) -> int:
         """The bytes that products may take on the device."""
@@ -61,13 +61,13 @@ class MemoryBudget:
     def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int) -> list[T]:
         """The results of ``function`` on consecutive slices of ``total`` points.
 
-        at_once: how many points fit together; half as many after each refusal. Raises OutOfMemoryError where one point
+        at_once: how many points fit together; half as many after each shortage. Raises OutOfMemoryError where one point
         does not fit.
         """
         results: list[T] = []
         start = 0
         while start < total:
-            max_size = max(1, at_once >> self.refusals)
+            max_size = max(1, at_once >> self.shortages)
             remaining = total - start
             # The pieces have nearly equal lengths, because a short last piece would cost nearly as much as a full one.
             size = ceil(remaining / ceil(remaining / max_size))
@@ -79,15 +79,15 @@ class MemoryBudget:
             else:
                 start += size
                 continue
-            self.refuse()
+            self.record_shortage()
         return results
 
-    def refuse(self) -> None:
-        """Counts a refusal and frees cached memory.
+    def record_shortage(self) -> None:
+        """Counts one more shortage of memory, and frees cached memory.
 
         Call it after the ``except`` block, because within it the error still holds frames with their tensors.
         """
-        self.refusals += 1
+        self.shortages += 1
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

@@ -76,7 +76,7 @@ class BatchwiseProducts:
 
     def can_be_halved(self, V: Tensor) -> bool:
         """True if more than one product runs at a time, so that fewer could need less memory."""
-        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.refusals > 1
+        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages > 1
 
 
 # What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.

@@ -84,7 +84,7 @@ def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
     monkeypatch.setattr(compiled_products, "batched_graph", scarce)
     H = hessian(loss, thetas, batch, route="traced")
     close(H @ V, expected)
-    assert H.engine.memory.refusals == 2
+    assert H.engine.memory.shortages == 2
     assert 1 < sizes[-1] <= 5  # several points are still computed together, only fewer
 
 
@@ -104,7 +104,7 @@ def test_tensors_kept_for_all_points_are_freed_if_their_products_do_not_fit(
     monkeypatch.setattr(Stacked, "products", scarce)
     H = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced")
     close(H @ V, CONV.dense @ V)
-    assert H.engine.memory.refusals == 1
+    assert H.engine.memory.shortages == 1
     assert bytes_kept(H.prepared) == 0
 
 
@@ -169,7 +169,7 @@ def test_every_place_that_meets_such_an_error_takes_it_for_a_lack_of_memory(
     monkeypatch.setattr(Traced, "_point_parts", no_memory)
     H = hessian(fresh_loss(), RELU.thetas[:2], tuple(leaf[:2] for leaf in RELU.batch), route="traced")
     close(H @ V, RELU.dense[:2] @ V)
-    assert H.engine.memory.refusals == 1
+    assert H.engine.memory.shortages == 1
 
 
 def _refuse(error: Callable[[], RuntimeError], rows: slice, *, more_than: int) -> int:

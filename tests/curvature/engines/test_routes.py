@@ -267,11 +267,11 @@ def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where:
         refusing = Refusing(getattr(where, name), 3)
         monkeypatch.setattr(where, name, refusing)
         close(H @ V, expected)
-        assert H.engine.memory.refusals > 0
+        assert H.engine.memory.shortages > 0
         refused = [size for size in refusing.sizes if size > 3]
-        assert len(refused) == H.engine.memory.refusals
+        assert len(refused) == H.engine.memory.shortages
         close(H @ V, expected)
-        assert [size for size in refusing.sizes if size > 3] == refused  # the refusals are remembered
+        assert [size for size in refusing.sizes if size > 3] == refused  # the shortages are remembered
         monkeypatch.setattr(where, name, Refusing(refusing.function, 0))
         with pytest.raises(torch.OutOfMemoryError, match="planted"):
             hessian(loss, thetas, batch, route=route) @ V
@@ -287,7 +287,7 @@ def test_pieces_have_nearly_equal_sizes_and_are_halved_when_memory_runs_out() ->
         return rows.stop - rows.start
 
     assert memory.in_pieces(7, piece, at_once=6) == [1, 1, 1, 1, 1, 1, 1]
-    assert (memory.refusals, seen[:3]) == (2, [(0, 4), (0, 3), (0, 1)])
+    assert (memory.shortages, seen[:3]) == (2, [(0, 4), (0, 3), (0, 1)])
     assert MemoryBudget().in_pieces(9, lambda rows: rows.stop - rows.start, at_once=4) == [3, 3, 3]
 
 
