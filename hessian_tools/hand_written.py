@@ -1,9 +1,10 @@
-"""Are derivatives that the user's code supplies those of the loss?
+"""Checks whether the derivatives that a user's code writes by hand are those of the loss.
 
 A ``torch.autograd.Function`` states its own backward pass, and a backward hook of a module changes one. Torch believes
 both. A straight-through estimator has a gradient that is no derivative, and a Function that saves an intermediate
 result as a constant has the right gradient and a wrong Hessian. Where a loss runs such code, its gradient and one
-product are compared with differences. Other losses are not, because torch's own derivatives are tested elsewhere.
+Hessian-vector product are compared with central differences of its values and of its gradients. Other losses are not
+checked, because torch's own derivatives have tests of their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +21,9 @@ TOLERANCE = 1e-2
 # The larger step of a central difference is STEP * sqrt(eps), the smaller one an eighth of it. They are so small that
 # they hardly ever cross a kink, such as that of a ReLU.
 STEP = 10.0
-# Errors at the two steps count as the same, and so as an error of the derivative, if they agree to this fraction. What
-# kinks and rounding cause differs between steps.
+# A wrong derivative is off by the same amount whatever the step of the difference. A kink or rounding makes the
+# difference itself wrong, by amounts that depend on the step. So a derivative is only refused if its errors against the
+# differences at the two steps agree to this fraction.
 CONSISTENT = 0.2
 # The inner product of two vectors.
 Inner = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +70,9 @@ def wrong_words(name: str, wrong: str) -> str:
 def wrong_derivative(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
     """Which derivative of the function at theta is wrong, "gradient" or "Hessian"; "" if none is seen to be.
 
-    Float64 is tried first. Nothing is found where the function cannot be differentiated twice.
+    Float64 is tried first, and the dtype of theta if the function raises a RuntimeError there. If it raises one in
+    both, "" is returned. Where the gradient has no derivative because a Function is marked once_differentiable, the
+    gradient alone is checked.
     """
     for point in (theta.detach().double(), theta.detach()):
         try:
@@ -90,10 +94,11 @@ def _wrong_at(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
         return value, slope.detach()
 
     leaf, value, slope = gradient(theta)
-    # A direction in which every part of the gradient counts, so that an error in any layer shows.
+    # The direction is along the gradient, with a random factor for each entry. The slope along it is then a sum of
+    # positive terms, one for every entry of the gradient, so that an error in any layer shows.
     random = torch.rand(len(theta), generator=stream(0, "hand written"), dtype=torch.float64, device="cpu").to(theta)
     direction = direction_of(slope.detach(), random)
-    product = torch.zeros_like(theta)
+    product = torch.zeros_like(theta)  # of the Hessian with the direction; 0 for a loss that is linear in theta
     if slope.requires_grad:
         product = torch.autograd.grad(slope, leaf, direction, materialize_grads=True)[0]
     return which_is_wrong(
@@ -105,6 +110,7 @@ def direction_of(slope: Tensor, random: Tensor, inner: Inner = torch.dot) -> Ten
     """A direction of length one in which every entry of the gradient counts. random: numbers between 0 and 1."""
     direction = slope * (0.5 + random)
     squared_norm = inner(direction, direction)
+    # Where the gradient is 0 or not finite, any direction is as good.
     if not bool(squared_norm > 0) or not bool(squared_norm.isfinite()):
         direction = random - 0.5
     return direction / inner(direction, direction).sqrt()
@@ -127,11 +133,12 @@ def which_is_wrong(
     inner: Inner = torch.dot,
     num_params: int | None = None,
 ) -> str:
-    """Which derivative at theta along a direction differs from differences: "gradient", "Hessian" or "" for none.
+    """Which derivative at theta is not what central differences along a direction give: "gradient", "Hessian" or "".
 
-    value_and_slope: the loss and its gradient at a point. value, slope, product: the loss, the gradient and the product
-    of the Hessian with the direction at theta. second: False leaves the product out. inner, num_params: the inner
-    product and the length of whole vectors, where these are in shards.
+    value_and_slope: the function that gives the loss and its gradient at a point. value, slope, product: at theta, the
+    loss, the gradient and the product of the Hessian with the direction, as the derivatives under test give them.
+    second: False leaves the product out. inner, num_params: where vectors lie in shards over several processes, the
+    inner product of whole vectors and their length.
     """
 
     def norm(vector: Tensor) -> Tensor:

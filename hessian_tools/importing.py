@@ -17,7 +17,8 @@ from hessian_tools.validation import did_you_mean
 def import_object(target: str) -> Any:
     """The object that ``"package.module:name"`` or ``"path/to/file.py:name"`` names; its module is run.
 
-    A module is looked for on Python's path and then in the working folder, from which the path of a file counts too.
+    A module is looked for on Python's path and then in the working folder. The path of a file is relative to the
+    working folder, too.
 
     Raises ValueError if there is no such module, file or name, or if the module raises an error.
 
@@ -29,6 +30,8 @@ def import_object(target: str) -> Any:
         raise ValueError(f"{target!r} is not an import path; write package.module:name or path/to/file.py:name")
     module = import_module_of(target)
     if not hasattr(module, name):
+        # The message names what the user may have meant: a similar name or, without one, the classes and functions that
+        # the module defines itself. Private names, imported modules and, in the second case, all imports are left out.
         named = {n: v for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
         own = [n for n, v in named.items() if isinstance(v, type | FunctionType) and v.__module__ == module.__name__]
         hint = did_you_mean(name, named) or f"; it has {', '.join(own[:8]) or 'no class and no function of its own'}"
@@ -59,14 +62,15 @@ def one_line(error: BaseException) -> str:
 
 
 def place_in_file_of(function: object, error: BaseException) -> str:
-    """The last line that an error has passed in the file of a function, in words; "" where it has passed none there."""
+    """The words of a message for the last line in a function's file that is in an error's traceback; "" if none is."""
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
     return f" in line {lines[-1]} of {file}" if lines else ""
 
 
 def _from_file(path: str, target: str) -> ModuleType:
-    # Unlike those of Path, these functions do not fail on a user that there is not, or on a link to itself.
+    # Path.expanduser and Path.resolve raise errors for a path such as ~nobody/file.py, where there is no such user, and
+    # for a symbolic link to itself. The functions of os.path do not, and the path is then refused as one of no file.
     file = Path(os.path.realpath(os.path.expanduser(path)))
     if not file.is_file():
         raise ValueError(f"{target}: there is no file {file}; put it there, or correct its path in the study")
@@ -94,7 +98,9 @@ def _from_path(path: str, target: str) -> ModuleType:
     try:
         return import_module(path)
     except ModuleNotFoundError as e:
-        if e.name is None or not f"{path}.".startswith(f"{e.name}."):  # the module exists, but it imports a missing one
+        # e.name is the module that was not found. It is ``path`` itself or a package that should hold it, or else
+        # another module, which the code of ``path`` imports.
+        if e.name is None or not f"{path}.".startswith(f"{e.name}."):
             raise ValueError(f"{target}: importing {path} failed: {e}") from e
         raise ValueError(
             f"{target}: there is no module {e.name!r} in {folder} or on Python's path; start from the folder"

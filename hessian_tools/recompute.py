@@ -24,8 +24,10 @@ from torch.utils import _pytree as pytree
 from hessian_tools.first_look import agree
 from hessian_tools.hidden_state import HiddenStateError
 
-# Values that a block cannot change. A cache of keys and values would hold each of them twice when a block is computed
-# again, which leaves the attention's output as it was and halves its derivative.
+# The types of argument, besides tensors, that a block may receive, because it cannot change them. An object that it can
+# change makes a second run differ from the first. To a cache of keys and values, for example, an attention block would
+# append the same keys and values once more when it runs again. The output would stay the same, because the weights of
+# the doubled keys add up as before, but half of its derivative would belong to the keys of the first run and be lost.
 UNCHANGEABLE = (type(None), bool, int, float, complex, str, Enum, torch.dtype, torch.device, torch.layout)
 _FLOATING = object()  # stands for a floating-point tensor among the outputs of a block
 
@@ -47,15 +49,18 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]
 
 
 @contextmanager
-def recomputing(blocks: Mapping[str, nn.Module], context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+def recomputing(
+    blocks: Mapping[str, nn.Module], surroundings: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[None]:
     """A context in which a graph holds only the inputs and outputs of these blocks, and not their activations.
 
-    context: makes the context in which a block has to run when it runs again. Inside of a transform of ``torch.func``
+    surroundings: makes the context manager within which a block runs. A block runs again in a backward pass, when the
+    context managers that surrounded the network's forward pass have ended. Inside of a transform of ``torch.func``
     blocks run as usual.
     """
     own = {name: block.__dict__.get("forward") for name, block in blocks.items()}
     for name, block in blocks.items():
-        block.__dict__["forward"] = _Recomputed(name, block, block.forward, context)
+        block.__dict__["forward"] = _Recomputed(name, block, block.forward, surroundings)
     try:
         yield
     finally:
@@ -73,7 +78,7 @@ class _Recomputed:
     name: str
     block: nn.Module
     forward: Callable[..., Any]
-    context: Callable[[], AbstractContextManager[Any]]
+    surroundings: Callable[[], AbstractContextManager[Any]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -81,16 +86,17 @@ class _Recomputed:
         # Within functional_call these are theta's parameters, and not those that the module stores.
         tensors = dict(self.block.named_parameters()) | dict(self.block.named_buffers())
         leaves, spec = pytree.tree_flatten((tensors, args, kwargs))
-        moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not moving:
+        # The positions of the tensors that are differentiated.
+        differentiated = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not differentiated:
             return self.forward(*args, **kwargs)
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, *UNCHANGEABLE)):
                 raise self.refusal(f"receives a {type(leaf).__name__}, which it might change each time it is computed")
-        values = [leaves[i] for i in moving]
-        for i in moving:
-            leaves[i] = None  # held by the graph, and by nothing else
-        run = _Run(self, leaves, spec, moving)
+        values = [leaves[i] for i in differentiated]
+        for i in differentiated:
+            leaves[i] = None  # only the graph shall hold these tensors, so that they are freed with it
+        run = _Run(self, leaves, spec, differentiated)
         constants = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         versions = [t._version for t in (*values, *constants)]
         outputs = run.whole_outputs(_Block.apply(run, *values))
@@ -109,22 +115,26 @@ class _Recomputed:
 class _Run:
     """One call of a block as a function of the tensors that are differentiated; everything else is constant.
 
-    leaves: all tensors and other values of the call, with None in the places ``moving`` of those that are
-    differentiated. outputs: the outputs of the first run, with _FLOATING in the places of floating-point tensors.
+    recomputed: the block. leaves: all tensors and other values of the call. differentiated: the positions of the
+    tensors among them that are differentiated, where ``leaves`` holds None. spec: how the leaves are put together into
+    the block's tensors and arguments. outputs: the outputs of the first run, with _FLOATING in the places of
+    floating-point tensors.
     """
 
-    def __init__(self, of: _Recomputed, leaves: list[Any], spec: pytree.TreeSpec, moving: list[int]) -> None:
-        self.of, self.leaves, self.spec, self.moving = of, leaves, spec, moving
+    def __init__(
+        self, recomputed: _Recomputed, leaves: list[Any], spec: pytree.TreeSpec, differentiated: list[int]
+    ) -> None:
+        self.recomputed, self.leaves, self.spec, self.differentiated = recomputed, leaves, spec, differentiated
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The floating-point outputs at these values."""
         leaves = list(self.leaves)
-        for i, value in zip(self.moving, values, strict=True):
+        for i, value in zip(self.differentiated, values, strict=True):
             leaves[i] = value
         tensors, args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        module = _WithForward(self.of.block, self.of.forward)
-        with self.of.context():
+        module = _WithForward(self.recomputed.block, self.recomputed.forward)
+        with self.recomputed.surroundings():
             result = functional_call(module, {f"block.{name}": t for name, t in tensors.items()}, args, kwargs)
         outputs, spec = pytree.tree_flatten(result)
         floating = tuple(leaf for leaf in outputs if _is_floating(leaf))
@@ -144,12 +154,17 @@ class _Run:
         if any(isinstance(output, FakeTensor) for output in outputs):  # it has a shape and a dtype, but no numbers
             return
         same = len(outputs) == len(expected) and all(map(agree, outputs, expected))
+        # NaN is not equal to itself, so outputs that are not finite say nothing about the block.
         if not same and all(bool(output.isfinite().all()) for output in outputs):
-            raise self.of.refusal("gives another output when it is computed again")
+            raise self.recomputed.refusal("gives another output when it is computed again")
 
 
 class _WithForward(nn.Module):
-    """A module whose forward pass is that of a block, without the block's hooks."""
+    """A module whose forward pass is the own one of a block, for ``functional_call``, which only calls modules.
+
+    The block itself cannot be called: its ``forward`` has been replaced by the ``_Recomputed`` whose run this is, and
+    its hooks run where the network calls the block.
+    """
 
     def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
@@ -160,7 +175,7 @@ class _WithForward(nn.Module):
 
 
 class _Block(Function):
-    """The outputs of a block, without a graph inside."""
+    """The outputs of a block. The graph has one node for the whole block, whose backward pass runs the block again."""
 
     @staticmethod
     def forward(ctx: Any, run: _Run, *values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -171,13 +186,18 @@ class _Block(Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        # slopes: the derivatives of the loss in the outputs of the block.
         saved, n = ctx.saved_tensors, ctx.num_values
         expected = tuple(output.detach() for output in saved[n:])
         return None, *_Pullback.apply(ctx.run, expected, *saved[:n], *slopes)
 
 
 class _Pullback(Function):
-    """The derivatives of <slopes, outputs> of a block in its inputs and parameters."""
+    """The derivatives of <slopes, outputs> of a block in its inputs and parameters, which are called its values here.
+
+    expected: the outputs of the first run. tensors: the values, and then one slope for each output. A product with the
+    Hessian differentiates these derivatives once more, in both, and runs the block again for that.
+    """
 
     @staticmethod
     def forward(ctx: Any, run: _Run, expected: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

@@ -18,15 +18,15 @@ addition.
 
 The claims whose names end in "-hg" judge |Hg| / |g| in place of rho. |Hg| / |g| measures the size of the whole
 Hessian-gradient product. rho measures only the part of that product along the gradient, and may be negative. Both are
-scaled by alpha.
+multiplied by alpha, except at unit filter norm.
 
 A step group names the inner steps that the plan judges together. Three comparisons are made for each learner and step
 group:
 
 * Raw: alpha rho as it was measured.
-* At unit filter norm: rho after each filter that is followed by a normalisation layer has been scaled to unit norm. H
-  is proportional to 1/|w|^2 in the weights w of such a filter, so that rho falls if the weights merely grow. In a
-  network without normalisation, this is rho itself.
+* At unit filter norm: rho, without the factor alpha, after each filter that is followed by a normalisation layer has
+  been scaled to unit norm. H is proportional to 1/|w|^2 in the weights w of such a filter, so that rho falls if the
+  weights merely grow. In a network without normalisation, this is rho itself.
 * At equal support loss: the quantity of the raw comparison, but only between points of the two sides whose support
   losses are nearly equal, because curvature falls together with the loss (see ``analysis.claims.equal_loss``).
 
@@ -95,7 +95,9 @@ def _question(ds: xr.Dataset, plan: Plan, claim: str, pair: tuple[str, str], bas
     """
     scaled, plain, _ = HG_QUANTITIES if claim.endswith("-hg") else QUANTITIES
     name = scaled if all(alpha_steps(ds, learner) for learner in pair) and has(ds, scaled) else plain
-    return ask(plan, claim, "raw", name, "negative", learner=pair[0], baseline=baseline) if has(ds, name) else None
+    if not has(ds, name):
+        return None
+    return ask(plan, claim, comparison="raw", quantity=name, predicted="negative", learner=pair[0], baseline=baseline)
 
 
 def lower_curvature(
@@ -116,8 +118,10 @@ def lower_curvature(
         return []
     quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
     at_unit_norm = quantities[2]
-    # Where this quantity was not measured, the question's own takes its place, and the comparison is left out below.
     has_unit_norm = has(ds, at_unit_norm)
+    # The values [seed, task, step] of the question's learner and of the baseline, for three quantities: the question's
+    # own, the one at unit filter norm, and the support loss. Where the second was not measured, the first takes its
+    # place, and its comparison is left out of the verdicts below.
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))
         for name in (question.quantity, at_unit_norm if has_unit_norm else question.quantity, LOSS)
@@ -125,12 +129,13 @@ def lower_curvature(
     margin = plan.margin(question.claim)
     has_diverged = diverged(ds, question.learner, checkpoint=last) | diverged(ds, other_learner, checkpoint=checkpoint)
     verdicts = []
-    for steps, group in plan.step_groups.items():
+    for steps, group in plan.step_groups.items():  # steps: the name of the group, such as "step 0"
         rows = group.rows(ds.sizes["inner_step"] - 1)
         value, unit_norm, loss = ((trained[:, :, rows], other[:, :, rows]) for trained, other in sides)
         raw = compare_task_by_task(*value, plan, diverged=has_diverged)
         normalised = compare_task_by_task(*unit_norm, plan, diverged=has_diverged)
         equal_loss = compare_at_equal_loss(*value, *loss, plan, diverged=has_diverged)
+        # The question of each comparison, its result, and the mean |quantity| of which the margin is a fraction.
         for asked, comparison, scale in (
             (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
             (replace(question, quantity=at_unit_norm, steps=steps, comparison=UNIT_NORM), normalised, normalised.scale),

@@ -123,7 +123,7 @@ COLUMNS: dict[type, Columns] = {
     curvature.Extremes: _pairs("eigenvalue", "eigen_index", "largest eigenvalues by magnitude", prefix="magnitude.")
     | _pairs("eigenvalue_max", "end_index", "largest algebraic eigenvalues", prefix="largest.")
     | _pairs("eigenvalue_min", "end_index", "smallest algebraic eigenvalues", prefix="smallest.")
-    | _num_matvecs(prefix="magnitude."),
+    | _num_matvecs(prefix="magnitude."),  # one run finds all three, and each of them counts all its products
     curvature.Spectrum: {
         "eigenvalue": Column(_EIGEN, CURVATURE, _BY_MAGNITUDE, "eigenvalue_error", "values"),
         "eigenvalue_error": Column((), CURVATURE, "bound on the error of every eigenvalue of a point", source="error"),
@@ -136,7 +136,7 @@ COLUMNS: dict[type, Columns] = {
     curvature.Moments: _estimate("trace", CURVATURE, "trace", prefix="trace.")
     | _estimate("frobenius_squared", CURVATURE_SQUARED, "squared Frobenius norm", prefix="frobenius_squared.")
     | _diagonal(prefix="diagonal.")
-    | _num_matvecs(prefix="trace."),
+    | _num_matvecs(prefix="trace."),  # all three come from the same products, which each of them counts
     curvature.Density: {
         "density": Column(_GRID, PER_CURVATURE, "share of eigenvalues per unit of curvature"),
         "density_low": Column(_GRID, PER_CURVATURE, "low end of the band over probes", source=lambda d: d.band[0]),
@@ -198,8 +198,15 @@ def to_xarray(
     >>> import torch
     >>> from hessian_tools.curvature import EigenPairs
     >>> values = torch.tensor([[4.0, -3.0], [2.0, 1.0]])
-    >>> products, complete = torch.tensor([9, 9]), torch.tensor([True, True])
-    >>> pairs = EigenPairs(values, 1e-3 * values.abs(), values > 0, None, products, complete)
+    >>> num_matvecs, complete = torch.tensor([9, 9]), torch.tensor([True, True])
+    >>> pairs = EigenPairs(
+    ...     values,
+    ...     residuals=1e-3 * values.abs(),
+    ...     converged=values > 0,
+    ...     vectors=None,
+    ...     num_matvecs=num_matvecs,
+    ...     complete=complete,
+    ... )
     >>> ds = to_xarray(pairs, coords={"point": [0, 5]})
     >>> ds["eigenvalue"].sel(point=5).values, ds["eigenvalue"].attrs["error_variable"]
     (array([2., 1.], dtype=float32), 'eigenvalue_residual')

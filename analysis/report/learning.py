@@ -98,14 +98,15 @@ def count_sentence(intervals_of_pairs: Sequence[Sequence[Interval]]) -> str:
     The sentence counts the intervals that lie wholly above and wholly below 0, and the pairs of learners for which the
     differences of all seeds have the same sign.
     """
-    pairs = [[difference for difference in differences if difference.num] for differences in intervals_of_pairs]
-    known = [difference for differences in pairs for difference in differences]
-    above, below = sum(difference.low > 0 for difference in known), sum(difference.high < 0 for difference in known)
+    pairs = [[of_seed for of_seed in of_pair if of_seed.num] for of_pair in intervals_of_pairs]
+    intervals = [of_seed for of_pair in pairs for of_seed in of_pair]
+    above, below = sum(of_seed.low > 0 for of_seed in intervals), sum(of_seed.high < 0 for of_seed in intervals)
     text = (
-        f"Of the intervals of these {len(known)} differences of single seeds, {above} lie wholly above 0 and {below} "
-        "wholly below"
+        f"Of the intervals of these {len(intervals)} differences of single seeds, {above} lie wholly above 0 and "
+        f"{below} wholly below"
     )
-    signs = [{difference.mean > 0 for difference in differences} for differences in pairs if len(differences) > 1]
+    # For each pair with several seeds, the signs that occur: one element where all seeds agree, two where they do not.
+    signs = [{of_seed.mean > 0 for of_seed in of_pair} for of_pair in pairs if len(of_pair) > 1]
     if not signs:
         return f"{text}. One seed alone is no evidence about learners."
     num_agreeing = sum(len(signs_of_pair) == 1 for signs_of_pair in signs)
@@ -129,8 +130,8 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     if len(half_widths):
         half = f"{number(float(np.median(half_widths)), digits=2)}{unit}"
         chance = (
-            f"the mean at one checkpoint is known to about ± {half}. This is half the width of the {100 * confidence:g}"
-            " % interval over tasks, of which the median over all learners, seeds and checkpoints is taken"
+            f"the mean at one checkpoint is known to about ± {half}. This is the median, over all learners, seeds and "
+            f"checkpoints, of half the width of the {100 * confidence:g} % interval over tasks"
         )
     seeds = ", ".join(str(int(seed)) for seed in ds["seed"].values)
     caption = _SPEED.format(seeds=seeds, dash=DASH, chance=chance)

@@ -86,7 +86,11 @@ class ImageClasses(DisjointClasses):
         return self.images.shape[1]
 
     def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row channel height width"]:
-        """The requested images, divided by ``scale``. No other image is read or converted."""
+        """The requested images, divided by ``scale``. No other image is read or converted.
+
+        The shapes of the arguments are [way] and [example, way]. The rows come example by example: first the first
+        example of every class, then the second of each.
+        """
         return _unit_floats(self.images[classes, examples], self.scale)
 
 
@@ -117,7 +121,8 @@ class StoredClasses(DisjointClasses):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Mapping the file at once keeps it readable even after another process has put a newer cache in its place.
+        # The file is mapped now and not only at the first use. So it stays readable even if another process puts a
+        # newer cache in its place in the meantime.
         _ = self.images
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,9 +157,13 @@ class StoredClasses(DisjointClasses):
         return self.counts[position // self.turns]
 
     def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row channel height width"]:
-        """The requested images, turned as their class says, and divided by ``scale``. No other image is read."""
+        """The requested images, turned as their class says, and divided by ``scale``. No other image is read.
+
+        classes: [way]. examples: [example, way]. The rows come example by example, as those of ``ImageClasses.take``.
+        """
+        # The sums are the rows of the file [example, way], and the pixels are [example, way, channel, height, width].
         pixels = np.asarray(self.images[self._starts[classes // self.turns] + examples])
-        for way, turn in enumerate(classes % self.turns):
+        for way, turn in enumerate(classes % self.turns):  # turn: how many quarter turns the class stands for
             if turn:
                 pixels[:, way] = np.rot90(pixels[:, way], int(turn), axes=(-2, -1))
         return _unit_floats(pixels, self.scale)
@@ -184,6 +193,6 @@ def turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
-    """The stored values as float32 in new memory, divided by ``scale``."""
+    """The stored values as float32 in new memory, divided by ``scale``; the rows come example by example."""
     x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
     return x if scale == 1 else x / scale

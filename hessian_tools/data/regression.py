@@ -69,7 +69,8 @@ class SineLineTasks:
     perfect fit is noise ** 2 and not 0.
 
     The splits differ only in their random stream: every task is new, and no kind of curve is reserved for test.
-    Episodes are equal on two machines if sin, log and sqrt are. These may differ in the last bit of a float64, which
+    Episodes are equal on two machines if the functions sin, log and sqrt give equal numbers there: the sine curves use
+    sin, and NumPy draws Gaussian noise by log and sqrt. Their results may differ in the last bit of a float64, which
     the rounding to float32 hides except about once in 10^8 numbers.
     """
 

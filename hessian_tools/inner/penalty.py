@@ -1,8 +1,9 @@
 """The curvature penalty: a term of the outer objective that penalises the curvature along the inner gradient.
 
-At step k of an inner loop let g_k be the gradient of the support loss with respect to the entries that move, H_k its
-Hessian in the same entries, and alpha the step size. A step changes the gradient by -alpha H_k g_k to leading order, so
-alpha |H_k g_k| / |g_k| is the relative change of the gradient, which SHOT makes small indirectly.
+At step k of an inner loop let g_k be the gradient of the support loss in the parameters that the inner loop adapts (all
+of the network's for MAML, the head's for ANIL), H_k its Hessian in the same parameters, and alpha the step size. A step
+changes the gradient by -alpha H_k g_k to leading order, so alpha |H_k g_k| / |g_k| is the relative change of the
+gradient, which SHOT makes small indirectly.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ class CurvaturePenalty:
     """The penalty weight x (mean over the K inner steps of alpha |H_k g_k| / |g_k|), added to the query loss.
 
     The outer gradient differentiates the mean completely: through each g_k and each H_k, which takes third derivatives
-    of the support loss, and through the points theta_k of the inner loop. For a learner of first order, the inner
-    steps are constants as in its query loss, so theta_k = theta + c_k with a constant c_k.
+    of the support loss, and through the points theta_k of the inner loop. A first-order learner (such as
+    ``maml(first_order=True)``) treats the inner steps as constants, here as in its query loss: theta_k = theta + c_k
+    with a constant c_k.
 
     weight: the factor of the mean, which has no unit; a negative weight rewards curvature.
     """

@@ -114,7 +114,8 @@ def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: 
     for name, parameter in loss.model.named_parameters():
         if name in named and name not in loss.layout.names and not same_values(named[name], parameter):
             raise ValueError(
-                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; select it with where="
+                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; select it in flatten by "
+                "where="
             )
     for name, buffer in loss.model.named_buffers():
         if buffers == "refuse" and name in named and not same_values(named[name], buffer):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
+from analysis.drawing.style import method_label
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, seeds_with_values, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, only_with_alpha
@@ -48,8 +49,8 @@ def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels, for step 0 and for the mean of the later steps, with a path over the checkpoints per learner.
 
-    If a study has so many learners that their paths would be too many, only those of ``selection.for_lines`` have a
-    path. The other learners have only their last checkpoint.
+    If a study has too many learners for that, paths are drawn only for those that ``selection.for_lines`` chooses, such
+    as the controls and the first learner with its variants. The other learners have only their last checkpoint.
     """
     *curvatures, scores = numbers(ds, choice).values()
     ds = choice.part(ds)
@@ -59,23 +60,25 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         for ax, title, curvature in zip(axes, titles, curvatures, strict=True):
             for name in learner_names(ds):
                 _path(ds, ax, curvature, scores, name, as_path=name in with_paths)
-            each_seed = curvature.per_seed.values  # reach at least as far as the means; no intervals are drawn
+            # The values of the single seeds reach at least as far as their means, so the axis is made to fit them.
+            each_seed = curvature.per_seed.values
             if np.isfinite(each_seed).any():
                 references.symlog_axis(ax.xaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
             ax.set_title(title)
             ax.set_xlabel(r"$\alpha\,|Hg|\,/\,|g|$")
         panels.left_labels(axes, score_name(ds))
-        chance = references.chance(ds, axes[0]) if has_accuracy(ds) else []
-        if chance:
-            references.chance(ds, axes[1])
+        # ``references.chance`` draws its line in a panel and returns it for the legend, which needs only one of them.
+        chance_lines = [line for ax in axes for line in references.chance(ds, ax)] if has_accuracy(ds) else []
         look: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o"}
         ends = [
             legend.entry("first checkpoint", markerfacecolor="white", **look),
             legend.entry("last checkpoint", **look),
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
+        # The legend says how many units diverged, without the symbol of a cross: this figure draws none at its means.
         notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
-        panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), [*ends, *chance, *notes])
+        entries = [*ends, *chance_lines[:1], *notes]
+        panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), entries)
     return figure
 
 
@@ -93,7 +96,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "seeds at the last checkpoint.",
         f"The {what} is that of other held-out tasks than those on which the curvature is measured.",
         "A path says how both change together over training and not that one causes the other.",
-        "Paths are drawn for the controls and the first family; the other learners have only their last checkpoint."
+        f"Paths are drawn for {', '.join(map(method_label, paths))}; the other learners have only their last "
+        "checkpoint."
         if only_ends
         else "",
         legend.no_alpha_sentence(ds),

@@ -115,9 +115,9 @@ class AdaptationJacobian:
             V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
             return matrix.products(V[None])[0].cpu().numpy()
 
-        dtype, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
+        numpy_dtype, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
         forward, back = (lambda V: apply(jacobian, V)), (lambda V: apply(jacobian.T, V))
-        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=dtype)
+        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=numpy_dtype)
 
     def select(self, tasks: Int[Tensor, " chosen"]) -> "AdaptationJacobian":
         """The Jacobians of the chosen tasks, in the order given."""
@@ -140,6 +140,7 @@ class AdaptationJacobian:
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
         tasks = len(self.step_sizes)
+        # The axis of parameters is the last but one, or the only one. An axis of tasks may have the length 1.
         if V.ndim not in (1, 2, 3) or V.shape[-2:][0] != self.num_params or (V.ndim == 3 and len(V) not in (1, tasks)):
             raise ValueError(
                 f"V has shape {list(V.shape)}, but the Jacobian has {list(self.shape)}; "
@@ -151,14 +152,17 @@ class AdaptationJacobian:
 class AdaptationGram(Derived):
     """J'J of an adaptation Jacobian; made by ``J.gram``. A product costs two Hessian-vector products for each step.
 
-    The points of this operator are the tasks.
+    What other operators call points are the tasks here: there is one matrix J'J for each task.
     """
 
     jacobian: AdaptationJacobian
 
     @property
     def source(self) -> Operator:
-        """The Hessian of the first step, which has the size, the dtype and the device of all of them."""
+        """The Hessian of the first step. ``Derived`` takes the size, the dtype and the device from it.
+
+        They are the same for the Hessians of all steps.
+        """
         return self.jacobian.factors[0]
 
     @property
@@ -168,7 +172,10 @@ class AdaptationGram(Derived):
 
     @property
     def at_once(self) -> int:
-        """The number of tasks that fit in memory together, while every step keeps data for its products."""
+        """The number of tasks whose data fit in memory together, at least one.
+
+        ``at_once`` of a factor is the number of points for which one step's data fit; the data of all steps are kept.
+        """
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 
     @full_precision
@@ -177,7 +184,10 @@ class AdaptationGram(Derived):
         return self.jacobian.T.products(self.jacobian.products(V))
 
     def announce(self, num_products: int) -> None:
-        """Announces how many products will follow, each of which needs two products with every factor."""
+        """Tells every factor how many products with it will follow, so that it takes the quickest engine for them.
+
+        These are two for each product with J'J: one for J and one for J'.
+        """
         for factor in self.jacobian.factors:
             factor.announce(2 * num_products)
 

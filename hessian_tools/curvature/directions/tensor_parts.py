@@ -58,6 +58,8 @@ def random_rotations(
     )
     normal = torch.stack(list(draws), -1).to(g.device)
     unit_vectors = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
+    # g is divided by a power of two near its largest entry, so that the squares in the norms neither underflow nor
+    # overflow in float32, and the rotated vectors are multiplied by it again.
     scaled, unit_of_g = in_units(g)
     norms = [vector_norm(part) for part in scaled.split(list(layout.sizes), dim=-1)]
     rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(unit_vectors, norms, strict=True)]
