@@ -1,4 +1,4 @@
-"""Runs the parts of a study in their order: train, measure, test, draw and report.
+"""Runs the parts of a study in their order: train, measure, test the claims, draw and report.
 
 Training and measuring go on where they were stopped; the other parts are done anew.
 """
@@ -94,6 +94,8 @@ def run_study(
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
 
+    To test is to judge the claims about the learners from the measurements.
+
     source: a YAML file, the name of a bundled study (such as demo or micro), the folder of a study, or the settings
         themselves, as nested mappings or a ``StudyConfig``.
     out: the folder of the study; by default runs/NAME.
@@ -187,8 +189,8 @@ def run(
     study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; what is complete is not trained or measured again."""
-    # ``mend`` needs the first files, and must not run on changed data. ``start`` repeats the two calls, because the
-    # command ``train`` begins with ``start``.
+    # ``mend`` sets damaged files aside, so that they are made again. It needs the first files, and must not run on
+    # changed data. ``start`` repeats the two calls, because the command ``train`` begins with ``start``.
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     mend(study, reporter)
@@ -253,6 +255,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
     for part in (part for part in folder.stale_parts(study, ds) if part != "report"):
+        # The error names the first such part. The command that makes the verdicts is called test.
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"

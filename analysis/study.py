@@ -64,6 +64,7 @@ class Problem:
         config, tasks = self.network_config, self.tasks
         if config.name == "mlp":
             return partial(MLP, (prod(tasks.input_shape), *config.hidden, tasks.outputs))
+        # A name with a colon is the import path of a network of the user's own, which may take any inputs.
         if ":" not in config.name and len(tasks.input_shape) != 3:
             raise UserError(f"network: {config.name} needs images, but {self.data.source} has none; use name: mlp")
         options = config.settings | config.options
@@ -307,6 +308,7 @@ class Study:
 
         A learner that begins from the checkpoint of another learner is in a later group than that one.
         """
+        # The depth of a learner is the number of learners that are trained, one from the other, before it begins.
         depths = {name: len(self.config.starts(name)) for name in self.learners}
         return [[name for name in depths if depths[name] == depth] for depth in range(max(depths.values()) + 1)]
 
@@ -357,7 +359,8 @@ class Study:
         compared with no other and is absent, as is any learner whose counterpart the study lacks.
         """
         configs = self.config.learners
-        plain, with_shot = {}, {}
+        plain: dict[LearnerConfig, str] = {}  # the learners without SHOT, by their settings
+        with_shot: dict[str, LearnerConfig] = {}  # for each learner with SHOT, its settings without SHOT
         for name, settings in configs.items():
             pretrained = settings.start is not None and configs[settings.start].pretraining is not None
             if settings.shot is None and not pretrained:
@@ -374,8 +377,8 @@ class Study:
         ``first_order``; the family is named after its first learner.
         """
         configs, built = self.config.learners, self.learners
-        plain: dict[LearnerConfig, str] = {}
-        families: dict[LearnerConfig, str] = {}
+        plain: dict[LearnerConfig, str] = {}  # the learners without SHOT and penalty, by their settings
+        families: dict[LearnerConfig, str] = {}  # the first learner of each family, by the settings that it shares
         for name, settings in configs.items():
             if self._bare(settings) == settings:
                 plain.setdefault(settings, name)
@@ -475,7 +478,7 @@ def check(study: Study) -> None:
 
 
 def _check_learner(study: Study, name: str) -> None:
-    # These errors do not depend on the device, so the CPU serves.
+    # On the CPU, because these errors do not depend on the device and this process may have no GPU.
     training = replace(study.training(name, study.config.seeds[0]), device="cpu")
     learner, tasks = training.learner, training.tasks
     if learner.needs_classes and tasks.kind != "classification":

@@ -156,7 +156,8 @@ class Loss:
         gradient or derivatives are hand-written. It is made once for each combination of modes (train, eval) of the
         modules.
         """
-        self._cast.clear()  # a weight changed through its .data shows no sign of it
+        # The casts of frozen weights are made anew, because a change of a weight through its .data cannot be noticed.
+        self._cast.clear()
         modules = [*self.model.modules()]
         modules += [*self._criterion.modules()] if isinstance(self._criterion, nn.Module) else []
         modes = tuple(module.training for module in modules)
@@ -175,7 +176,10 @@ class Loss:
         self._checked.add(modes)
 
     def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
-        """Yields the outputs, and then the loss, at parameters and buffers given by name; may change the buffers."""
+        """Yields the outputs, and then the loss, at parameters and buffers given by name; may change the buffers.
+
+        ``first_look`` reads them one by one, because it asks after each of them whether random numbers were drawn.
+        """
         like = next(iter(parameters.values()))
         x, y = self.split(batch.batch if isinstance(batch, AtState) else batch)
         of_model = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
@@ -198,9 +202,9 @@ class Loss:
         yield value
 
     def _call(self, tensors: dict[str, Tensor], positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
-        """The model's outputs with these parameters and buffers; parts made by ``torch.compile`` run as ordinary code.
+        """The model's outputs with these parameters and buffers.
 
-        Compiled code has no second derivative.
+        Parts made by ``torch.compile`` run as ordinary code here, because compiled code has no second derivative.
         """
         with self._uncompiled(), recomputing(self.recomputed, self._around_a_block):
             try:
@@ -259,7 +263,10 @@ class Loss:
         return {name: cast_like(b.detach().clone(), like) for name, b in named.items()}
 
     def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-        """All parameters and buffers by name: those in ``moved`` as given, the others as constants of the model."""
+        """All parameters and buffers by name: those in ``moved`` as given, the others with the model's values.
+
+        The others are constants, in which nothing is differentiated.
+        """
         fixed = {name: self._frozen(name, p, like) for name, p in self.model.named_parameters() if name not in moved}
         fixed |= {name: cast_like(b.detach(), like) for name, b in self.model.named_buffers()}
         return fixed | dict(moved)
@@ -278,6 +285,7 @@ class Loss:
             return cast_like(held, like)
         if {like.dtype} == self._dtypes:
             return held.to(like.device)
+        # The result of the cast is valid as long as the weight is neither replaced nor changed in place.
         key = (held.data_ptr(), parameter._version, like.dtype, like.device)
         if name not in self._cast or self._cast[name][0] != key:
             self._cast[name] = (key, cast_like(held, like))

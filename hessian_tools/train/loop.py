@@ -47,6 +47,7 @@ Progress = Callable[[int, float], None]  # called with (meta-iteration, query lo
 class _State:
     """The part of a run that changes while it trains.
 
+    theta: the meta-parameters [meta]. meta_step: the number of outer steps that have been taken.
     saved_at: the time of the last save, by the clock ``monotonic``.
     replay: the trace of the batched outer step, used where tasks are computed at once.
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
@@ -140,6 +141,7 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
                 group.tell("checkpoint", replace(checkpoint, theta=checkpoint.theta.cpu()))
                 yield checkpoint
     except BaseException as raised:
+        # GeneratorExit means that the caller takes no more checkpoints. That is no error to tell the other processes.
         error = None if isinstance(raised, GeneratorExit) else raised
         raise
     finally:
@@ -224,7 +226,7 @@ def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> 
 
 
 def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
-    """Take outer steps up to a meta-iteration; returns False where training diverged before it."""
+    """Take outer steps up to a meta-iteration; returns False where training diverged on the way."""
     # The untrained control takes no steps.
     if not config.learner.is_trained:
         state.meta_step = max(state.meta_step, until)
@@ -250,7 +252,7 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
 def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     """One step of the outer optimiser, which is taken only where its losses and its gradient are finite.
 
-    Returns the parts of each task's loss, and whether the step was taken.
+    Returns the numbers of each task for the metrics, such as its query loss, and whether the step was taken.
     """
     state.optimiser.zero_grad()
     if config.workers == 1 and state.shared is None:
@@ -273,6 +275,7 @@ def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
     # All means are read from the device together, because each reading makes the CPU wait for the GPU.
     means = torch.stack([torch.stack(numbers).mean() for numbers in zip(*aux, strict=True)]).tolist()
     mean = dict(zip(Aux._fields, means, strict=True))
+    # A network has collapsed where its outputs hardly differ between examples; see ``hessian_tools.inner.collapse``.
     collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
     return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 

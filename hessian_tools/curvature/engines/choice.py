@@ -48,21 +48,21 @@ def choose_engine(
     forward: int,
     num_points: int,
     num_products: int,
-    kept_graphs: bool = True,
+    double_backward: bool = True,
     compilable: bool = True,
     compiled_before: bool = False,
 ) -> EngineName:
     """The engine that is quickest for all products together, judged by what is known before the first of them.
 
     forward: the bytes that one forward pass allocates. num_products: how many products are expected, over all points.
-    kept_graphs: False if the engine double_backward is not worth choosing, as for a Gauss-Newton matrix, whose product
-    takes it two reverse passes more.
+    double_backward: False if this engine is not worth choosing, as for a Gauss-Newton matrix, whose product takes it
+    two reverse passes more than that of a Hessian.
     compilable: False if the product is known to have no trace. compiled_before: True if its trace exists already.
     """
     enough = ENOUGH_FOR_KNOWN_TRACE if compiled_before else enough_products(forward, device)
     if compilable and num_products >= enough:
         return "compiled"
-    if kept_graphs and (num_points <= FEW_POINTS or (device.type == "cpu" and forward >= LARGE_FORWARD)):
+    if double_backward and (num_points <= FEW_POINTS or (device.type == "cpu" and forward >= LARGE_FORWARD)):
         return "double_backward"
     return "direct"
 

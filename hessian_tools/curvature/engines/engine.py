@@ -323,7 +323,7 @@ class PreparedProducts:
             forward=self._forward(),
             num_points=len(objective.thetas),
             num_products=max(findings.announced, columns * len(objective.thetas)),
-            kept_graphs=is_hessian,
+            double_backward=is_hessian,
         )
         if self.is_batchwise:
             return choose(compilable=False)

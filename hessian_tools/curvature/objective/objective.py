@@ -91,13 +91,14 @@ class Objective:
     def by_each(self) -> "Iterator[Objective]":
         """The objective of each batch alone, in the order of ``all_weights``; for a single group.
 
-        For a batch of another process, this process holds its own first batch with weight 0, so that the product is
-        made where that batch is.
+        All processes take part in each product. So for a batch of another process, this process holds its own first
+        batch with weight 0, which adds nothing to the sum over the processes.
         """
         (group,) = self.groups
         if self.ranks is None:
             yield from (objective for _, objective in self.by_batch())
             return
+        # count: the number of batches of a process. It is 0 for one that holds only a stand-in of weight 0.
         for rank, count in enumerate(self.ranks.gather(len(group.weights) if any(group.weights) else 0)):
             own = [self.batches[0]] * count if rank != self.ranks.rank else self.batches
             for _, batch in zip(range(count), own, strict=False):
@@ -111,7 +112,10 @@ class Objective:
             yield weight, replace(self, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
 
     def summed(self, function: Callable[[], Tensor]) -> Tensor:
-        """``function()``, which is linear in the loss, summed over the processes that share the data."""
+        """``function()``, which is linear in the loss, summed over the processes that share the data.
+
+        If it fails on one process, an error is raised on all of them.
+        """
         ranks = self.ranks
         return function() if ranks is None else ranks.sum(ranks.with_shared_errors(function))
 
@@ -136,6 +140,7 @@ class Objective:
         points = all_points[points]  # negative positions become positions counted from the start
         located = []
         for group in self.groups:
+            # For each point of the objective, its position among the members of this group; -1 if it is none of them.
             member_at = torch.full_like(all_points, -1)
             member_at[group.positions] = all_points[: len(group.positions)]
             members = member_at[points]

@@ -172,7 +172,7 @@ def test_the_engine_is_chosen_by_device_size_points_and_products() -> None:
     assert chosen(cpu, 10, 9) == "direct"
     assert chosen(cpu, 2**20, 9) == "double_backward"
     assert chosen(cuda, 2**20, 9) == "direct"
-    assert chosen(cpu, 10, 8, kept_graphs=False) == "direct"
+    assert chosen(cpu, 10, 8, double_backward=False) == "direct"
     assert [enough_products(f, cpu) for f in (10**5, 5 * 10**6, 250 * 10**6)] == [2000, 333, 7]
     assert {enough_products(f, cuda) for f in (10**5, 250 * 10**6)} == {ENOUGH_PRODUCTS_ON_GPU}
     assert (chosen(cpu, 10**5, 1, 2000), chosen(cpu, 10**5, 1, 1999)) == ("compiled", "double_backward")
