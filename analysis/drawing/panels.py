@@ -174,6 +174,6 @@ def _write(figure: Figure, stem: Path, suffix: str) -> Path:
 def _with_palette(png: BytesIO) -> bytes:
     """A picture with the 256 colours that suit it best, which takes a third of the bytes and looks the same."""
     small = BytesIO()
-    colors = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colors = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     colors.save(small, "PNG", optimize=True, dpi=(style.DPI, style.DPI))
     return small.getvalue()
