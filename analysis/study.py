@@ -384,8 +384,10 @@ class Study:
                 plain.setdefault(settings, name)
             families.setdefault(self._bare(settings, first_order=False), name)
         bare = {name: self._bare(settings) for name, settings in configs.items()}
+        # Training by SHOT's distance alone (pretraining) has no query loss beside which SHOT could have a weight.
+        weighted = {name: each.shot for name, each in configs.items() if each.shot and each.pretraining is None}
         return {
-            "dose": {name: settings.shot.weight if settings.shot else 0.0 for name, settings in configs.items()},
+            "dose": {name: weighted[name].weight if name in weighted else 0.0 for name in configs},
             "penalty": {name: each.penalty.weight if each.penalty else 0.0 for name, each in configs.items()},
             "without_intervention": {
                 name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]

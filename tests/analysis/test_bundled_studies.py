@@ -24,13 +24,20 @@ NEEDS_DATA = ("omniglot", "cifar-fs", "transfer")
 # For each study, the learners that it also trains with SHOT, under the name "<learner>-shot".
 SHOT_PAIRS = {
     "quickdraw": {"maml", "fomaml", "anil", "boil", "meta-sgd", "reptile"},
+    "quickdraw-variants": {"maml", "leo"},
     "regression": {"maml", "fomaml"},
     "omniglot": {"maml", "fomaml"},
     "cifar-fs": {"maml", "fomaml"},
     "transfer": {"maml"},
 }
-# The further weights of SHOT in the dose-response of a study, each with the learner without SHOT.
-DOSES = {"quickdraw": dict.fromkeys(["maml-shot-1", "maml-shot-minus-0.1", "maml-shot-minus-0.3"], "maml")}
+# The further variants of SHOT of a study, such as other weights, each with the learner without SHOT.
+VARIANTS = {
+    "quickdraw": dict.fromkeys(["maml-shot-1", "maml-shot-minus-0.1", "maml-shot-minus-0.3"], "maml"),
+    "quickdraw-variants": {
+        f"maml-shot-{variant}": "maml"
+        for variant in ("0.01", "0.001", "0.0001", "0.00001", "cross-entropy", "l2", "3-6", "p")
+    },
+}
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def test_a_study_resolves_on_its_data(name: str, config: StudyConfig):
     study = build(config)
     check(study)
     load_plan(None).check_steps(config.inner.steps)
-    assert study.without_shot == {f"{each}-shot": each for each in SHOT_PAIRS[name]} | DOSES.get(name, {})
+    assert study.without_shot == {f"{each}-shot": each for each in SHOT_PAIRS[name]} | VARIANTS.get(name, {})
 
 
 def test_a_study_plans_to_measure_every_run_at_every_checkpoint(config: StudyConfig, tmp_path: Path):
