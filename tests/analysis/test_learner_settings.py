@@ -223,7 +223,7 @@ def test_the_curvature_penalty_reaches_training_and_is_refused_for_steps_of_anot
 
 
 def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_family():
-    """An intervention is SHOT, its pre-training or the penalty; the dose is the weight of SHOT beside the query loss."""
+    """An intervention is SHOT, its pre-training or the penalty; the dose is SHOT's weight beside the query loss."""
     many = study(MANY)
     relations = many.relations
     penalised = ["penalised", "penalised-shot", "other-penalty-shot"]
