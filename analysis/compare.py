@@ -117,8 +117,10 @@ def lines(comparison: Comparison) -> Iterator[str]:
 
 
 def primary_table(comparison: Comparison) -> str:
-    """The primary verdicts as a Markdown table: a row for each question, a column for each study."""
-    rows = ["Learner, baseline, comparison", *comparison.studies], ["---"] * (1 + len(comparison.studies))
+    """The primary verdicts as a Markdown table: a row for each question, a column for each study that has any."""
+    found_in = {name for found in comparison.rows.values() for name, each in found.items() if each.kind == "primary"}
+    studies = [name for name in comparison.studies if name in found_in]
+    rows = ["Learner, baseline, comparison", *studies], ["---"] * (1 + len(studies))
     text, claim = ["".join(f"| {cell} " for cell in cells) + "|" for cells in rows], ""
     for key, found in comparison.rows.items():
         primary = {name: verdict for name, verdict in found.items() if verdict.kind == "primary"}
@@ -127,8 +129,8 @@ def primary_table(comparison: Comparison) -> str:
         if key[0] != claim:
             claim = key[0]
             title = next(iter(primary.values())).title
-            text.append(f"| **{title[:1].upper()}{title[1:]}?** " + "| " * len(comparison.studies) + "|")
-        cells = [_question(key), *(_text(primary.get(name)) for name in comparison.studies)]
+            text.append(f"| **{title[:1].upper()}{title[1:]}?** " + "| " * len(studies) + "|")
+        cells = [_question(key), *(_text(primary.get(name)) for name in studies)]
         text.append("".join(f"| {cell} " for cell in cells) + "|")
     return "\n".join(text) + "\n"
 

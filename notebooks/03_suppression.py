@@ -15,7 +15,7 @@
 # meta-learning.
 #
 # The study is `quickdraw`: drawings of five things, one of each to learn from, a small convolutional network, three
-# inner steps, ten seeds (six for some learners). Its results are kept in the repository under
+# inner steps, ten seeds (five for some learners). Its results are kept in the repository under
 # `docs/results/quickdraw`. For a study of your own give its folder; `hessian-tools demo` makes one in some minutes.
 # Opening takes ten seconds, and the rest of the notebook less.
 

@@ -160,7 +160,7 @@ _ = ax.legend()
 # ## 3. Images
 #
 # The study `quickdraw` has SHOT at several weights, among them negative ones, which reward a large distance, and an
-# explicit penalty on the curvature. It has ten seeds, and six of the penalty.
+# explicit penalty on the curvature. It has ten seeds.
 
 # %%
 study = "../docs/results/quickdraw"
