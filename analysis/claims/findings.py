@@ -106,6 +106,8 @@ def _throughout(verdicts: list[Verdict]) -> str:
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
     if not places:
         return "; for no learner do all comparisons support it"
+    if len(places) > MOST_PLACES:
+        places[MOST_PLACES - 1 :] = [f"{len(places) - MOST_PLACES + 1} more"]
     return f"; all comparisons support it for {_listed(places)}"
 
 

@@ -28,6 +28,11 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     assert findings([lost])[0].endswith("(supported, but inconclusive after the correction).")
 
 
+def test_a_sentence_names_few_of_many_learners():
+    many = [replace(VERDICT, learner=f"m{i}", comparison=c) for i in range(6) for c in ("raw", "equal support loss")]
+    assert "support it for m0 at step 0, m1 at step 0, m2 at step 0 and 3 more; for instance" in findings(many)[0]
+
+
 def test_each_claim_has_a_sentence_and_shot_is_compared_with_the_learner_without_it():
     shot = replace(VERDICT, claim="shot", title="SHOT lowers it further", learner="maml-shot", baseline="maml")
     first, second = findings([VERDICT, shot])
