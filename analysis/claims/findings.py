@@ -11,6 +11,9 @@ from analysis.statistics import Outcome
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
 TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
 
+MOST_PLACES = 4
+"""The most entries in a list of learners and steps; where there are more, the last entry says how many."""
+
 ANSWERS: dict[Outcome, str] = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
 
 # The claims for the sentences at the top of a report and at the end of a command. There are at most three sentences, on
