@@ -161,7 +161,8 @@ def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] |
 
     It is twice the present number or, if that would decide none, the smallest number that would decide one.
     """
-    needed = [v.seeds_to_decide for v in verdicts if v.outcome == "inconclusive" and v.seeds_to_decide is not None]
+    undecided = [v for v in verdicts if (v.corrected_outcome or v.outcome) == "inconclusive"]
+    needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None]
     needed = [number for number in needed if number > num_seeds]
     if not needed:
         return None
@@ -177,7 +178,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
     number, decided = suggestion
     seeds = list(study.config.seeds)
     seeds += [seed for seed in range(number + len(seeds)) if seed not in seeds][: number - len(seeds)]
-    undecided = sum(verdict.outcome == "inconclusive" for verdict in verdicts)
+    undecided = sum((verdict.corrected_outcome or verdict.outcome) == "inconclusive" for verdict in verdicts)
     listed = " ".join(map(str, seeds)) if len(seeds) <= 20 else f"... ({number} seeds)"
     return (
         f"{number} seeds would decide about {decided} of the {undecided} inconclusive verdicts, if means and spreads"

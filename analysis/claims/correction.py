@@ -60,9 +60,11 @@ def _corrected(verdict: Verdict, p_values: Iterator[float], num: int, level: flo
 def _seeds_to_pass(verdict: Verdict, level: float) -> int | None:
     """The number of seeds at which the test over seeds would reject at ``level`` if mean and spread stayed the same.
 
-    None if no number would do, or if the p-value is not that of a mean over the effects of the seeds.
+    None if no number would do, if the mean is below the smallest effect of interest, so that more seeds could turn the
+    outcome to "not supported", or if the p-value is not that of a mean over the effects of the seeds.
     """
     over_seeds = mean_interval(np.array(verdict.effects))
-    if not math.isclose(over_seeds.p, verdict.p, rel_tol=1e-6):
+    # With more seeds the interval narrows around the mean, which must then reach the margin by itself.
+    if not math.isclose(over_seeds.p, verdict.p, rel_tol=1e-6) or abs(over_seeds.mean) < verdict.margin:
         return None
     return seeds_to_decide(abs(over_seeds.mean), over_seeds.sd, margin=0.0, confidence=1 - level)

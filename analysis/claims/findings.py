@@ -30,8 +30,9 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
-    The primary claims come first, in the order of the verdicts. A comparison that an untrained network may pass as well
-    is not counted, unless there is no other.
+    The answer is that of the primary comparisons, after their correction, where a claim has any. The primary claims
+    come first, in the order of the verdicts. A comparison that an untrained network may pass as well is not counted,
+    unless there is no other.
     """
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
@@ -44,8 +45,9 @@ def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
     """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
 
     Only a comparison that ``findings`` does not count can be one: that with orthogonal gradients. The untrained network
-    passes it where its mean reaches the smallest effect of interest, too. verdicts: all verdicts of the study, among
-    which is that of the same learner against the untrained network.
+    passes it where its mean, whatever its interval, reaches the smallest effect of interest.
+
+    verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
     """
     if verdict.comparison != TOO_WEAK or verdict.outcome != "supported":
         return False
@@ -68,38 +70,51 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 def _finding(verdicts: list[Verdict]) -> str:
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
     title = verdicts[0].title
-    counts = Counter(verdict.outcome for verdict in verdicts)
-    total = plural(len(verdicts), "comparison")
-    seen = [outcome for outcome in OUTCOMES if counts[outcome]]
-    parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
-    details = _corrected(verdicts) + _throughout(verdicts) + _example(verdicts)
-    return f"{title[:1].upper()}{title[1:]}? {_answer(verdicts)}: of {total}, it is {_listed(parts)}{details}."
+    primary = [verdict for verdict in verdicts if verdict.kind == "primary"]
+    exploratory = [verdict for verdict in verdicts if verdict.kind != "primary"]
+    judged = primary or exploratory
+    text = f"{title[:1].upper()}{title[1:]}? {_answer(judged)}: {_counted(judged)}{_without_correction(primary)}"
+    if primary and exploratory:
+        text += f"; {_counted(exploratory)}"
+    return f"{text}{_throughout(verdicts)}{_example(verdicts)}."
 
 
 def _answer(verdicts: list[Verdict]) -> str:
-    """What the comparisons of a claim say together; for a primary one, its outcome after the correction counts."""
-    counts = Counter(verdict.corrected_outcome or verdict.outcome for verdict in verdicts)
+    """What the outcomes of some comparisons of a claim say together."""
+    counts = Counter(_outcome(verdict) for verdict in verdicts)
+    seen = [ANSWERS[outcome] for outcome in OUTCOMES if counts[outcome]]
     outcome, count = counts.most_common(1)[0]
-    if count == len(verdicts):
-        return ANSWERS[outcome].capitalize()
-    return f"Mostly {ANSWERS[outcome]}" if 2 * count > len(verdicts) else "Divided"
+    if 2 * count > len(verdicts):
+        return f"{'Mostly ' if len(seen) > 1 else ''}{ANSWERS[outcome]}".capitalize()
+    return "Divided" if len(seen) == len(ANSWERS) else " or ".join(seen).capitalize()
+
+
+def _outcome(verdict: Verdict) -> Outcome:
+    """The outcome of a verdict, of a primary one after the correction for their number."""
+    return verdict.corrected_outcome or verdict.outcome
+
+
+def _counted(verdicts: list[Verdict]) -> str:
+    """How many comparisons of one kind there are, and how many have each outcome."""
+    counts = Counter(_outcome(verdict) for verdict in verdicts)
+    seen = [outcome for outcome in OUTCOMES if counts[outcome]]
+    parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
+    return f"of {plural(len(verdicts), f'{verdicts[0].kind} comparison')}, it is {_listed(parts)}"
+
+
+def _without_correction(primary: list[Verdict]) -> str:
+    """The correction of the primary comparisons, and how many were supported without it; "" where there is none."""
+    corrected = [verdict for verdict in primary if verdict.corrected_outcome is not None]
+    if not corrected:
+        return ""
+    supported = sum(verdict.outcome == "supported" for verdict in corrected)
+    without = f"; without it, supported in {supported}" if any(v.outcome != _outcome(v) for v in corrected) else ""
+    return f" (after Holm's correction for {plural(corrected[0].num_corrected, 'comparison')}{without})"
 
 
 def _listed(parts: Sequence[str]) -> str:
     """The parts with commas between them, and with "and" before the last."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _corrected(verdicts: list[Verdict]) -> str:
-    """How many of the primary comparisons are still supported after the correction for their number."""
-    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
-    supported = sum(verdict.outcome == "supported" for verdict in primary)
-    if not supported:
-        return ""
-    left = sum(verdict.corrected_outcome == "supported" for verdict in primary)
-    comparisons = plural(supported, "supported primary comparison")
-    correction = f"Holm's correction for {plural(primary[0].num_corrected, 'comparison')}"
-    return f" (of its {comparisons}, {left} {'remains' if left == 1 else 'remain'} so after {correction})"
 
 
 def _throughout(verdicts: list[Verdict]) -> str:

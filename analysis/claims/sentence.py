@@ -54,11 +54,11 @@ def after_correction(verdict: "Verdict") -> str:
     beginning = f"Supported with {plural(verdict.num_seeds, 'seed')}: "
     if verdict.corrected_outcome == "inconclusive":
         beginning = (
-            f"Supported alone with {plural(verdict.num_seeds, 'seed')}, but not after the correction for the number of "
-            f"comparisons{_seeds_to_pass(verdict)}: "
+            f"Supported with {plural(verdict.num_seeds, 'seed')} without the correction for the number of comparisons, "
+            f"but not after it{_seeds_to_pass(verdict)}: "
         )
     # The second pattern is that of an earlier correction, which ``compare`` replaces by one over several studies.
-    return re.sub(r"^Supported( alone)? with \d+ seeds?(, but [^:]*)?: ", lambda _: beginning, verdict.sentence)
+    return re.sub(r"^Supported with \d+ seeds?( without [^:]*)?: ", lambda _: beginning, verdict.sentence)
 
 
 def plural(num: int, noun: str) -> str:
@@ -137,7 +137,7 @@ def _seeds_to_pass(verdict: "Verdict") -> str:
         return ""
     return (
         f", which about {plural(verdict.seeds_to_decide, 'seed')} would pass in about half of such studies, "
-        f"{_UNCHANGED}"
+        f"{_UNCHANGED}, and so do the other comparisons"
     )
 
 

@@ -414,7 +414,7 @@ def test_a_verdict_that_the_correction_changes_says_so_and_how_many_seeds_would_
     lost = [v for v in primary if v.corrected_outcome != v.outcome]
     num_left = sum(v.p_corrected >= 0.05 for v in primary)
     for v in lost:
-        assert v.sentence.startswith("Supported alone with 5 seeds, but not after the correction for the number of ")
+        assert v.sentence.startswith("Supported with 5 seeds without the correction for the number of ")
         assert f"about {v.seeds_to_decide} seeds would pass" in v.sentence
         assert any(f"about {v.seeds_to_decide} seeds would pass" in line for line in verdict_lines([v]))
         mean, sd = np.mean(v.effects), np.std(v.effects, ddof=1)
@@ -425,6 +425,10 @@ def test_a_verdict_that_the_correction_changes_says_so_and_how_many_seeds_would_
     alone = holm([("", lost[:1])])[0][1][0]
     assert alone.sentence.startswith("Supported with 5 seeds: ")
     assert alone.seeds_to_decide is None
+    # With a mean below the smallest effect of interest, more seeds would make the verdict "not supported".
+    small = replace(lost[0], margin=1.01 * abs(lost[0].effect))
+    again = holm([("", [v if v is not lost[0] else small for v in verdicts])])[0][1]
+    assert next(v for v in again if v.margin == small.margin and v.p == small.p).seeds_to_decide is None
     # A p-value that rests on a second test, or on no mean over seeds, has no number; a sentence of one's own stays.
     for other in (
         replace(lost[0], effects=()),
@@ -438,7 +442,7 @@ def test_a_verdict_that_the_correction_changes_says_so_and_how_many_seeds_would_
             assert changed.sentence == "Mine."
         else:
             assert changed.seeds_to_decide is None
-            assert "not after the correction for the number of comparisons: " in changed.sentence
+            assert "without the correction for the number of comparisons, but not after it: " in changed.sentence
 
 
 def test_the_correction_is_shown_in_lines_and_findings() -> None:
@@ -450,9 +454,10 @@ def test_the_correction_is_shown_in_lines_and_findings() -> None:
     assert sum("(inconclusive)" in line for line in lines) == len(lost)
     supported = [v for v in verdicts if v.kind == "primary" and v.outcome == "supported"]
     num = verdicts[0].num_corrected
-    left = len(supported) - len(lost)
-    assert f"{left} remain" in findings(verdicts)[0]
-    assert f"Holm's correction for {num} comparison" in findings(verdicts)[0]
+    kept = f"supported in {len(supported) - len(lost)} " if len(supported) > len(lost) else ""
+    assert f"primary comparisons, it is {kept}" in findings(verdicts)[0]
+    correction = f"(after Holm's correction for {num} comparisons; without it, supported in {len(supported)})"
+    assert correction in findings(verdicts)[0]
 
 
 def test_verdicts_of_version_0_1_are_still_read() -> None:

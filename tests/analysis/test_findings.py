@@ -15,7 +15,7 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     later = replace(VERDICT, steps="later steps", outcome="not supported", trained_value=0.95)
     matched = replace(VERDICT, comparison="equal support loss", outcome="inconclusive", trained_value=0.1)
     assert findings([later, VERDICT, VERDICT, matched]) == [
-        "Meta-training lowers the curvature? Divided: of 4 comparisons, it is supported in 2, not supported"
+        "Meta-training lowers the curvature? Divided: of 4 exploratory comparisons, it is supported in 2, not supported"
         " in 1 and undecided in 1; for no learner do all comparisons support it; for instance, alpha rho of maml at"
         " step 0 is 0.6 against 1 for the untrained network (supported)."
     ]
@@ -23,8 +23,12 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     control = replace(VERDICT, learner="maml-shuffled", trained_value=0.3)
     assert "alpha rho of maml at step 0 is 0.6" in findings([control, replace(VERDICT, kind="primary")])[0]
     lost = replace(VERDICT, kind="primary", corrected_outcome="inconclusive", num_corrected=9)
-    assert "? Mostly yes: of 3 comparisons, it is supported in 2" in findings([VERDICT, VERDICT, later])[0]
-    assert "? Mostly undecided: of 3 comparisons, it is supported in 2" in findings([lost, lost, later])[0]
+    assert "? Mostly yes: of 3 exploratory comparisons, it is supported in 2" in findings([VERDICT, VERDICT, later])[0]
+    kept = replace(lost, corrected_outcome="supported")
+    assert (
+        "? Yes or undecided: of 2 primary comparisons, it is supported in 1 and undecided in 1 (after Holm's correction"
+        " for 9 comparisons; without it, supported in 2); of 1 exploratory comparison, it is not supported in 1;"
+    ) in findings([lost, kept, later])[0]
     assert findings([lost])[0].endswith("(supported, but inconclusive after the correction).")
 
 
@@ -36,14 +40,14 @@ def test_a_sentence_names_few_of_many_learners():
 def test_each_claim_has_a_sentence_and_shot_is_compared_with_the_learner_without_it():
     shot = replace(VERDICT, claim="shot", title="SHOT lowers it further", learner="maml-shot", baseline="maml")
     first, second = findings([VERDICT, shot])
-    assert "Yes: of 1 comparison, it is supported in 1; for instance" in first
+    assert "Yes: of 1 exploratory comparison, it is supported in 1; for instance" in first
     assert "maml-shot at step 0 is 0.6 against 1 for maml (supported)" in second
 
 
 def test_where_nothing_could_be_compared_no_numbers_are_named():
     empty = replace(VERDICT, effect=NAN, trained_value=NAN, baseline_value=NAN, outcome="inconclusive")
     assert findings([empty]) == [
-        "Meta-training lowers the curvature? Undecided: of 1 comparison, it is undecided in 1."
+        "Meta-training lowers the curvature? Undecided: of 1 exploratory comparison, it is undecided in 1."
     ]
     assert findings([]) == []
 

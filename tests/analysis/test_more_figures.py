@@ -9,6 +9,7 @@ from simulated_studies import simulated_study
 
 from analysis.drawing import selection
 from analysis.drawing.figures import FIGURES, figures_of, left_out
+from analysis.drawing.figures.dose_response import _series
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores
 from analysis.quantities.alpha_sweep import FACTORS
@@ -110,6 +111,15 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
     np.testing.assert_allclose(line(axes[2, 0], "mean:dose:maml").get_ydata(), scores.sel(learner=names))
     assert axes[0, 0].get_xscale() == "symlog"
     assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
+
+
+def test_a_learner_that_shot_has_pre_trained_does_not_replace_the_one_without_shot(large):
+    """It has the weight 0 too, and may come first in a study."""
+    pretrained = large.sel(learner=["maml"]).assign_coords(
+        learner=["shot-p"], without_intervention=("learner", ["maml"])
+    )
+    study = xr.concat([pretrained, large], "learner", join="outer", combine_attrs="override")
+    assert list(_series(study, "dose")["maml"])[2] == "maml"
 
 
 def test_the_caption_of_the_dose_response_has_the_seeds_of_each_learner_where_they_differ(large):

@@ -90,13 +90,18 @@ def test_more_seeds_are_suggested_where_they_would_decide_something():
     from analysis.status import more_seeds
 
     def verdicts(*seeds_to_decide: int | None) -> list:
-        return [SimpleNamespace(outcome="inconclusive", seeds_to_decide=number) for number in seeds_to_decide]
+        return [
+            SimpleNamespace(outcome="inconclusive", corrected_outcome=None, seeds_to_decide=number)
+            for number in seeds_to_decide
+        ]
 
     assert more_seeds(verdicts(4, 6, 7, None), 3) == (6, 2)
     assert more_seeds(verdicts(40, 50), 3) == (40, 1)
     assert more_seeds(verdicts(2, 40), 3) == (40, 1)  # the present seeds have not decided the first one
     assert more_seeds(verdicts(None), 3) is None
-    assert more_seeds([SimpleNamespace(outcome="supported", seeds_to_decide=None)], 3) is None
+    assert more_seeds([SimpleNamespace(outcome="supported", corrected_outcome=None, seeds_to_decide=None)], 3) is None
+    lost = SimpleNamespace(outcome="supported", corrected_outcome="inconclusive", seeds_to_decide=5)
+    assert more_seeds([lost], 3) == (6, 1)  # the correction has made it inconclusive, and more seeds would pass it
 
 
 def test_the_seeds_that_are_suggested_are_new_and_the_command_trusts_what_it_must(working_folder):
@@ -107,7 +112,9 @@ def test_the_seeds_that_are_suggested_are_new_and_the_command_trusts_what_it_mus
     from analysis.study_file import load_study
 
     config = load_study("micro").model_copy(update={"seeds": (1, 5)})
-    undecided = [SimpleNamespace(outcome="inconclusive", seeds_to_decide=number) for number in (4, 9)]
+    undecided = [
+        SimpleNamespace(outcome="inconclusive", corrected_outcome=None, seeds_to_decide=number) for number in (4, 9)
+    ]
     line = seeds_line(build(config, "runs/mine"), undecided)
     assert line == (
         "4 seeds would decide about 1 of the 2 inconclusive verdicts, if means and spreads stay as they are:\n"

@@ -87,7 +87,9 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "Curvature falls together with the loss, so curvatures compare fairly only where the losses are equal: at the "
         "same place along x, a line below the dotted one shows a lower curvature at equal support loss. Where only one "
         "of the two lines is drawn, their losses hardly overlap, and the figure says nothing.",
-        f"The range of the losses of a panel is cut into {NUM_BINS} intervals of equal width on the logarithmic axis. "
+        f"The losses of a panel, without the smallest and the largest {MOST_OUTSIDE:.0%}, are cut into {NUM_BINS} "
+        "intervals of equal width on the logarithmic axis, which are wider than the caliper of the claims at equal "
+        "support loss. "
         "A marker stands in the middle of an interval, at the mean over the inner steps and tasks whose loss lies in "
         f"it, where at least {LEAST_SHARE:.0%} of the learner's seeds have any.",
         "Both axes are logarithmic; along y, the part within ±0.1 is linear. Bands are cut off at the range of the "

@@ -122,7 +122,8 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     series: dict[str, dict[float, str]] = {}
     for name in trained_learners(ds):
         if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
-            learners = series.setdefault(selection.base(ds, name), {})
+            base = selection.base(ds, name)
+            learners = series.setdefault(base, {0.0: base})  # a learner that SHOT has pre-trained has the weight 0 too
             learners.setdefault(float(setting(ds, weight, name)), name)
     return {
         name: {learners[key]: key for key in sorted(learners)}
