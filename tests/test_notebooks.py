@@ -22,7 +22,7 @@ PROMISES = {
     "02_inner_loop": (5, [r"alpha rho +-?\d+\.\d+ ± ", r"by chance: 0\.\d+%", "accuracy on validation tasks"]),
     "03_suppression": (
         5,
-        [r"Supported with \d+ seeds", r"-\d\.\d+, 95 % interval -\d\.\d+ to -\d\.\d+", "Of 66 comparisons"],
+        [r"Supported with \d+ seeds", r"-\d\.\d+, 95 % interval -\d\.\d+ to -\d\.\d+", "of 24 primary comparisons"],
     ),
     "04_shot": (
         4,

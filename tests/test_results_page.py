@@ -1,4 +1,6 @@
-"""The page of results says nothing that the kept results do not show: its numbers are recomputed from them.
+"""The numbers on the pages of results, and the outcomes that they state, follow from the kept results.
+
+What the sentences make of them is not tested, and numbers that are marked as "not from the dataset" are not either.
 
 A paragraph or a table row of ``docs/results/README.md`` and of its further pages ends with HTML comments, which readers
 do not see. Each of them names one number or several:
@@ -12,7 +14,7 @@ do not see. Each of them names one number or several:
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
-* ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
+* ``<!-- figure: STUDY FIGURE QUANTITY SUPPORT_LOSS LEARNER CHECKPOINT -->`` names a value in the table of a figure.
 
 A word that does not matter is written ``*``; underscores in a word stand for blanks.
 
@@ -42,7 +44,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
 PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("by_data_set", "how_sure", "variants"))]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|search|outcomes): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|search|figure): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -77,10 +79,12 @@ def quoted(kind: str, words: str) -> list[str]:
         return [number(float(values.mean("task").mean("seed")))]
     if kind == "search":
         return [f"{100 * float(row['validation_accuracy']):.1f}" for row in searches() if _row_of(row) == words]
-    if kind == "outcomes":
-        study, claim, *outcomes = words.split()
-        found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
-        return [str(found.count(outcome)) for outcome in outcomes]
+    if kind == "figure":
+        study, figure, *first = words.split()
+        with (RESULTS / study / "figures" / f"{figure}.csv").open(encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if all(map(_matches, first, row[: len(first)]))]
+        assert len(rows) == 1, f"{words}: {len(rows)} rows"
+        return [number(float(rows[0][len(first)]))]
     where, fields = words.split(": ")
     study, *names = where.split()
     rows = [v for v in verdicts(study) if all(map(_matches, names, (getattr(v, key) for key in KEYS)))]
