@@ -38,7 +38,7 @@ class DirectProducts:
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in pieces of as many products as fit in memory."""
         objective = self.objective
-        # ``at_once`` is far above the number of products of a small network, and half of it would still be all of them.
+        # ``at_once`` may be far above the number of products there are, and half of it still be all of them.
         at_once = max(1, min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages)
         (group,) = objective.groups
         batches = group.batches
