@@ -216,7 +216,7 @@ def test_dynamo_compiles_one_graph_for_each_size_while_points_leave(monkeypatch:
     shapes = []
 
     def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        shapes.append([tuple(each.shape) for each in inputs if each.shape[-1] == n][0])
+        shapes.append(next(tuple(each.shape) for each in inputs if each.shape[-1] == n))
         return module.forward
 
     n, points = MLP.thetas.shape[1], 21
