@@ -12,7 +12,7 @@ and each block is stored as on a CPU.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from analysis.verify import refuse_damaged_training
 from hessian_tools.batches import cast_like
 from hessian_tools.curvature import rademacher
 from hessian_tools.curvature.engines.engine import VECTORS_OF_A_POINT
-from hessian_tools.curvature.engines.memory import MemoryBudget, card_memory
+from hessian_tools.curvature.engines.memory import card_memory
 from hessian_tools.inner.learners import untrained
 from hessian_tools.inner.parameters import num_moved, without_projector
 from hessian_tools.loss import Loss
@@ -44,6 +44,7 @@ from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
 from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import TrainConfig, diverged_at, evaluate, meta_train, task_loss
+from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.trajectory import SaveAt, stack
 from hessian_tools.trajectory.record import record
 
@@ -175,7 +176,7 @@ def tasks_of_a_unit(study: Study) -> int:
 def blocks_at_once(unit: Unit) -> int:
     """How many blocks of a unit's tasks are first tried together, at least one.
 
-    MemoryBudget halves this number each time that the GPU runs out of memory.
+    TaskChunks halves this number each time that the GPU runs out of memory.
     """
     study, device = unit.study, torch.device(unit.study.device)
     if device.type != "cuda":
@@ -183,6 +184,12 @@ def blocks_at_once(unit: Unit) -> int:
     points = study.config.measure.block * (study.config.inner.steps + 1)
     vector_bytes = study.problem.layout.numel * torch.get_default_dtype().itemsize
     return max(1, int(POINTS_SHARE * card_memory(device)) // (points * VECTORS_OF_A_POINT * vector_bytes))
+
+
+@cache
+def _chunks(folder: Path, level: int, blocks: int) -> TaskChunks:
+    """The chunks of blocks of all units of a study and a level: once for a process, so that none runs out again."""
+    return TaskChunks(largest=blocks, demanded=True)
 
 
 def allocate(study: Study, learner: str, seed: int) -> Path:
@@ -274,8 +281,8 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
     waiting = {b: [path for path in unit.stores if not store.is_done(path, row, _place(b))] for b in unit.blocks}
     left = [block for block in unit.blocks if waiting[block]]
 
-    def measure_blocks(chosen: slice) -> None:
-        blocks = left[chosen]
+    def measure_blocks(chosen: range) -> None:
+        blocks = left[chosen.start : chosen.stop]
         tasks = tuple(task for block in blocks for task in block or ())
         values = _measurements(unit, tasks) if tasks else _evaluation(unit)
         start = 0
@@ -290,7 +297,7 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
         # This process has opened the data for itself, perhaps later than the one that began the run.
         refuse_changed_data(unit.study, [(learner, unit.seed) for learner in unit.learners])
         record_time = stopwatch(unit.run, "measure")
-        MemoryBudget().in_pieces(len(left), measure_blocks, at_once=min(len(left), blocks_at_once(unit)))
+        _chunks(unit.study.path, unit.level, blocks_at_once(unit)).run(len(left), measure_blocks)
         record_time()
     emit(1, unit.name)
 

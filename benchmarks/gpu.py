@@ -137,7 +137,9 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
         }
     except (RuntimeError, ValueError) as error:  # a ValueError where Inductor fails, whose own error is the cause
         figures = ("us a point", "over the floor", "error", "kept, MB a point", "first product, s")
-        return dict.fromkeys(figures, float("nan")) | {"peak, MiB": str(error.__cause__ or error).splitlines()[0][:60]}
+        return dict.fromkeys(figures, float("nan")) | {
+            "peak, MiB": (str(error.__cause__ or error).splitlines() or [""])[0][:60]
+        }
 
 
 def top5(device: Device) -> Iterator[dict[str, Any]]:

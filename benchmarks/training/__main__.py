@@ -1,6 +1,7 @@
 """``python -m benchmarks.training``: what SHOT costs in training, as ``python -m benchmarks --only shot`` measures it.
 
-The plan of the claims names this command, and a plan is not changed once it is fixed.
+The plan of the claims names this command, and a plan is not changed once it is fixed. The plan asks for operations, in
+passes over the query set. This command is a stand-in: it measures a ratio of times, with SHOT to without it.
 """
 
 import sys

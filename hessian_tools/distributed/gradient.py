@@ -30,22 +30,30 @@ class ShardedGradient:
     parameter at the same time. Here, hooks divide each contribution into the shards as soon as it is known, so that a
     process holds one of them at a time.
 
-    parameters: DTensors. value: computes the loss of this process. Raises NoOtherWay, a RuntimeError, for a loss
-    without a second derivative.
+    parameters: DTensors. value: computes the loss of this process.
     """
 
     def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
         with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
             loss = value()
             self.gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        self.refusal: RuntimeError | None = None
         try:
             refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
         except RuntimeError as error:
-            raise explained(error) from error
+            self.refusal = error  # raised by the method below, because the processes have to share it
         self.rows = _Rows(parameters)
         self.bit_sums = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
         self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
+
+    def refuse_broken_graph(self) -> None:
+        """Raises NoOtherWay, a RuntimeError, for a loss without a second derivative.
+
+        The processes have to share this error, because an operation may be in the loss of one process only.
+        """
+        if self.refusal is not None:
+            raise explained(self.refusal) from self.refusal
 
     def refuse_other_parameters(self) -> None:
         """Raises ValueError where the parameters of this process are not those of the gradient.

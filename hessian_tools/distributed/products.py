@@ -92,18 +92,24 @@ class ShardedProducts(Operator):
     def gradient(self) -> ShardedGradient:
         """The gradient with its graph; raises ValueError where the loss does not depend on a parameter.
 
-        Raises HiddenStateError where a hook on a tensor changes a gradient.
+        Raises HiddenStateError where a hook on a tensor changes a gradient, and NoOtherWay, a RuntimeError, for a loss
+        without a second derivative. If one process raises an error, every process does.
         """
         # The watch is here for these hooks. Its search for stored parameters is switched off, because a sharded model
         # is differentiated at the parameters that it stores.
         with ForwardWatch(lambda _: False) as watch:
             gradient = ShardedGradient(self.parameters, self.value)
-        if watch.hooked:
-            raise HiddenStateError(HOOKED)
-        missing = [i for i, g in enumerate(gradient.gradients) if g is None]
-        if missing:
-            name = trainable(self.model)[missing[0]][0]
-            raise ValueError(f"the loss does not depend on {name!r}; set its requires_grad to False")
+
+        def refuse() -> None:
+            gradient.refuse_broken_graph()
+            if watch.hooked:
+                raise HiddenStateError(HOOKED)
+            missing = [i for i, g in enumerate(gradient.gradients) if g is None]
+            if missing:
+                name = trainable(self.model)[missing[0]][0]
+                raise ValueError(f"the loss does not depend on {name!r}; set its requires_grad to False")
+
+        self.ranks.with_shared_errors(refuse)
         return gradient
 
 

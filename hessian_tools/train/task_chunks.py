@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,22 +26,20 @@ T = TypeVar("T")
 class TaskChunks:
     """Computes tasks in chunks, whose size is chosen once; whenever the device runs out of memory, the size is halved.
 
-    largest: the most tasks of a chunk, before any halving; None until it is known, or where all tasks are one chunk.
+    largest: the most tasks of a chunk; None until it is known, or where all tasks are one chunk. Each time that the
+        device runs out of memory, it becomes half of the number of tasks that were tried.
     budget: the bytes that a chunk may take; None sets no limit. Where there is a budget and ``largest`` is None, the
         first task is computed alone, its peak of memory is measured, and ``largest`` follows from it.
     demanded: whether the caller has asked for several tasks at once. If vmap refuses the network, that refusal is then
         raised as an error.
     one_by_one: whether the tasks of a chunk are computed one after the other. The caller may ask for that, and it
         becomes True where vmap has refused the network.
-    splitter: cuts the tasks into chunks. It counts how often the device has run out of memory, and halves the size of
-        the chunks each time.
     """
 
     largest: int | None = None
     budget: int | None = None
     demanded: bool = False
     one_by_one: bool = False
-    splitter: MemoryBudget = field(default_factory=MemoryBudget)
 
     def run(self, count: int, function: Callable[[range], T]) -> list[T]:
         """The results of ``function`` on consecutive ranges of the tasks 0 to ``count`` - 1.
@@ -67,11 +65,15 @@ class TaskChunks:
             self.largest = max(1, self.budget // max(1, live.peak))
         first = len(results)  # the index of the first task that is not computed yet
         rest = count - first
-        return results + self.splitter.in_pieces(
-            rest,
-            lambda piece: function(range(first + piece.start, first + piece.stop)),
-            at_once=min(self.largest or rest, rest),
-        )
+        at_once, splitter = min(self.largest or rest, rest), MemoryBudget()
+        try:
+            return results + splitter.in_pieces(
+                rest, lambda piece: function(range(first + piece.start, first + piece.stop)), at_once=at_once
+            )
+        finally:
+            # Remembered as a size, not as a number of halvings, so that a later call with fewer tasks is not cut again.
+            if splitter.shortages:
+                self.largest = max(1, at_once >> splitter.shortages)
 
 
 def task_chunks(largest: int | None, device: torch.device | str, *, demanded: bool = False) -> TaskChunks:

@@ -236,6 +236,15 @@ def test_blocks_that_are_measured_together_are_stored_as_blocks_measured_alone(t
     files = [sorted(f.relative_to(p).as_posix() for f in p.rglob("*")) for p in (alone / "runs", together / "runs")]
     assert files[0] == files[1]
 
+    # The process remembers that five tasks had no room together.
+    calls.clear()
+    shutil.rmtree(path)
+    measuring.allocate(study, "maml", 0)
+    for unit in measuring.units(study):
+        if unit.level == measuring.LIGHT and unit.tasks:
+            measuring.measure_unit(unit, lambda done, name: None)
+    assert calls == 2 * [(2, 3), (4, 5), (6,)]
+
 
 def test_on_a_gpu_a_unit_has_all_tasks_of_a_level_and_as_many_blocks_at_once_as_fit(tmp_path, monkeypatch):
     settings = load_study("micro").model_dump(mode="json")["measure"] | {"tasks": 9, "full_tasks": 3, "block": 2}

@@ -1,6 +1,7 @@
 """The measurements for a GPU, rehearsed on the CPU, so that a session with a card loses no time on mistakes."""
 
 import json
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_every_section_has_its_rows(
     assert errors["float32"] < 1e-5 < errors["bfloat16 autocast"]
     assert "us a point" in capsys.readouterr().out
     assert not convolutions.pays(device="cpu", points=2)
+
+
+def test_an_error_without_words_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(gpu.ht, "hessian", fail)
+    row = gpu.measured(gpu.at_points("W3", 2, "cpu"), "rule", torch.zeros(2), None)
+    assert row["peak, MiB"] == "" and isnan(row["us a point"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -237,6 +237,25 @@ def silent(group: Any) -> list[str]:
     return [message_of(call) for call in calls]
 
 
+def refused_by_one(group: Any) -> list[str]:
+    """What is said where the loss of process 1 alone has no second derivative, or a hook that changes a gradient."""
+    rank = dist.get_rank(group)
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 8)
+    tanh = SimpleNamespace(apply=torch.tanh)
+
+    def hooked(out: Tensor, y: Tensor) -> Tensor:
+        if rank and out.requires_grad:
+            out.register_hook(lambda slope: 2 * slope)
+        return F.mse_loss(out, y)
+
+    def product(function: Any, criterion: Any) -> Tensor:
+        H = sharded_hessian(shard(ht.seeded(lambda: Functions(function), seed=0).double(), group), criterion, (x, x))
+        return H.mv(torch.ones(H.shard_size, dtype=torch.float64))
+
+    calls = [lambda: product(CubeOnce if rank else tanh, F.mse_loss), lambda: product(tanh, hooked)]
+    return [message_of(call) for call in calls]
+
+
 def _parameters_stay(network: nn.Module, x: Tensor) -> None:
     """Raises an error to say whether the look at a hand-written derivative puts the parameters back."""
     before = [p.detach().to_local().clone() for p in network.parameters()]  # type: ignore[operator]

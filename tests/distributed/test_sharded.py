@@ -26,6 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], l
     work |= {("other models", size): cases.other_models for size in (2, 4)}
     work |= {("silent", 2): cases.silent, ("class weights", 2): cases.class_weights}
     work |= {("memory", 4): cases.memory, ("refusals", 2): cases.refusals}
+    work |= {("refused by one", 2): cases.refused_by_one}
     work |= {("resumed", 2): partial(cases.resumed, folder=folder / "run")}
     return results_of(work | {("killed", 4): cases.killed}, folder)
 
@@ -124,6 +125,13 @@ def test_what_would_be_wrong_in_silence_is_refused(results: Any) -> None:
         "ValueError: the criterion gives a tensor [3, 8]; a loss is a tensor with one number",
     )
     check_messages(results["silent", 2], expected, str.startswith)
+
+
+def test_a_gradient_that_one_process_refuses_ends_the_others(results: Any) -> None:
+    own = ("NoOtherWay: torch has no second derivative", "HiddenStateError: a hook on a tensor changes its gradient")
+    others = tuple(f"OtherProcessFailed: process 1 of 2 has stopped, so this one does too: {words}" for words in own)
+    for messages, expected in zip(results["refused by one", 2], (others, own), strict=True):
+        check_messages([messages], expected, str.startswith)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")

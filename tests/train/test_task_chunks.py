@@ -215,6 +215,17 @@ def test_running_out_of_memory_halves_the_chunk_and_loses_nothing():
     chunks.run(7, results_of)
     assert max(sizes) <= 2  # the run remembers
 
+    def at_most_32(tasks: range) -> None:
+        sizes.append(len(tasks))
+        if len(tasks) > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    chunks = TaskChunks(largest=64)
+    for count, expected in ((64, [64, 32, 32]), (32, [32]), (64, [32, 32]), (5, [5])):
+        sizes.clear()
+        chunks.run(count, at_most_32)
+        assert sizes == expected  # a call with fewer tasks is not cut further
+
     def fails(tasks: range) -> None:
         sizes.append(len(tasks))
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -128,7 +128,10 @@ class BatchedLanczos:
         return in_order(self.finished)
 
     def step(self) -> None:
-        """Computes a product at every unfinished point, or on a GPU as many as follow before the host waits for it."""
+        """Computes a product at every unfinished point, or on a GPU as many as follow before the host waits for it.
+
+        At least one point must be running.
+        """
         basis, count = self.basis, 1
         # After a breakdown another one may follow at each step, and would discard the later steps of a block.
         if basis.steps_per_wait > 1 and not self.had_breakdown[self.running].any():

@@ -269,6 +269,7 @@ def _ritz_pairs(
 
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points, from the pairs of parts of the points. single: True drops the axis of the only point."""
+    # ``vars`` gives the fields alone, and in order, as long as no value is cached on an instance.
     columns = zip(*[vars(part).values() for part in parts], strict=True)
     joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
     return EigenPairs(*[column[0] if single and column is not None else column for column in joined])

@@ -58,6 +58,7 @@ class RitzPairs:
 
     def columns(self) -> list[Tensor]:
         """The fields, in order."""
+        # ``vars`` gives the fields alone, and in order, as long as no value is cached on the instance.
         return list(vars(self).values())
 
 

@@ -37,11 +37,13 @@ class DirectProducts:
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in pieces of as many products as fit in memory."""
-        objective, at_once = self.objective, max(1, self.at_once >> self.memory.shortages)
+        objective = self.objective
+        # ``at_once`` may be far above the number of products there are, and half of it still be all of them.
+        at_once = max(1, min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages)
         (group,) = objective.groups
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
-        blocks = ceil(V.shape[-1] / at_once)  # of nearly equal numbers of columns
+        blocks = ceil(V.shape[-1] / at_once)  # as ``chunk`` cuts them, equally long but for the last
         # All in one function, because each Python call between H.mv and the loss adds to the time of a small product.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])

@@ -130,5 +130,5 @@ class LossOperator(Operator):
     def _details(self) -> list[str]:
         """The engine asked for and the one taken, for ``repr``."""
         asked = ENGINES.get(self.engine.route, self.engine.route)
-        inductor = ["compiled by Inductor"] if self.engine.compile else []
+        inductor = ["by Inductor"] if self.engine.compile else []
         return ["engine " + " -> ".join(dict.fromkeys([asked, *self.prepared.engines])), *inductor]

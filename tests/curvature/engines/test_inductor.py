@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,14 +61,14 @@ def test_compiled_products_are_exact_and_leave_the_process_as_it_was(
     V = randn(case.thetas.shape[1], columns, stream_name="V")
     close(G @ V, case.dense @ V)
     close(G @ V, make(case.loss, case.thetas, case.batch, route="direct") @ V)
-    assert G.route == "traced" and "engine compiled, compiled by Inductor" in repr(G)
+    assert G.route == "traced" and "engine compiled, by Inductor" in repr(G)
     assert [config.get_config_copy() for config in configs] == before
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
 
 
 @NO_COMPILER
 @pytest.mark.heavy
-def test_one_point_and_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_point_and_inference_mode() -> None:
     theta, batch, dense = MLP.at(1)
     v = randn(len(theta), stream_name="v")
     H = hessian(fresh(MLP), theta, batch, compile=True)
@@ -112,7 +113,7 @@ def test_top_eigenpairs_of_compiled_products(compilations: list[tuple[int, ...]]
     H = hessian(fresh(MLP), MLP.thetas, MLP.batch, compile=True)
     expected = torch.linalg.eigvalsh(MLP.dense).flip(-1)[:, :2]
     close(top_eigenpairs(H, k=2, rtol=1e-8).values, expected)
-    assert len(compilations) <= 3
+    assert 1 <= len(compilations) <= 3
 
 
 @pytest.mark.parametrize("route", ["direct", "kept", "double_backward"])
@@ -159,6 +160,73 @@ def test_where_inductor_fails_the_error_says_what_failed(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         hessian(fresh(MLP), *MLP.at(0)[:2], compile=True) @ V
+
+
+def faulty(row: int) -> Callable[..., Callable[..., Tensor]]:
+    """Stands in for torch.compile, with a fault of Inductor's at one point."""
+
+    def compile(module: fx.GraphModule, **options: object) -> Callable[..., Tensor]:
+        def run(V: Tensor, *kept: Tensor) -> Tensor:
+            product = module(V, *kept).clone()
+            product[row] *= 1.5
+            return product
+
+        return run
+
+    return compile
+
+
+def quartic(theta: Tensor, batch: Tensor) -> Tensor:
+    return (batch * theta**4).sum()
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e12])
+def test_a_point_that_diverged_or_is_large_hides_no_fault_at_another(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    batch, V = torch.ones(4, 3, dtype=torch.float64), torch.ones(4, 3, 1, dtype=torch.float64)
+    thetas = torch.arange(12, dtype=torch.float64).view(4, 3) + 1
+    thetas[0] = value
+    monkeypatch.setattr(torch, "compile", faulty(2))
+    with pytest.raises(ValueError, match="its product differs from that of the graph"):
+        hessian(quartic, thetas, batch, compile=True).products(V)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    H = hessian(quartic, thetas, batch, compile=True)
+    torch.testing.assert_close(H.products(V), 12 * thetas[..., None] ** 2, equal_nan=True)
+
+
+def test_a_result_without_a_finite_point_is_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    thetas, V = torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 3, 1, dtype=torch.float64)
+    monkeypatch.setattr(torch, "compile", faulty(1))
+    H = hessian(quartic, thetas, thetas, compile=True)
+    assert H.products(V * float("nan")).isnan().all()
+    with pytest.raises(ValueError, match="its product differs from that of the graph"):
+        H.products(V)
+
+
+def test_it_says_that_the_environment_switches_dynamo_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    H = hessian_of(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)), compile=True)
+    with pytest.raises(ValueError, match=r"^compile=True: .*; leave compile out \(TORCHDYNAMO_DISABLE=1 switches it"):
+        H @ torch.ones(3)
+
+
+@pytest.mark.slow
+def test_dynamo_compiles_one_graph_for_each_size_while_points_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        shapes.append(next(tuple(each.shape) for each in inputs if each.shape[-1] == n))
+        return module.forward
+
+    n, points = MLP.thetas.shape[1], 21
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    batch = tuple(leaf[torch.arange(points) % 3] for leaf in MLP.batch)
+    H = hessian(fresh(MLP), randn(points, n, stream_name="many"), batch, compile=True)
+    for left in range(points, 0, -1):
+        H.products(torch.ones(left, n, 1, dtype=torch.float64))
+        H = H.select(torch.arange(min(1, left - 1), left))
+    assert shapes == [(21, n), (16, n), (8, n)]
 
 
 @NO_COMPILER

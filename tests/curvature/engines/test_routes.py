@@ -258,10 +258,13 @@ class Refusing:
 
 
 @pytest.mark.parametrize(("route", "where", "name"), [("direct", direct, "own_memory"), ("traced", Traced, "prepare")])
-def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where: type, name: str) -> None:
+@pytest.mark.parametrize("chunk", [20, None])
+def test_chunks_that_a_device_refuses_are_halved(
+    monkeypatch, route: str, where: type, name: str, chunk: int | None
+) -> None:
     loss, thetas, batch = network()
     V = randn(thetas.shape[1], 2, stream_name="V")
-    H = hessian(loss, thetas, batch, route=route, chunk=20)
+    H = hessian(loss, thetas, batch, route=route, chunk=chunk)
     with without_type_checks():
         expected = hessian(loss, thetas, batch, route="kept") @ V
         refusing = Refusing(getattr(where, name), 3)

@@ -57,7 +57,7 @@ def batched_graph(
     simplify(module.graph)
     if compile:
         module.recompile()
-        return BatchedGraph(InductorGraph(module), ())
+        return BatchedGraph(InductorGraph(module, points=points), ())
     buffers = reuse_memory(module.graph)
     module.recompile()
     return BatchedGraph(module.forward, buffers)
