@@ -147,6 +147,15 @@ def test_no_curvature_along_a_gradient_exceeds_the_largest_eigenvalue(study: str
     assert excess[both].max() <= 0
 
 
+def test_in_the_regression_curvature_rises_in_first_order_maml_while_the_error_falls():
+    """The direction that Lee, Yoo and Kwak (2023) show for their recipe, whose learners are first-order."""
+    ds = dataset("regression").sel(learner="fomaml")
+    first, last = (ds["alpha_rho"].isel(checkpoint=at, inner_step=0).mean("task").values for at in (0, -1))
+    assert (last > first).all()  # for each seed
+    errors = ds["evaluation_loss"].mean("evaluation_task").isel(checkpoint=[0, -1])
+    assert (errors.isel(checkpoint=1) < errors.isel(checkpoint=0)).all()
+
+
 def primary() -> str:
     return primary_table(Comparison(dict.fromkeys(KEPT), all_verdicts(), 0.95))
 
