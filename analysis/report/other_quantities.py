@@ -114,28 +114,20 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "The largest singular value of J = d theta_K / d theta_0: the factor by which the inner loop moves two nearby "
         "starts apart at most. Below 1 it would draw all of them together. The full meta-gradient contains J, the "
         "first-order one does not.",
-        {"singular value": _of_task(ds, "adaptation_singular_value", singular_index=0)}
-        if _known(ds, "adaptation_singular_value")
-        else {},
+        _of_task(ds, "singular value", "adaptation_singular_value", singular_index=0),
     )
     yield Quantity(
         "Agreement with a prototype classifier",
         "The share of query examples to which the adapted network gives the same label as the nearest class mean of "
         "its own features. Lee, Yoo and Kwak (2023, appendix D) expect such a classifier of an inner loop without "
         "curvature.",
-        {"share": _of_task(ds, "prototype_agreement")} if _known(ds, "prototype_agreement") else {},
+        _of_task(ds, "share", "prototype_agreement"),
     )
-    name = "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"
     yield Quantity(
         "Other step sizes after training",
         f"The {score_name(ds)} after K steps of another size than the learner's own, alpha. If training had only "
         "rescaled the loss, the untrained network would do as well at another step size.",
-        {
-            f"{factor:g} alpha".removeprefix("1 "): _of_task(ds, name, alpha_factor=index)
-            for index, factor in _ends_and_one(ds)
-        }
-        if _known(ds, name)
-        else {},
+        _swept(ds),
     )
     yield Quantity(
         "Gauss-Newton share of the sharpest direction",
@@ -168,7 +160,7 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "How far the adapted network's outputs are from those of the network that is linear in its parameters around "
         "theta_0, relative to how far they move. 0: the inner loop is that of a linear model; 1: the linear model "
         "errs by as much as the outputs move.",
-        {"relative error": _of_task(ds, "linearisation_error")} if _known(ds, "linearisation_error") else {},
+        _of_task(ds, "relative error", "linearisation_error"),
     )
     yield Quantity(
         "SHOT's distance",
@@ -180,7 +172,7 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
     yield Quantity(
         "Length of the path",
         "The length of the inner loop's path relative to the distance between its ends: 1 for a straight path.",
-        {"ratio": _of_task(ds, "path_ratio")} if _known(ds, "path_ratio") else {},
+        _of_task(ds, "ratio", "path_ratio"),
     )
     yield Quantity(
         "Fall of the support loss",
@@ -195,9 +187,9 @@ def _known(ds: xr.Dataset, name: str) -> bool:
     return selection.lacks(ds, name) is None
 
 
-def _of_task(ds: xr.Dataset, name: str, **position: int) -> xr.DataArray:
-    """The values of a variable that has one number for each task, as the mean over steps expects them."""
-    return measured(ds, name).isel(position).expand_dims("inner_step")
+def _of_task(ds: xr.Dataset, label: str, name: str, **position: int) -> dict[str, xr.DataArray]:
+    """The row of a variable that has one number for each task, with the axis of inner steps; none if it is unknown."""
+    return {label: measured(ds, name).isel(position).expand_dims("inner_step")} if _known(ds, name) else {}
 
 
 def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int) -> dict[str, xr.DataArray]:
@@ -212,22 +204,23 @@ def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int)
     return {label: part for label, part in parts.items() if part.sizes["inner_step"]}
 
 
-def _ends_and_one(ds: xr.Dataset) -> list[tuple[int, float]]:
-    """The positions and the values of the smallest and the largest factor of the step size, and of the factor 1."""
+def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The scores at the smallest and at the largest multiple of the step size, and at the step size itself."""
+    name = "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"
     factors = [float(factor) for factor in ds["alpha_factor"].values] if "alpha_factor" in ds else []
-    shown = {min(factors), 1.0, max(factors)} if factors else set()
-    return [(index, factor) for index, factor in enumerate(factors) if factor in shown]
+    rows: dict[str, xr.DataArray] = {}
+    for index, factor in enumerate(factors):
+        if factor in (min(factors), 1.0, max(factors)):
+            rows |= _of_task(ds, f"{factor:g} alpha".removeprefix("1 "), name, alpha_factor=index)
+    return rows
 
 
 def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     """SHOT's distances for the corners of the grid of T and R, so that a long inner loop has no more rows."""
-    rows = {}
+    rows: dict[str, xr.DataArray] = {}
+    corners = {"KL": [(0, 0), (0, -1), (-1, -1)], "parameters": [(0, -1)]}
     for name, words in (("shot_kl_reference_target", "KL"), ("shot_l2", "parameters")):
-        if not _known(ds, name):
-            continue
-        targets, references = ds["shot_target"].values, ds["shot_reference"].values
-        corners = [(0, 0), (0, -1), (-1, -1)] if name != "shot_l2" else [(0, -1)]
-        for target, reference in corners:
-            label = f"{words}, T\xa0=\xa0{targets[target]}, R\xa0=\xa0{references[reference]}"  # no line breaks inside
-            rows[label] = _of_task(ds, name, shot_target=target, shot_reference=reference)
+        for target, reference in corners[words] if _known(ds, name) else []:
+            steps = f"T\xa0=\xa0{ds['shot_target'].values[target]}, R\xa0=\xa0{ds['shot_reference'].values[reference]}"
+            rows |= _of_task(ds, f"{words}, {steps}", name, shot_target=target, shot_reference=reference)
     return rows

@@ -441,6 +441,10 @@ def test_a_verdict_that_the_correction_changes_says_so_and_how_many_seeds_would_
         mean, sd = np.mean(v.effects), np.std(v.effects, ddof=1)
         passes = [t_test(mean, sd / num**0.5, num - 1) * num_left < 0.05 for num in range(2, v.seeds_to_decide + 1)]
         assert passes.index(True) == len(passes) - 1
+    # Comparisons that are rejected in any case leave the level at which the others are tested as it is (Holm 1979).
+    rejected = [replace(lost[0], p=1e-12)] * 20
+    again = holm([("", [*rejected, *primary])])[0][1][20:]
+    assert [v.seeds_to_decide for v in again] == [v.seeds_to_decide for v in primary]
     # Without the correction for many comparisons, the sentence and the number are those of a supported verdict.
     assert lost
     alone = holm([("", lost[:1])])[0][1][0]

@@ -1,6 +1,7 @@
 """Tests of figures by what they draw: the numbers in their lines, their panels, colours, references and notes."""
 
 import warnings
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import xarray as xr
 from figure_contents import large_study, line, study_to_draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from simulated_studies import simulated_study
 
 from analysis.drawing import style
 from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.figures.eigenvalues import residuals
+from analysis.drawing.legend import state_entries
+from analysis.drawing.panels import _with_palette
 from analysis.drawing.references import curvature_axis
 from analysis.drawing.summary import lost_evaluations, measured, summarise
 from analysis.evaluation import evaluation_scores
@@ -333,3 +337,29 @@ def test_labels_of_an_axis_that_is_linear_near_zero_do_not_overlap(ds):
     for ax in visible_axes(figure):
         boxes = [label.get_window_extent(renderer) for label in ax.get_yticklabels() if label.get_text()]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_the_palette_of_a_png_keeps_the_colours_of_areas_and_of_short_texts():
+    figure = Figure(figsize=(3, 3))
+    above, below = figure.subplots(2)
+    above.imshow(np.linspace(0, 1, 400).reshape(20, 20), cmap="cividis")  # many colours, which compete for a place
+    above.set_title("MAML", color="#D55E00")
+    below.axhspan(0, 1, color="0.85", linewidth=0)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=style.DPI)
+    small = _with_palette(drawn)
+    before, after = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (drawn, BytesIO(small)))
+    error, band = abs(after - before).max(-1), (before == 217).all(-1)
+    assert band.sum() > 10_000
+    assert (error[band] == 0).all()
+    assert error.max() <= 30  # of 255
+    assert len(small) < 0.6 * len(drawn.getvalue())
+
+
+def test_the_legend_of_states_says_which_checkpoint_where_learners_differ():
+    ds = study_to_draw()
+    late = (ds["learner"] == "maml") & (ds["checkpoint"] == ds["checkpoint"][0])
+    values = measured(ds, "alpha_rho").where(~late)
+    labels = [entry.get_label() for entry in state_entries(ds, values)]
+    assert labels[0] == "each learner's first checkpoint"
+    assert "last" not in labels[0]
