@@ -10,8 +10,9 @@ from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
 from analysis import compare
+from analysis.drawing.summary import measured
 from analysis.report.accuracy import accuracy_table
-from analysis.report.other_quantities import other_quantities_section
+from analysis.report.other_quantities import other_quantities_section, quantities
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
@@ -231,3 +232,12 @@ def test_the_numbers_of_a_verdict_stand_below_the_names_of_their_columns(predict
         f"Seeds {TIMES} tasks": f"3 {TIMES} 16",
         "p, after Holm": "0.01 → 0.03",
     }
+
+
+def test_the_gauss_newton_part_of_alpha_rho_is_scaled_by_each_learners_step_size():
+    ds = simulated_study()
+    ds["rho_gauss_newton"] = ds["rho"]
+    (part,) = (each for each in quantities(ds) if each.title == "Gauss-Newton part of alpha rho")
+    values = measured(ds, "rho").isel(inner_step=slice(0, 1))
+    xr.testing.assert_allclose(part.rows["step 0"], ds["step_size"] * values)
+    assert not np.allclose(part.rows["step 0"], values, equal_nan=True)
