@@ -17,18 +17,19 @@ _file_name = ContextVar("_file_name", default=NAME)
 PARTS = ("train", "measure")
 
 
-def stopwatch(run: Path, part: str) -> Callable[[], None]:
+def stopwatch(run: Path, part: str) -> Callable[..., None]:
     """A function that records the processor time of this process since its last call, or since the watch was made.
 
-    run: the folder of the run. part: one of ``PARTS``.
+    run: the folder of the run. part: one of ``PARTS``. The function takes the share of the time that belongs to this
+    run, where the process works on several runs at once; by default it is 1.
     """
     begun, path = process_time(), run / _file_name.get()
 
-    def record() -> None:
+    def record(share: float = 1.0) -> None:
         nonlocal begun
         now = process_time()
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": part, "cpu_seconds": round(now - begun, 3)}) + "\n")
+            file.write(json.dumps({"part": part, "cpu_seconds": round(share * (now - begun), 3)}) + "\n")
         begun = now
 
     return record

@@ -6,11 +6,14 @@ at any moment and started again.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from functools import partial
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from analysis import kept, store
 from analysis.config import StepSizeSearch
@@ -26,6 +29,7 @@ from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
+from hessian_tools.train.loop import meta_train_runs
 
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
@@ -34,67 +38,109 @@ STEP_SIZE_TRIALS = ".step-size"  # the folder of the results of the step sizes t
 
 @dataclass(frozen=True)
 class TrainUnit:
-    """A job: one training run, of one learner with one seed."""
+    """A job: training runs of one learner, with one seed or with several that are trained together."""
 
     study: Study
     learner: str
-    seed: int
+    seeds: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"training {self.learner} seed {self.seed}"
+        plural = "s" if len(self.seeds) > 1 else ""
+        return f"training {self.learner} seed{plural} {', '.join(map(str, self.seeds))}"
 
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.study.run(self.learner, self.seed)
 
-    @property
-    def complete(self) -> bool:
-        """True if all checkpoints exist, or if the run has diverged."""
-        steps = self.study.learners[self.learner].checkpoints
-        return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in steps)
+def is_trained(study: Study, learner: str, seed: int) -> bool:
+    """True if all checkpoints of a run exist, or if the run has diverged."""
+    run, steps = study.run(learner, seed), study.learners[learner].checkpoints
+    return diverged_at(run) is not None or all(checkpoint_path(run, step).exists() for step in steps)
 
 
 def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
     study = choose_step_size(study, engine, reporter)
     record_run_ownership(study)
-    units = [TrainUnit(study, learner, seed) for learner, seed in study.runs_to_train]
     # The costliest runs come first, so that no worker begins one when the others have finished: those with the penalty
     # SHOT (``hessian_tools.inner.shot``), then those of second order, then those of first order.
     settings = study.config.learners
-    units.sort(key=lambda unit: (settings[unit.learner].shot is None, settings[unit.learner].first_order))
-    waiting = [unit for unit in units if not unit.complete]
+    runs = sorted(study.runs_to_train, key=lambda run: (settings[run[0]].shot is None, settings[run[0]].first_order))
+    waiting = [run for run in runs if not is_trained(study, *run)]
     if waiting:
-        total = sum(study.learners[unit.learner].checkpoints[-1] for unit in waiting)
+        total = sum(study.learners[learner].checkpoints[-1] for learner, _ in waiting)
         with reporter.stage("train", total, "meta-iterations") as advance:
             for group in study.training_order:  # a learner begins only from learners of earlier groups
-                engine.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=advance)
-    for unit in units:
-        stopped = diverged_at(unit.run)
+                units = units_of(study, [run for run in waiting if run[0] in group], engine.workers)
+                engine.run(train_unit, units, emit=advance)
+    for learner, seed in runs:
+        stopped = diverged_at(study.run(learner, seed))
         if stopped is not None:
-            reporter.say(f"{unit.learner} seed {unit.seed} diverged at meta-iteration {stopped}; recorded as such")
+            reporter.say(f"{learner} seed {seed} diverged at meta-iteration {stopped}; recorded as such")
     return study
 
 
+def trains_together(device: str) -> bool:
+    """Whether the runs of a learner are trained together: on a GPU, which a single run would leave idle for the most.
+
+    On a CPU it would gain nothing, and the numbers would be those of single runs only up to rounding.
+    """
+    return torch.device(device).type == "cuda"
+
+
+def units_of(study: Study, runs: Sequence[tuple[str, int]], workers: int | None) -> list[TrainUnit]:
+    """The jobs in which runs, given as (learner, seed), are trained; ``workers`` jobs are done at once, or all."""
+    together = trains_together(study.device) and workers is not None
+    return [TrainUnit(study, *job) for job in shared_out(runs, workers or 1 if together else len(runs))]
+
+
+def shared_out(runs: Sequence[tuple[str, int]], at_least: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Jobs of as many runs of one learner as possible, but at least so many jobs, or one for each run.
+
+    >>> runs = [("maml", 0), ("maml", 1), ("maml", 2), ("maml", 3), ("shot", 0)]
+    >>> shared_out(runs, 1)
+    [('maml', (0, 1, 2, 3)), ('shot', (0,))]
+    >>> shared_out(runs, 3)
+    [('maml', (0, 2)), ('maml', (1, 3)), ('shot', (0,))]
+    """
+    seeds: dict[str, list[int]] = {}
+    for learner, seed in runs:
+        seeds.setdefault(learner, []).append(seed)
+    at_most = max(map(len, seeds.values()), default=1)
+    while at_most > 1 and sum(ceil(len(each) / at_most) for each in seeds.values()) < at_least:
+        at_most -= 1
+    # The jobs of a learner have nearly equally many runs, so that their workers end at about the same time.
+    numbers = {learner: ceil(len(each) / at_most) for learner, each in seeds.items()}
+    return [(learner, tuple(seeds[learner][i::number])) for learner, number in numbers.items() for i in range(number)]
+
+
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
-    """Train one run and report each meta-iteration; those that an earlier command made are reported at once."""
+    """Train the runs and report each meta-iteration; those that an earlier command made are reported at once."""
     unit.study.limit_memory()
-    # This process has opened the data for itself, perhaps later than the one that began the run.
-    refuse_changed_data(unit.study, [(unit.learner, unit.seed)])
-    start = warm_start(unit.study, unit.learner, unit.seed)
-    done, record_time = 0, stopwatch(unit.run, "train")
+    study, learner, seeds = unit.study, unit.learner, unit.seeds
+    # This process has opened the data for itself, perhaps later than the one that began the runs.
+    refuse_changed_data(study, [(learner, seed) for seed in seeds])
+    starts = [warm_start(study, learner, seed) for seed in seeds]
+    folders = [study.run(learner, seed) for seed in seeds]
+    record_times = [stopwatch(folder, "train") for folder in folders]
+    done, steps = [0] * len(seeds), [0] * len(seeds)
 
-    def advance(meta_step: int, loss: float) -> None:
-        nonlocal done
-        emit(meta_step - done, f"{unit.learner} seed {unit.seed}  loss {loss:.2f}")
-        done = meta_step
+    def advance(run: int, meta_step: int, loss: float) -> None:
+        emit(meta_step - done[run], f"{learner} seed {seeds[run]}  loss {loss:.2f}")
+        done[run] = meta_step
 
-    training = unit.study.training(unit.learner, unit.seed, folder=unit.run, start=start)
-    for checkpoint in meta_train(training, progress=advance):
-        record_time()
-        if not checkpoint.diverged and checkpoint.meta_step > done:
-            advance(checkpoint.meta_step, checkpoint.validation_loss)
+    def step(run: int, meta_step: int, loss: float) -> None:
+        steps[run] += 1
+        advance(run, meta_step, loss)
+
+    configs = [
+        study.training(learner, seed, folder=folder, start=start)
+        for seed, folder, start in zip(seeds, folders, starts, strict=True)
+    ]
+    for checkpoints in meta_train_runs(configs, progress=[partial(step, run) for run in range(len(seeds))]):
+        for run, checkpoint in enumerate(checkpoints):
+            # The time of the process belongs to its runs in proportion to the outer steps that they have taken.
+            record_times[run](steps[run] / sum(steps) if any(steps) else 1 / len(seeds))
+            if not checkpoint.diverged and checkpoint.meta_step > done[run]:
+                advance(run, checkpoint.meta_step, checkpoint.validation_loss)
+        steps = [0] * len(seeds)
 
 
 def warm_start(study: Study, learner: str, seed: int) -> Path | None:

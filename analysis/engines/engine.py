@@ -13,6 +13,11 @@ from hessian_tools.runs.worker_pool import Emit, Work, ignore_progress
 class Engine(Protocol):
     """Does units of work. A unit is a picklable value; its ``str`` says what is done, as in "training maml seed 0"."""
 
+    @property
+    def workers(self) -> int | None:
+        """How many units are done at once; 0 in the present process, None for all units that there are."""
+        ...
+
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
         """Call ``work(unit, emit)`` once for every unit, somewhere, and return when all are done.
 

@@ -72,6 +72,11 @@ class RemoteEngine:
     submit: Callable[[list[Share]], Sequence[Job]]
     max_jobs: int | None = None
 
+    @property
+    def workers(self) -> int | None:
+        """How many units are done at once; None for all units that there are."""
+        return self.max_jobs
+
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
         """Do what :class:`analysis.engines.engine.Engine` says.
 

@@ -5,8 +5,9 @@ recorded, and what was saved before it is kept. Later checkpoints do not exist, 
 as diverged.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from hessian_tools.train.evaluate import evaluation_chunks, query_scores
 from hessian_tools.train.group_step import GroupStep
 from hessian_tools.train.outer import SharedStep, accumulate_gradient, training_chunks
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.stacking import can_be_stacked, refuse_differing
 from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
 
@@ -44,27 +46,32 @@ Progress = Callable[[int, float], None]  # called with (meta-iteration, query lo
 
 
 @dataclass
-class _State:
-    """The part of a run that changes while it trains.
+class _Run:
+    """A run while it trains.
 
     theta: the meta-parameters [meta]. meta_step: the number of outer steps that have been taken.
     saved_at: the time of the last save, by the clock ``monotonic``.
-    replay: the trace of the batched outer step, used where tasks are computed at once.
+    replays: the traces of the batched outer step, used where tasks are computed at once, for each number of runs that
+        are trained together.
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
     shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
-    run: the digest of the training; None without a folder.
+    digest: the digest of the training; None without a folder.
+    end: what is yielded in place of further checkpoints, once training has diverged.
     """
 
+    config: TrainConfig
+    progress: Progress | None
     loss: Loss
     theta: Tensor
     optimiser: torch.optim.Optimizer
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
-    replay: Replay = field(default_factory=Replay)
+    replays: defaultdict[int, Replay] = field(default_factory=lambda: defaultdict(Replay))
     chunks: TaskChunks = field(default_factory=TaskChunks)
     validation_chunks: TaskChunks = field(default_factory=TaskChunks)
     shared: SharedStep | GroupStep | None = None
-    run: str | None = None
+    digest: str | None = None
+    end: Checkpoint | None = None
 
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
@@ -101,13 +108,41 @@ def meta_train(
     if process_group is not None:
         yield from _in_group(config, process_group, report)
         return
-    with locked(config.folder) if config.folder else nullcontext():
-        state = _start(config)
+    for (checkpoint,) in meta_train_runs([config], progress=[report]):
+        yield checkpoint
+
+
+def meta_train_runs(
+    configs: Sequence[TrainConfig], *, progress: Sequence[Progress | None] | None = None
+) -> Iterator[list[Checkpoint]]:
+    """Train runs of one learner that differ in their seed; yields a checkpoint of each run as all have reached it.
+
+    The runs take their outer steps together, and the tasks of all runs are computed at once, as those of one run are.
+    The numbers of each run are those of ``meta_train`` up to rounding. On a GPU, which one run hardly keeps busy, this
+    takes less time than the runs one after the other. Where the tasks of a run are not computed at once, or where the
+    networks of two seeds differ in more than their parameters, the runs are trained in turn, with the same numbers.
+
+    configs: the runs. They differ in ``seed``, ``folder`` and ``start`` only; their networks are built by functions,
+        which cannot be compared.
+    progress: for each run a function that is called with (meta-iteration, query loss) after each of its outer steps.
+
+    Each run has its own folder, from which it is resumed as by ``meta_train``. A run that was saved further on than
+    others waits for them. A run that diverges takes no more steps, and its last checkpoint is yielded again in place of
+    its further ones, until no run is left. Raises ValueError where the configurations differ in more than that, and
+    errors as ``meta_train`` does.
+    """
+    refuse_differing(configs)
+    with ExitStack() as stack:
+        for config in configs:
+            if config.folder:
+                stack.enter_context(locked(config.folder))
+        runs = [_start(*each) for each in zip(configs, progress or [None] * len(configs), strict=True)]
         try:
-            yield from _checkpoints(state, config, report)
+            yield from _checkpoints(runs)
         finally:
-            if state.shared:
-                state.shared.close()
+            for run in runs:
+                if run.shared:
+                    run.shared.close()
 
 
 def _bar_of_iterations(total: int) -> Progress:
@@ -116,11 +151,20 @@ def _bar_of_iterations(total: int) -> Progress:
     return lambda meta_step, query_loss: show(meta_step, total)
 
 
-def _checkpoints(state: _State, config: TrainConfig, progress: Progress | None) -> Iterator[Checkpoint]:
-    for meta_step in config.checkpoints:
-        checkpoint = _next_checkpoint(state, config, meta_step, progress)
-        yield checkpoint
-        if checkpoint.diverged:
+def _checkpoints(runs: list[_Run]) -> Iterator[list[Checkpoint]]:
+    """The checkpoints of some runs: for each meta-iteration that is kept, those of all runs."""
+    first, *others = runs
+    losses, thetas = [run.loss for run in runs], [run.theta for run in runs]
+    together = [[run] for run in runs]
+    if others and can_be_stacked(first.config, losses, thetas):
+        together = [runs]
+        for run in others:  # what is learned of the memory and the operations of a step serves all runs
+            run.replays, run.chunks, run.validation_chunks = first.replays, first.chunks, first.validation_chunks
+    for meta_step in first.config.checkpoints:
+        for group in together:
+            _advance([run for run in group if not _is_on_disk(run, meta_step)], meta_step)
+        yield [_checkpoint(run, meta_step) for run in runs]
+        if all(run.end for run in runs):
             return
 
 
@@ -135,9 +179,9 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
     error: BaseException | None = None
     try:
         with locked(config.folder) if config.folder else nullcontext():
-            state = _start(config)
-            state.shared = group
-            for checkpoint in _checkpoints(state, config, progress):
+            run = _start(config, progress)
+            run.shared = group
+            for (checkpoint,) in _checkpoints([run]):
                 group.tell("checkpoint", replace(checkpoint, theta=checkpoint.theta.cpu()))
                 yield checkpoint
     except BaseException as raised:
@@ -148,24 +192,31 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
         group.close(error)
 
 
-def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progress: Progress | None) -> Checkpoint:
-    """The checkpoint at a meta-iteration: from disk if it is there, else by training up to it."""
-    folder = config.folder
-    if folder and checkpoints.checkpoint_path(folder, meta_step).exists():
+def _is_on_disk(run: _Run, meta_step: int) -> bool:
+    """Whether the run has a checkpoint at this meta-iteration, in a file of its folder."""
+    folder = run.config.folder
+    return folder is not None and checkpoints.checkpoint_path(folder, meta_step).exists()
+
+
+def _checkpoint(run: _Run, meta_step: int) -> Checkpoint:
+    """The checkpoint of a run at a meta-iteration up to which it has been trained, unless it is on disk."""
+    config, folder = run.config, run.config.folder
+    if run.end is not None:
+        return run.end
+    if folder and _is_on_disk(run, meta_step):
         checkpoint = _read(folder, meta_step)
-        return replace(checkpoint, theta=checkpoint.theta.to(state.theta.device))
-    if folder and state.meta_step > meta_step:
+        return replace(checkpoint, theta=checkpoint.theta.to(run.theta.device))
+    if folder and run.meta_step > meta_step:
         # The file was removed after training had passed it. Training anew up to it gives the same numbers.
-        *_, checkpoint = meta_train(replace(config, folder=None, checkpoints=(meta_step,)), progress=progress)
+        alone = replace(config, folder=None, checkpoints=(meta_step,))
+        *_, checkpoint = meta_train(alone, progress=run.progress)
         _save_checkpoint(config, folder, checkpoint)
         return checkpoint
-    if not _advance(state, config, meta_step, progress):
-        return Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
-    checkpoint = _validate(state, config, meta_step)
+    checkpoint = _validate(run, meta_step)
     if folder:
         # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut
         # the metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
-        _save_state(state, config, folder)
+        _save_state(run, folder)
         _save_checkpoint(config, folder, checkpoint)
     return checkpoint
 
@@ -183,27 +234,27 @@ def saved_checkpoints(folder: str | Path) -> list[Checkpoint]:
     return [_read(folder, meta_step) for meta_step in meta_steps]
 
 
-def _start(config: TrainConfig) -> _State:
-    """The state that training goes on from: the newest saved one, or that of a new run."""
+def _start(config: TrainConfig, progress: Progress | None) -> _Run:
+    """The run in the state that training goes on from: the newest saved one, or that of a new run."""
     loss, theta = task_loss(config)
     first_episode = config.tasks.episode(seed=config.seed, split="train", index=0)
     _refuse_unfit(config, loss, theta, first_episode.support[0])
     loss.refuse_hidden_state(theta, first_episode.support)
     theta = first_parameters(config, loss, theta).requires_grad_()
     optimiser_class = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
-    state = _State(loss, theta, optimiser_class([theta], lr=config.learning_rate))
-    state.chunks = training_chunks(config, theta.device)
-    state.validation_chunks = evaluation_chunks(config.tasks_at_once, theta.device)
+    run = _Run(config, progress, loss, theta, optimiser_class([theta], lr=config.learning_rate))
+    run.chunks = training_chunks(config, theta.device)
+    run.validation_chunks = evaluation_chunks(config.tasks_at_once, theta.device)
     if config.folder is None:
-        return state
+        return run
     record_ownership(config.folder, "training", config.identity(loss.layout))
-    state.run = training_digest(config.folder)
+    run.digest = training_digest(config.folder)
     saved = checkpoints.state_path(config.folder)
     if saved.exists():
-        state.meta_step = checkpoints.restore(state.optimiser, theta, saved, run=state.run)
+        run.meta_step = checkpoints.restore(run.optimiser, theta, saved, run=run.digest)
     # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
-    metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
-    return state
+    metrics.keep_until(config.folder / metrics.NAME, run.meta_step)
+    return run
 
 
 def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> None:
@@ -225,74 +276,114 @@ def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> 
         )
 
 
-def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
-    """Take outer steps up to a meta-iteration; returns False where training diverged on the way."""
-    # The untrained control takes no steps.
-    if not config.learner.is_trained:
-        state.meta_step = max(state.meta_step, until)
-    while state.meta_step < until:
-        aux, finite = _outer_step(state, config)
-        if not finite:
-            if config.folder:
-                fsync(config.folder / metrics.NAME)
-                write_json(config.folder / DIVERGED, {"meta_step": state.meta_step + 1})
-            return False
-        state.meta_step += 1
-        row = _row(state.meta_step, aux)
-        if config.folder:
-            metrics.append(config.folder / metrics.NAME, row, run=state.run)
-            save_is_due = config.save_every and state.meta_step % config.save_every == 0
-            if save_is_due or monotonic() - state.saved_at > SAVE_SECONDS:
-                _save_state(state, config, config.folder)
-        if progress:
-            progress(state.meta_step, row["query_loss"])
-    return True
+def _advance(runs: list[_Run], until: int) -> None:
+    """Take outer steps up to a meta-iteration, or until training diverges.
 
-
-def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
-    """One step of the outer optimiser, which is taken only where its losses and its gradient are finite.
-
-    Returns the numbers of each task for the metrics, such as its query loss, and whether the step was taken.
+    Those runs that stand at the smallest meta-iteration take the next step, so that all of them soon stand together.
     """
-    state.optimiser.zero_grad()
-    if config.workers == 1 and state.shared is None:
-        aux = accumulate_gradient(
-            config, state.loss, state.theta, state.meta_step, replay=state.replay, chunks=state.chunks
-        )
-    else:
-        state.shared = state.shared or SharedStep(config, state.loss, state.theta)
-        aux = state.shared.accumulate_gradient(state.theta, state.meta_step)
-    gradient, losses = state.theta.grad, torch.stack([task_aux.query_loss for task_aux in aux])
-    # Both are reduced to one truth value, because reading a value makes the CPU wait for the GPU.
-    if gradient is None or not (torch.isfinite(gradient).all() & torch.isfinite(losses).all()):
-        return aux, False
-    state.optimiser.step()
-    return aux, True
+    for run in runs:
+        if not run.config.learner.is_trained:  # the untrained control takes no steps
+            run.meta_step = max(run.meta_step, until)
+    while going_on := [run for run in runs if run.meta_step < until and run.end is None]:
+        smallest = min(run.meta_step for run in going_on)
+        _outer_step([run for run in going_on if run.meta_step == smallest], until)
 
 
-def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
-    """A line of the metrics: means over the tasks, and None for NaN, which JSON does not have."""
+def _outer_step(runs: list[_Run], until: int) -> None:
+    """One step of the outer optimiser of each run, which is taken only where its losses and its gradient are finite.
+
+    until: the meta-iteration of the next checkpoint, which a run that diverges has in place of its own.
+    """
+    aux = _add_gradients(runs)
+    # One value is read for each run, and all together, because each reading makes the CPU wait for the GPU.
+    finite = torch.stack([_is_finite(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
+    stepping = [(run, parts) for run, parts, is_finite in zip(runs, aux, finite, strict=True) if is_finite]
+    for run, is_finite in zip(runs, finite, strict=True):
+        if is_finite:
+            run.optimiser.step()
+        else:
+            _record_divergence(run, until)
+    for (run, _), row in zip(stepping, _rows([parts for _, parts in stepping]), strict=True):
+        run.meta_step += 1
+        row = {"meta_step": run.meta_step} | row
+        config, folder = run.config, run.config.folder
+        if folder:
+            metrics.append(folder / metrics.NAME, row, run=run.digest)
+            save_is_due = config.save_every and run.meta_step % config.save_every == 0
+            if save_is_due or monotonic() - run.saved_at > SAVE_SECONDS:
+                _save_state(run, folder)
+        if run.progress:
+            run.progress(run.meta_step, row["query_loss"])
+
+
+def _add_gradients(runs: list[_Run]) -> list[list[Aux]]:
+    """Put the mean meta-gradient of each run's next step into its ``theta.grad``.
+
+    Returns, for each run, the numbers of each of its tasks for the metrics, such as its query loss.
+    """
+    first, *others = runs
+    for run in runs:
+        run.optimiser.zero_grad()
+    if first.config.workers > 1 or first.shared is not None:  # such a run is never trained together with others
+        first.shared = first.shared or SharedStep(first.config, first.loss, first.theta)
+        return [first.shared.accumulate_gradient(first.theta, first.meta_step)]
+    aux = accumulate_gradient(
+        first.config,
+        first.loss,
+        first.theta,
+        first.meta_step,
+        replay=first.replays[len(runs)],
+        chunks=first.chunks,
+        others=[(run.config, run.theta) for run in others],
+    )
+    count = first.config.meta_batch
+    return [aux[i * count : (i + 1) * count] for i in range(len(runs))]
+
+
+def _is_finite(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
+    """Whether the gradient and the query losses of a step are finite, as one truth value."""
+    losses = torch.stack([task_aux.query_loss for task_aux in aux])
+    if gradient is None:
+        return torch.zeros_like(losses[0], dtype=torch.bool)
+    return torch.isfinite(gradient).all() & torch.isfinite(losses).all()
+
+
+def _record_divergence(run: _Run, until: int) -> None:
+    """End a run whose next step would not be finite."""
+    if run.config.folder:
+        fsync(run.config.folder / metrics.NAME)
+        write_json(run.config.folder / DIVERGED, {"meta_step": run.meta_step + 1})
+    run.end = Checkpoint(until, run.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
+
+
+def _rows(aux: list[list[Aux]]) -> list[dict[str, Any]]:
+    """The line of the metrics of each run: means over its tasks, and None for NaN, which JSON does not have."""
+    if not aux:
+        return []
     # All means are read from the device together, because each reading makes the CPU wait for the GPU.
-    means = torch.stack([torch.stack(numbers).mean() for numbers in zip(*aux, strict=True)]).tolist()
-    mean = dict(zip(Aux._fields, means, strict=True))
-    # A network has collapsed where its outputs hardly differ between examples; see ``hessian_tools.inner.collapse``.
-    collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
-    return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()} | collapsed
+    means = [torch.stack([torch.stack(numbers).mean() for numbers in zip(*parts, strict=True)]) for parts in aux]
+    rows = []
+    for values in torch.stack(means).tolist():
+        mean = dict(zip(Aux._fields, values, strict=True))
+        # A network has collapsed where its outputs hardly differ between examples; see ``inner.collapse``.
+        collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
+        rows.append({k: (None if v != v else v) for k, v in mean.items()} | collapsed)
+    return rows
 
 
-def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
+def _validate(run: _Run, meta_step: int) -> Checkpoint:
     """The checkpoint of the present parameters, with their mean loss and accuracy over the validation tasks."""
-    theta = state.theta.detach().clone()
+    config, theta = run.config, run.theta.detach().clone()
     if not config.validation_tasks:
         return Checkpoint(meta_step, theta, float("nan"), float("nan"))
     losses, accuracies = query_scores(
         config.learner,
-        state.loss,
-        without_projector(config.learner, state.loss, theta),
+        run.loss,
+        without_projector(config.learner, run.loss, theta),
         partial(config.tasks.episode, seed=config.validation_seed, split="val"),
         config.validation_tasks,
         transductive=config.transductive,
-        chunks=state.validation_chunks,
+        chunks=run.validation_chunks,
     )
     return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
 
@@ -311,11 +402,11 @@ def _read(folder: Path, meta_step: int) -> Checkpoint:
     return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
 
 
-def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
-    tensors = checkpoints.state(state.optimiser, state.theta, state.meta_step)
+def _save_state(run: _Run, folder: Path) -> None:
+    tensors = checkpoints.state(run.optimiser, run.theta, run.meta_step)
     fsync(folder / metrics.NAME)  # a resumed run relies on the lines up to the state
-    checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(config, folder, state.meta_step))
-    state.saved_at = monotonic()
+    checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(run.config, folder, run.meta_step))
+    run.saved_at = monotonic()
 
 
 def _file_facts(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The gradient of one outer step: its tasks are computed one by one, at once, or shared by worker processes."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -49,43 +50,58 @@ def accumulate_gradient(
     *,
     replay: Replay | None = None,
     chunks: TaskChunks | None = None,
+    others: Sequence[tuple[TrainConfig, Tensor]] = (),
 ) -> list[Aux]:
     """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
     replay: the trace of the run's batched steps; None computes every step directly.
     chunks: how many tasks are computed at once. A run passes the same object at each step, so that the memory of a task
         is measured only once; None makes a new one.
+    others: the configuration and theta of further runs that take the same step. They differ from this run in their
+        seed alone, so that the tasks of all runs can be computed at once. Each run gets the gradient of its own tasks.
+        The parts of the loss are listed for the tasks of this run first, then for those of the next one, and so on.
     """
+    configs, thetas = [config, *(each for each, _ in others)], [theta, *(each for _, each in others)]
+    count = config.meta_batch
+    tasks = [(run, j) for run in range(len(configs)) for j in range(count)]
     if not is_batched(config, loss.model):
-        return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
+        return [add_task_gradient(configs[run], loss, thetas[run], meta_step, j) for run, j in tasks]
     chunks = chunks or training_chunks(config, theta.device)
     # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed. A convolutional
     # network is not replayed either, because tracing it takes many seconds and saves no measurable time.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
     replay = replay if constant_weight and not _is_convolutional(loss.model) else None
     # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
-    # torch's batch normalisation, whereas this order is exact for every network.
-    step = vmap(grad(partial(_task_loss, config, loss, meta_step), has_aux=True), in_dims=(None, 0))
+    # torch's batch normalisation, whereas this order is exact for every network. The tasks of a single run share its
+    # theta, which costs less than one for each task.
+    step = vmap(grad(partial(_task_loss, config, loss, meta_step), has_aux=True), in_dims=(0 if others else None, 0))
 
-    def chunk_gradient(tasks: range) -> tuple[Tensor, list[Aux]]:
-        """What some tasks contribute to the mean gradient, and the parts of each task's loss."""
+    def chunk_gradients(chunk: range) -> tuple[dict[int, Tensor], list[Aux]]:
+        """What some tasks contribute to the mean gradient of each run, and the parts of each task's loss."""
+        part = tasks[chunk.start : chunk.stop]
+        tasks_of_run = Counter(run for run, _ in part)
         episodes = None
         if not chunks.one_by_one:
-            episodes = stacked([training_episode(config, meta_step * config.meta_batch + j) for j in tasks])
+            episodes = stacked([training_episode(configs[run], meta_step * count + j) for run, j in part])
         if episodes is None:  # vmap refuses the network, or the tasks differ in their shapes
-            point = theta.detach().clone().requires_grad_()
-            aux = [add_task_gradient(config, loss, point, meta_step, j) for j in tasks]
-            return torch.zeros_like(point) if point.grad is None else point.grad, aux
-        point, episodes = theta.detach(), cast_like(episodes, theta)
+            points = {run: thetas[run].detach().clone().requires_grad_() for run in tasks_of_run}
+            aux = [add_task_gradient(configs[run], loss, points[run], meta_step, j) for run, j in part]
+            return {run: torch.zeros_like(p) if p.grad is None else p.grad for run, p in points.items()}, aux
+        point = torch.stack([thetas[run].detach() for run, _ in part]) if others else theta.detach()
+        episodes = cast_like(episodes, theta)
         # The number of all tasks is given, so that the first task, which is computed alone to measure its memory, is
         # computed by the same operations as the others.
-        with at_many_points(config.meta_batch, theta.device):
+        with at_many_points(len(tasks), theta.device):
             gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
-        return gradients.sum(0).div_(config.meta_batch), [Aux(*row) for row in zip(*columns, strict=True)]
+        shares = gradients.split(list(tasks_of_run.values()))
+        means = {run: share.sum(0).div_(count) for run, share in zip(tasks_of_run, shares, strict=True)}
+        return means, [Aux(*row) for row in zip(*columns, strict=True)]
 
-    results = chunks.run(config.meta_batch, chunk_gradient)
-    for gradient, _ in results:
-        theta.grad = gradient if theta.grad is None else theta.grad.add_(gradient)
+    results = chunks.run(len(tasks), chunk_gradients)
+    for gradients, _ in results:
+        for run, gradient in gradients.items():
+            total = thetas[run].grad
+            thetas[run].grad = gradient if total is None else total.add_(gradient)
     return [aux for _, part in results for aux in part]
 
 

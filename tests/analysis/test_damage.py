@@ -98,7 +98,7 @@ def test_a_worker_refuses_data_other_than_those_of_its_run(working_folder, micro
     with pytest.raises(UserError, match="their SHA-256 was 0000000000000000 and is now"):
         measure_unit(unit, lambda *_: None)
     with pytest.raises(UserError, match="have changed since"):
-        train_unit(TrainUnit(study, "maml", unit.seed), lambda *_: None)
+        train_unit(TrainUnit(study, "maml", (unit.seed,)), lambda *_: None)
 
 
 @pytest.mark.slow

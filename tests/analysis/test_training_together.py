@@ -1,0 +1,152 @@
+"""A study that trains the runs of a learner together, as on a GPU, has the runs of a study that trains them singly."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_study import SMALL_STUDY
+
+from analysis import pipeline, training
+from analysis.engines.place import Place
+from analysis.study import Study
+from analysis.times import cpu_seconds
+from analysis.training import TrainUnit, is_trained, train_unit, units_of
+from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.files import read_json
+from hessian_tools.train import diverged_at, loop
+
+STUDY = SMALL_STUDY.replace("seeds: [0]", "seeds: [0, 1, 2]").replace("meta_batch: 1", "meta_batch: 2")
+STUDY = STUDY.replace("checkpoints: [0, 2]", "checkpoints: [0, 2, 5]").replace(
+    "{maml: {algorithm: maml}}",
+    "{maml: {algorithm: maml}, later: {algorithm: maml, first_order: true, start: maml, seeds: [0, 2]},"
+    " wild: {algorithm: maml, step_size: 1.e+30}}",
+)
+RUNS = [(learner, seed) for learner, seeds in {"maml": 3, "later": 3, "wild": 3}.items() for seed in range(seeds)]
+RUNS.remove(("later", 1))
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The units that are trained, in words. Runs of a learner are trained together, as if the CPU were a GPU."""
+    seen = []
+
+    def spy(unit: TrainUnit, emit: Any) -> None:
+        seen.append(str(unit))
+        train_unit(unit, emit)
+
+    monkeypatch.setattr(training, "train_unit", spy)
+    monkeypatch.setattr(training, "trains_together", lambda device: True)
+    return seen
+
+
+def trained(out: Path, *, done: list[tuple[int, int]] | None = None) -> Study:
+    """Train the study; ``done`` gets every (done, total) that the stages report."""
+    out.parent.mkdir(exist_ok=True)
+    source = out.parent / "small.yaml"
+    source.write_text(STUDY)
+    study, plan = pipeline.prepare(source, out=out)
+    report = None if done is None else lambda *numbers: done.append(numbers)
+    with pipeline.session(study, place=Place(workers=0), progress=report) as (engine, reporter):
+        return pipeline.start(study, engine, reporter, plan=plan)
+
+
+def facts(study: Study, learner: str, seed: int) -> dict[str, Any]:
+    """What the files of a run say, besides its numbers and the digests that cover them."""
+    folder = study.run(learner, seed)
+    return {
+        "manifest": {part: value for part, value in read_json(folder / "manifest.json").items() if part == "config"},
+        "files": sorted(path.name for path in (folder / checkpoints.FOLDER).iterdir()),
+        "lines": [row["meta_step"] for row in metrics.read(folder / metrics.NAME)],
+        "diverged": diverged_at(folder),
+        "start": (folder / training.WARM_START).exists() and read_json(folder / training.WARM_START)["meta_step"],
+    }
+
+
+def assert_same_runs(found: Study, expected: Study) -> None:
+    """Assert that both studies have the same runs, up to rounding in float32."""
+    for run in RUNS:
+        assert facts(found, *run) == facts(expected, *run)
+        for name in facts(found, *run)["files"]:
+            files = [study.run(*run) / checkpoints.FOLDER / name for study in (found, expected)]
+            a, b = (checkpoints.load(file) for file in files)
+            assert a.keys() == b.keys()
+            assert torch.allclose(a["theta"], b["theta"], rtol=1e-4, atol=1e-5)
+        assert is_trained(found, *run)
+
+
+@pytest.mark.slow
+def test_a_study_that_trains_runs_together_has_the_runs_of_one_that_does_not(tmp_path, units, monkeypatch):
+    done: list[tuple[int, int]] = []
+    together = trained(tmp_path / "together", done=done)
+    assert units == ["training maml seeds 0, 1, 2", "training wild seeds 0, 1, 2", "training later seeds 0, 2"]
+    # The runs of wild end at their first step, so that its 15 meta-iterations are never done.
+    assert done[-1] == (3 * 5 + 2 * 5, 8 * 5)
+    assert [number for number, _ in done] == sorted(number for number, _ in done)
+    monkeypatch.setattr(training, "trains_together", lambda device: False)
+    units.clear()
+    singly = trained(tmp_path / "singly")
+    assert len(units) == 8
+    assert_same_runs(together, singly)
+    assert [diverged_at(together.run("wild", seed)) for seed in range(3)] == [1, 1, 1]
+    for run in RUNS:  # each run has a part of the time of the process
+        times, alone = (cpu_seconds(study.run(*run)).get("train", 0.0) for study in (together, singly))
+        assert times <= 2 * alone + 1
+        lines = (together.run(*run) / "times.jsonl").read_text().splitlines()
+        assert len(lines) == (2 if run[0] == "wild" else 3)
+    units.clear()
+    trained(tmp_path / "together")
+    assert not units  # all is done
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkeypatch):
+    expected = trained(tmp_path / "expected")
+    take = loop.accumulate_gradient
+
+    def stopped_after(num_steps: int, *, together: bool) -> None:
+        steps = iter(range(num_steps))
+
+        def step(*args: Any, **options: Any) -> Any:
+            if next(steps, None) is None:
+                raise StoppedError
+            return take(*args, **options)
+
+        with monkeypatch.context() as patched, pytest.raises(StoppedError):
+            patched.setattr(loop, "accumulate_gradient", step)
+            patched.setattr(training, "trains_together", lambda device: together)
+            trained(tmp_path / "stopped")
+
+    stopped_after(3, together=True)
+    stopped_after(3, together=False)  # seed 0 is trained to its end, and seed 1 takes one step
+    units.clear()
+    done: list[tuple[int, int]] = []
+    resumed = trained(tmp_path / "stopped", done=done)
+    assert units[0] == "training maml seeds 1, 2"
+    assert_same_runs(resumed, expected)
+    assert done[-1] == (2 * 5 + 2 * 5, 7 * 5)
+
+
+def numbers_of(units: list[TrainUnit]) -> list[tuple[int, ...]]:
+    return [unit.seeds for unit in units]
+
+
+def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_all_workers():
+    runs = [("maml", seed) for seed in range(5)] + [("shot", seed) for seed in range(3)]
+    card, cpu = (SimpleNamespace(device=device) for device in ("cuda:1", "cpu"))
+    one_each = [(seed,) for _, seed in runs]
+    assert numbers_of(units_of(cpu, runs, 2)) == numbers_of(units_of(card, runs, None)) == one_each
+    assert numbers_of(units_of(card, runs, 0)) == [(0, 1, 2, 3, 4), (0, 1, 2)]
+    for workers in range(1, 12):
+        shared = units_of(card, runs, workers)
+        assert len(shared) >= min(workers, 8)
+        assert sorted((unit.learner, seed) for unit in shared for seed in unit.seeds) == runs
+        sizes = [len(unit.seeds) for unit in shared if unit.learner == "maml"]
+        assert max(sizes) - min(sizes) <= 1
+    assert numbers_of(units_of(card, runs, 3)) == [(0, 2, 4), (1, 3), (0, 1, 2)]
+    assert units_of(card, [], 3) == []
