@@ -28,8 +28,7 @@ from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit
-from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
-from hessian_tools.train.loop import meta_train_runs
+from hessian_tools.train import best_checkpoint, diverged_at, meta_train, meta_train_runs, saved_checkpoints
 
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
@@ -78,9 +77,9 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
 
 
 def trains_together(device: str) -> bool:
-    """Whether the runs of a learner are trained together: on a GPU, which a single run would leave idle for the most.
+    """Whether the runs of a learner are trained together: on a GPU, most of which a single run would leave idle.
 
-    On a CPU it would gain nothing, and the numbers would be those of single runs only up to rounding.
+    On a CPU each run is trained alone, so that its numbers do not depend on the other runs, not even in their rounding.
     """
     return torch.device(device).type == "cuda"
 

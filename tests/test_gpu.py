@@ -47,7 +47,7 @@ from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.data import open_tasks
 from hessian_tools.failures import is_out_of_memory
 from hessian_tools.torch_fixes import convolutions
-from hessian_tools.train import task_loss
+from hessian_tools.train import meta_train_runs, task_loss
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
@@ -190,6 +190,25 @@ def test_products_replayed_as_cuda_graphs_are_those_of_ordinary_calls(name, monk
     del H, part, graphs
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def test_runs_of_several_seeds_trained_together_have_the_checkpoints_of_the_cpu(tmp_path):
+    config = TrainConfig(
+        learner=learners.maml(2, 0.05),
+        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+        network=lambda: Conv4(3, width=4).double(),
+        shot=Shot(weight=0.5),
+        checkpoints=(0, 3),
+        meta_batch=3,
+        validation_tasks=2,
+        optimiser="sgd",
+    )
+    runs = [replace(config, seed=seed, device="cuda", folder=tmp_path / str(seed)) for seed in (3, 5)]
+    for found, expected in zip(zip(*meta_train_runs(runs), strict=True), (3, 5), strict=True):
+        for a, b in zip(found, meta_train(replace(config, seed=expected)), strict=True):
+            assert a.theta.is_cuda
+            same([a.theta.cpu()], [b.theta])
+            assert a.validation_loss == pytest.approx(b.validation_loss, rel=1e-6)
 
 
 def test_out_of_memory_inside_torchscript_is_known_as_such():

@@ -52,10 +52,13 @@ def with_shot(problem: TrainingProblem, quantity: str) -> Job:
     return outer_step(problem, Shot(weight=0.1))
 
 
-def outer_step(problem: TrainingProblem, shot: Shot | None = None, tasks_at_once: int | None = None) -> Job:
+def outer_step(
+    problem: TrainingProblem, shot: Shot | None = None, tasks_at_once: int | None = None, runs: int = 1
+) -> Job:
     """A job that computes the meta-gradient at the initial parameters each time it runs.
 
-    tasks_at_once: as in ``TrainConfig``; None follows the library's rule.
+    tasks_at_once: as in ``TrainConfig``; None follows the library's rule. runs: how many runs take the step together,
+        as those of several seeds do on a GPU; all have the same tasks here.
     """
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
@@ -76,9 +79,12 @@ def outer_step(problem: TrainingProblem, shot: Shot | None = None, tasks_at_once
     if processes > 1 and theta.device.type == "cpu" and not batched:
         return Job(_by_workers(replace(config, workers=processes), loss, theta), f"{processes} worker processes")
 
+    others = [(replace(config, seed=seed), theta.detach().clone().requires_grad_()) for seed in range(1, runs)]
+
     def run() -> Answer:
-        theta.grad = None
-        accumulate_gradient(config, loss, theta, meta_step=0, chunks=chunks)
+        for point in (theta, *(point for _, point in others)):
+            point.grad = None
+        accumulate_gradient(config, loss, theta, meta_step=0, chunks=chunks, others=others)
         assert theta.grad is not None
         return Answer(num_matvecs=0, values=sampled_entries(theta.grad))
 

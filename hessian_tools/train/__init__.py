@@ -3,10 +3,18 @@
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule
 from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate, over_seeds
-from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, saved_checkpoints, task_loss
+from hessian_tools.train.loop import (
+    DIVERGED,
+    diverged_at,
+    meta_train,
+    meta_train_runs,
+    saved_checkpoints,
+    task_loss,
+)
 
 # A training run, and what it is made of.
-__all__ = ["TrainConfig", "meta_train", "Checkpoint", "logarithmic_schedule", "task_loss", "ClassBatches"]
+__all__ = ["TrainConfig", "meta_train", "meta_train_runs", "Checkpoint", "logarithmic_schedule", "task_loss"]
+__all__ += ["ClassBatches"]
 # A run on disk.
 __all__ += ["saved_checkpoints", "diverged_at", "DIVERGED"]
 # Evaluation of a run's networks.

@@ -1,7 +1,7 @@
 """Every public function that a user calls, with valid arguments and the kinds of its arguments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from itertools import chain
 from pathlib import Path
@@ -292,6 +292,8 @@ def training(scratch: Path) -> list[Entry]:
               network=lambda: ht.MLP((1, 4, 1))),
         entry(lambda config, progress=None: list(ht.meta_train(config, progress=progress)), title="meta_train",
               config=config),
+        entry(lambda configs: list(train.meta_train_runs(configs)), title="meta_train_runs",
+              configs=[config, replace(config, seed=1)], kinds={"configs": "-"}),
         entry(train.task_loss, config=config),
         entry(train.logarithmic_schedule, last=100),
         entry(train.saved_checkpoints, folder=scratch, kinds={"folder": "folder of a run"}),

@@ -17,8 +17,7 @@ from hessian_tools.inner.learners import Latent
 from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import FolderInUseError
-from hessian_tools.train import Checkpoint, diverged_at, loop, outer
-from hessian_tools.train.loop import meta_train_runs
+from hessian_tools.train import Checkpoint, diverged_at, loop, meta_train_runs, outer
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.task_chunks import TaskChunks
 
