@@ -14,7 +14,8 @@ products: one product at each of many points of W1, W2, W3 and of two residual n
     and without a CUDA graph.
 top5: the top 5 eigenvalues at many points, in three calls of one process, and how often the host waits for the GPU.
 training: the meta-gradient of MAML on many tasks, in turn and at once, with the three ways to compute convolutions, and
-    by the rule for four runs that are trained together. Errors are against tasks in turn in float64.
+    by the rule for four runs that are trained together and as a CUDA graph ("recorded"). Errors are against tasks in
+    turn in float64.
 precision: how far products are from float64, in float32, in TF32 and under bfloat16 autocast.
 
 Errors are relative, in the norm, to products in float64 at the first points. The floor is that of
@@ -50,6 +51,7 @@ from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.objective.matrix import hessian_product
 from hessian_tools.torch_fixes import convolutions
+from hessian_tools.train.replay import CHECKS, Replay
 
 Section = Literal["products", "top5", "training", "precision"]
 Device = Literal["cuda", "cpu"]
@@ -191,15 +193,18 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
             tasks = drawn_problem(name).first(count)
             exact = meta_gradient(outer_step(tasks.to(device, torch.float64), tasks_at_once=1))
             problem = tasks.to(device, torch.float32)  # both problems share one model, so its dtype is set back
-            for way in ("in turn", "grouped", "matrices", "rule", "rule, 4 runs"):
+            for way in ("in turn", "grouped", "matrices", "rule", "rule, 4 runs", "rule, recorded"):
                 runs = 4 if way.endswith("4 runs") else 1
                 row = {"problem": name, "tasks": count, "way": way}
                 try:
                     with computed(way):
                         # On a CPU the library's own rule might compute the tasks in turn.
                         at_once = 1 if way == "in turn" else None if device == "cuda" else runs * count
-                        job = outer_step(problem, tasks_at_once=at_once, runs=runs)
+                        replay = Replay() if way.endswith("recorded") else None
+                        job = outer_step(problem, tasks_at_once=at_once, runs=runs, replay=replay)
                         found = meta_gradient(job)  # measures the memory of a task
+                        while replay and replay.direct_steps < replay.record_after + CHECKS:
+                            found = meta_gradient(job)
                         seconds = median_seconds(job.run, problem)
                     error = float((found.double() - exact).norm() / exact.norm())
                     figures = {"ms a task": 1e3 * seconds / (runs * count), "error": error}

@@ -49,6 +49,7 @@ from hessian_tools.failures import is_out_of_memory
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train import meta_train_runs, task_loss
 from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.replay import Replay
 from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
 
@@ -209,6 +210,35 @@ def test_runs_of_several_seeds_trained_together_have_the_checkpoints_of_the_cpu(
             assert a.theta.is_cuda
             same([a.theta.cpu()], [b.theta])
             assert a.validation_loss == pytest.approx(b.validation_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+def test_outer_steps_replayed_as_a_cuda_graph_are_those_of_the_cpu(name, monkeypatch):
+    monkeypatch.setattr(recorded, "RECORD", True)
+    config = TrainConfig(
+        learner=learners.maml(2, 0.05),
+        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2, image_size=16),
+        network=lambda: NETWORKS[name]().double(),
+        shot=Shot(weight=0.5),
+        meta_batch=3,
+    )
+    before = torch.cuda.memory_allocated()
+    replay, chunks = Replay(record_after=3), TaskChunks()
+    numbers = []
+    for device in ("cuda", "cpu"):
+        placed = replace(config, device=device)
+        loss, theta = task_loss(placed)
+        theta.requires_grad_()
+        on_device = {"replay": replay, "chunks": chunks} if device == "cuda" else {}
+        for meta_step in range(7):
+            theta.grad = None
+            accumulate_gradient(placed, loss, theta, meta_step, **on_device)
+        numbers.append(theta.grad.cpu())
+    same(*([each] for each in numbers))
+    assert replay.trace is not None and replay.checks_left == 0
+    del replay, on_device, loss, theta
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + 2**20
 
 
 def test_out_of_memory_inside_torchscript_is_known_as_such():

@@ -22,6 +22,7 @@ from hessian_tools.inner.learners import maml
 from hessian_tools.inner.shot import Shot
 from hessian_tools.train import TrainConfig
 from hessian_tools.train.outer import SharedStep, accumulate_gradient, is_batched, training_chunks
+from hessian_tools.train.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,17 @@ def with_shot(problem: TrainingProblem, quantity: str) -> Job:
 
 
 def outer_step(
-    problem: TrainingProblem, shot: Shot | None = None, tasks_at_once: int | None = None, runs: int = 1
+    problem: TrainingProblem,
+    shot: Shot | None = None,
+    tasks_at_once: int | None = None,
+    runs: int = 1,
+    replay: Replay | None = None,
 ) -> Job:
     """A job that computes the meta-gradient at the initial parameters each time it runs.
 
     tasks_at_once: as in ``TrainConfig``; None follows the library's rule. runs: how many runs take the step together,
-        as those of several seeds do on a GPU; all have the same tasks here.
+        as those of several seeds do on a GPU; all have the same tasks here. replay: the trace or the CUDA graph of the
+        step; None for none.
     """
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
@@ -84,7 +90,7 @@ def outer_step(
     def run() -> Answer:
         for point in (theta, *(point for _, point in others)):
             point.grad = None
-        accumulate_gradient(config, loss, theta, meta_step=0, chunks=chunks, others=others)
+        accumulate_gradient(config, loss, theta, meta_step=0, replay=replay, chunks=chunks, others=others)
         assert theta.grad is not None
         return Answer(num_matvecs=0, values=sampled_entries(theta.grad))
 

@@ -51,8 +51,8 @@ class _Run:
 
     theta: the meta-parameters [meta]. meta_step: the number of outer steps that have been taken.
     saved_at: the time of the last save, by the clock ``monotonic``.
-    replays: the traces of the batched outer step, used where tasks are computed at once, for each number of runs that
-        are trained together.
+    replays: the trace of the batched outer step, used where tasks are computed at once, by the number of runs that are
+        trained together.
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
     shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
     digest: the digest of the training; None without a folder.
@@ -327,6 +327,8 @@ def _add_gradients(runs: list[_Run]) -> list[list[Aux]]:
     if first.config.workers > 1 or first.shared is not None:  # such a run is never trained together with others
         first.shared = first.shared or SharedStep(first.config, first.loss, first.theta)
         return [first.shared.accumulate_gradient(first.theta, first.meta_step)]
+    if len(runs) not in first.replays:
+        first.replays.clear()  # a CUDA graph for another number of runs would go on holding its memory
     aux = accumulate_gradient(
         first.config,
         first.loss,

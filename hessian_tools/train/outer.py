@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from hessian_tools.batches import cast_like
+from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
 from hessian_tools.inner.meta_loss import Aux, meta_loss
 from hessian_tools.inner.pretraining import pretraining_loss
@@ -54,7 +55,7 @@ def accumulate_gradient(
 ) -> list[Aux]:
     """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
-    replay: the trace of the run's batched steps; None computes every step directly.
+    replay: the trace of the run's batched steps, or their CUDA graph; None computes every step directly.
     chunks: how many tasks are computed at once. A run passes the same object at each step, so that the memory of a task
         is measured only once; None makes a new one.
     others: the configuration and theta of further runs that take the same step. They differ from this run in their
@@ -68,9 +69,11 @@ def accumulate_gradient(
         return [add_task_gradient(configs[run], loss, thetas[run], meta_step, j) for run, j in tasks]
     chunks = chunks or training_chunks(config, theta.device)
     # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed. A convolutional
-    # network is not replayed either, because tracing it takes many seconds and saves no measurable time.
+    # network is not replayed either, because tracing it takes many seconds and saves no measurable time, unless it is
+    # recorded as a CUDA graph, which takes no longer than a few steps.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
-    replay = replay if constant_weight and not _is_convolutional(loss.model) else None
+    traceable = recorded.records(theta.device) or not _is_convolutional(loss.model)
+    replay = replay if constant_weight and traceable else None
     # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
     # torch's batch normalisation, whereas this order is exact for every network. The tasks of a single run share its
     # theta, which costs less than one for each task.

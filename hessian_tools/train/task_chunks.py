@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.memory import MemoryBudget, card_memory
 from hessian_tools.data import Episode
 from hessian_tools.failures import is_out_of_memory
@@ -89,14 +90,16 @@ def task_chunks(largest: int | None, device: torch.device | str, *, demanded: bo
 
 
 def _free_bytes(device: torch.device) -> int:
-    """The bytes of a GPU that a chunk may take: ``FREE_SHARE`` of the free memory.
+    """The bytes of a GPU that a chunk may take: ``FREE_SHARE`` of the free memory, or half of that with CUDA graphs.
 
     Memory that this process has reserved but does not use counts as free. Where this process may use only a share of
     the card, no more is free than what is left of that share.
     """
     allocated = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
-    return int(FREE_SHARE * max(0, min(free, card_memory(device) - allocated)))
+    # A CUDA graph keeps the memory of its operations for itself, beside that of whatever runs without it.
+    share = FREE_SHARE / 2 if recorded.records(device) else FREE_SHARE
+    return int(share * max(0, min(free, card_memory(device) - allocated)))
 
 
 def stacked(episodes: Sequence[Episode]) -> Episode | None:

@@ -30,7 +30,7 @@ def test_every_section_has_its_rows(
     assert kept["matrices"] > 1.5 * kept["grouped"] == 1.5 * kept["rule"]  # on a CPU the rule says no
     assert [row["converged"] for row in stored["top5"]] == [1.0]
     training = {row["way"]: row["error"] for row in stored["training"]}
-    assert list(training) == ["in turn", "grouped", "matrices", "rule", "rule, 4 runs"]
+    assert list(training) == ["in turn", "grouped", "matrices", "rule", "rule, 4 runs", "rule, recorded"]
     assert all(error < 1e-4 for error in training.values())
     errors = {row["precision"]: row["error"] for row in stored["precision"]}
     assert errors["float32"] < 1e-5 < errors["bfloat16 autocast"]

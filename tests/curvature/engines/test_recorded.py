@@ -2,14 +2,13 @@
 
 import gc
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import NETWORKS, randn
 from contract import close
-from torch import Tensor
+from graph_recorder import Recorder
 
 from hessian_tools.curvature import hessian, top_eigenpairs
 from hessian_tools.curvature.engines.compiled import compiled_products, recorded
@@ -17,23 +16,6 @@ from hessian_tools.curvature.engines.compiled.compiled_products import Traced
 from hessian_tools.curvature.engines.compiled.recorded import RecordedGraph
 
 MLP = NETWORKS[0]
-
-
-class Recorder:
-    """Records a function as a CUDA graph does: each replay reads the same inputs and writes the same result."""
-
-    def __init__(self) -> None:
-        self.recordings = self.replays = 0
-
-    def __call__(self, run: Callable[[], Tensor], device: torch.device) -> tuple[recorded.Replay, Tensor]:
-        self.recordings += 1
-        result = torch.full_like(run(), torch.nan)  # a recording computes nothing
-
-        def replay() -> None:
-            self.replays += 1
-            result.copy_(run())
-
-        return replay, result
 
 
 @pytest.fixture

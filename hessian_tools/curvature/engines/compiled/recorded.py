@@ -1,34 +1,37 @@
-"""Products replayed as a CUDA graph: their operations are recorded once, and each product launches all with one call.
+"""Functions replayed as a CUDA graph: their operations are recorded once, and each call launches all of them together.
 
-Launching the operations of a product takes a few milliseconds, which is longer than a GPU takes to compute them for
-small networks or few points. A prototype on an H200 was 12 to 15 times as fast for 100 MLPs, twice as fast for 32
-Conv4-64 on 28x28 images, and no faster for 256 of them.
+Products and the outer steps of meta-training are replayed in this way. Launching their operations one by one takes a
+few milliseconds, which is longer than a GPU takes to compute them for small networks or few points. For products, a
+prototype on an H200 was 12 to 15 times as fast for 100 MLPs, twice as fast for 32 Conv4-64 on 28x28 images, and no
+faster for 256 of them.
 
 This is off, because it has not run on a GPU since it was written; ``python -m benchmarks.gpu`` measures it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hessian_tools.failures import is_out_of_memory
 
-# Whether products on CUDA are recorded and replayed.
+# Whether products and outer steps on CUDA are recorded and replayed.
 RECORD = False
 
 Replay = Callable[[], object]
 
 
 def records(device: torch.device) -> bool:
-    """Whether products on this device are recorded."""
+    """Whether products and outer steps on this device are recorded."""
     return RECORD and device.type == "cuda"
 
 
-def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Replay, Tensor]:
-    """Records the operations of a function without arguments.
+def record(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
+    """Records the operations of a function without arguments, whose result is a tensor or a nesting of tensors.
 
-    Returns a function that replays them at the same addresses, and the tensor that each replay writes.
+    Returns a function that replays them at the same addresses, and the result whose tensors each replay writes.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
@@ -43,63 +46,77 @@ def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Replay, Ten
 
 
 class RecordedGraph:
-    """The graph of a product, for one number of points and probes, as a function ``(V, *kept) -> products``.
+    """A function ``run(given, *kept)`` on a GPU whose operations are the same at each call, replayed from a recording.
 
-    kept: the tensors that a product needs besides V. Many products use the same ones.
+    A product is one for a number of points and probes: it is given V, and keeps the tensors that it needs besides V. An
+    outer step is given its parameters and its tasks, and keeps nothing.
 
-    A recording reads its inputs at the addresses at which they lay when it was made. V is copied there before each
-    replay. The first recording reads the kept tensors themselves. Once a call gives other ones, a second recording is
-    made, which reads copies of them. The copies are overwritten whenever a call gives other ones again.
+    given: a tensor or a nesting of tensors, with other numbers at each call. kept: tensors that are the same at many
+    calls. The shapes of all are those of the first call. The result is a tensor or a nesting of tensors.
+
+    A recording reads its inputs at the addresses at which they lay when it was made. What is given is copied there
+    before each replay. The first recording reads the kept tensors themselves. Once a call gives other ones, a second
+    recording is made, which reads copies of them. The copies are overwritten whenever a call gives other ones again.
 
     The recording, its memory and its copies are freed with this object. Operations that cannot be recorded run without
-    a recording.
+    a recording. Where the memory for a recording is missing, OutOfMemoryError is raised.
     """
 
-    def __init__(self, run: Callable[..., Tensor]) -> None:
+    def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
         self.replay: Replay | None = None
-        self.inputs: tuple[Tensor, ...] = ()
-        self.result: Tensor | None = None
+        self.inputs: tuple[Any, ...] = ()
+        self.result: Any = None
         # The kept tensors whose numbers the inputs have now. They are held, because a tensor that was freed could leave
         # its address to another one, which would then be taken for the same.
         self.kept: tuple[Tensor, ...] = ()
         self.has_copies = self.cannot_be_recorded = False
 
-    def __call__(self, V: Tensor, *kept: Tensor) -> Tensor:
-        """The products with V."""
+    def __call__(self, given: Any, *kept: Tensor) -> Any:
+        """The function's result."""
         if self.cannot_be_recorded:
-            return self.run(V, *kept)
+            return self.run(given, *kept)
         if self.replay is None:
-            return self._record(V, kept, kept)
+            return self._record(given, kept, kept)
         if not _same(self.kept, kept):
             if not self.has_copies:
                 self.has_copies = True
-                return self._record(V, kept, tuple(t.clone() for t in kept))
-            for copy, given in zip(self.inputs[1:], kept, strict=True):
-                copy.copy_(given)
+                return self._record(given, kept, _copied(kept))
+            _copy_into(self.inputs[1:], kept)
             self.kept = kept
-        self.inputs[0].copy_(V)
+        _copy_into(self.inputs[0], given)
         self.replay()
-        assert self.result is not None
-        return self.result.clone()
+        return _copied(self.result)
 
-    def _record(self, V: Tensor, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Tensor:
-        """Makes a recording, and returns the products with V.
+    def _record(self, given: Any, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
+        """Makes a recording, and returns the result.
 
         read: the tensors that the recording reads at each replay: the kept ones or copies of them.
         """
         self.replay = self.result = None  # an earlier recording is freed before the next one takes memory
-        self.inputs, self.kept = (V.clone(), *read), kept
+        self.inputs, self.kept = (_copied(given), *read), kept
         try:
-            self.replay, self.result = record(lambda: self.run(*self.inputs), V.device)
+            device = pytree.tree_leaves(given)[0].device
+            self.replay, self.result = record(lambda: self.run(*self.inputs), device)
         except RuntimeError as error:
             self.inputs, self.kept = (), ()
             if is_out_of_memory(error):
                 raise
             self.cannot_be_recorded = True  # for example, because an operation waits for the GPU
-            return self.run(V, *kept)
+            return self.run(given, *kept)
         self.replay()
-        return self.result.clone()
+        return _copied(self.result)
+
+
+def _copied(tree: Any) -> Any:
+    """The same nesting with copies of its tensors."""
+    return pytree.tree_map(torch.clone, tree)
+
+
+def _copy_into(places: Any, tree: Any) -> None:
+    """Copy the numbers of the tensors of a nesting into those of another one."""
+    for place, tensor in zip(pytree.tree_leaves(places), pytree.tree_leaves(tree), strict=True):
+        place.copy_(tensor)
 
 
 def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
