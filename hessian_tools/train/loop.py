@@ -118,9 +118,9 @@ def meta_train_runs(
     """Train runs of one learner that differ in their seed; yields a checkpoint of each run as all have reached it.
 
     The runs take their outer steps together, and the tasks of all runs are computed at once, as those of one run are.
-    The numbers of each run are those of ``meta_train`` up to rounding. On a GPU, which one run hardly keeps busy, this
-    takes less time than the runs one after the other. Where the tasks of a run are not computed at once, or where the
-    networks of two seeds differ in more than their parameters, the runs are trained in turn, with the same numbers.
+    The numbers of each run are those of ``meta_train`` up to rounding. This is meant for a GPU, which one run hardly
+    keeps busy. Where the tasks of a run are not computed at once, or where the networks of two seeds differ in more
+    than their parameters, the runs are trained in turn.
 
     configs: the runs. They differ in ``seed``, ``folder`` and ``start`` only; their networks are built by functions,
         which cannot be compared.
@@ -128,15 +128,18 @@ def meta_train_runs(
 
     Each run has its own folder, from which it is resumed as by ``meta_train``. A run that was saved further on than
     others waits for them. A run that diverges takes no more steps, and its last checkpoint is yielded again in place of
-    its further ones, until no run is left. Raises ValueError where the configurations differ in more than that, and
-    errors as ``meta_train`` does.
+    its further ones, until no run is left. Raises ValueError where the configurations differ in other settings, and
+    the errors of ``meta_train``.
     """
     refuse_differing(configs)
+    reports = [None] * len(configs) if progress is None else progress
+    if len(reports) != len(configs):
+        raise ValueError(f"progress holds {len(reports)} functions for {len(configs)} runs; give one for each run")
     with ExitStack() as stack:
         for config in configs:
             if config.folder:
                 stack.enter_context(locked(config.folder))
-        runs = [_start(*each) for each in zip(configs, progress or [None] * len(configs), strict=True)]
+        runs = [_start(*each) for each in zip(configs, reports, strict=True)]
         try:
             yield from _checkpoints(runs)
         finally:

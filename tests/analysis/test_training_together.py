@@ -13,6 +13,7 @@ from analysis.engines.place import Place
 from analysis.study import Study
 from analysis.times import cpu_seconds
 from analysis.training import TrainUnit, is_trained, train_unit, units_of
+from hessian_tools.inner.learners import Latent
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json
 from hessian_tools.train import diverged_at, loop
@@ -37,7 +38,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         train_unit(unit, emit)
 
     monkeypatch.setattr(training, "train_unit", spy)
-    monkeypatch.setattr(training, "trains_together", lambda device: True)
+    monkeypatch.setattr(training, "trains_together", lambda study, learner: True)
     return seen
 
 
@@ -84,7 +85,7 @@ def test_a_study_that_trains_runs_together_has_the_runs_of_one_that_does_not(tmp
     # The runs of wild end at their first step, so that its 15 meta-iterations are never done.
     assert done[-1] == (3 * 5 + 2 * 5, 8 * 5)
     assert [number for number, _ in done] == sorted(number for number, _ in done)
-    monkeypatch.setattr(training, "trains_together", lambda device: False)
+    monkeypatch.setattr(training, "trains_together", lambda study, learner: False)
     units.clear()
     singly = trained(tmp_path / "singly")
     assert len(units) == 8
@@ -119,7 +120,7 @@ def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkey
 
         with monkeypatch.context() as patched, pytest.raises(StoppedError):
             patched.setattr(loop, "accumulate_gradient", step)
-            patched.setattr(training, "trains_together", lambda device: together)
+            patched.setattr(training, "trains_together", lambda study, learner: together)
             trained(tmp_path / "stopped")
 
     stopped_after(3, together=True)
@@ -132,21 +133,26 @@ def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkey
     assert done[-1] == (2 * 5 + 2 * 5, 7 * 5)
 
 
-def numbers_of(units: list[TrainUnit]) -> list[tuple[int, ...]]:
-    return [unit.seeds for unit in units]
-
-
 def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_all_workers():
     runs = [("maml", seed) for seed in range(5)] + [("shot", seed) for seed in range(3)]
-    card, cpu = (SimpleNamespace(device=device) for device in ("cuda:1", "cpu"))
+    learners = {name: SimpleNamespace(learner=SimpleNamespace(latent=None)) for name in ("maml", "shot")}
+    config = SimpleNamespace(train=SimpleNamespace(meta_batch=4))
+    card = SimpleNamespace(device="cuda:1", learners=learners, config=config)
+    leo = SimpleNamespace(learner=SimpleNamespace(latent=Latent(4)))
+    one_task = SimpleNamespace(train=SimpleNamespace(meta_batch=1))
+
+    def seeds_of(workers: int | None, **changes: Any) -> list[tuple[int, ...]]:
+        return [unit.seeds for unit in units_of(SimpleNamespace(**(vars(card) | changes)), runs, workers)]
+
     one_each = [(seed,) for _, seed in runs]
-    assert numbers_of(units_of(cpu, runs, 2)) == numbers_of(units_of(card, runs, None)) == one_each
-    assert numbers_of(units_of(card, runs, 0)) == [(0, 1, 2, 3, 4), (0, 1, 2)]
+    assert seeds_of(2, device="cpu") == seeds_of(None) == seeds_of(2, config=one_task) == one_each
+    assert seeds_of(0) == seeds_of(2) == [(0, 1, 2, 3, 4), (0, 1, 2)]
+    assert seeds_of(3) == [(0, 2, 4), (1, 3), (0, 1, 2)]
+    assert seeds_of(3, learners=learners | {"shot": leo}) == [(0, 1, 2, 3, 4), (0,), (1,), (2,)]
     for workers in range(1, 12):
-        shared = units_of(card, runs, workers)
-        assert len(shared) >= min(workers, 8)
-        assert sorted((unit.learner, seed) for unit in shared for seed in unit.seeds) == runs
-        sizes = [len(unit.seeds) for unit in shared if unit.learner == "maml"]
+        units = units_of(card, runs, workers)
+        assert len(units) >= min(workers, 8)
+        assert sorted((unit.learner, seed) for unit in units for seed in unit.seeds) == runs
+        sizes = [len(unit.seeds) for unit in units if unit.learner == "maml"]
         assert max(sizes) - min(sizes) <= 1
-    assert numbers_of(units_of(card, runs, 3)) == [(0, 2, 4), (1, 3), (0, 1, 2)]
     assert units_of(card, [], 3) == []

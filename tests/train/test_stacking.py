@@ -389,3 +389,8 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path, changes,
 def test_no_run_at_all_is_refused():
     with pytest.raises(ValueError, match="no configuration given; pass one for each run"):
         next(meta_train_runs([]))
+
+
+def test_progress_without_a_function_for_each_run_is_refused():
+    with pytest.raises(ValueError, match="progress holds 1 functions for 3 runs; give one for each run"):
+        next(meta_train_runs(of_seeds(LINES), progress=[None]))
