@@ -1,5 +1,6 @@
 """A study that trains the runs of a learner together, as on a GPU, has the runs of a study that trains them singly."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,10 +128,20 @@ def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkey
     stopped_after(3, together=False)  # seed 0 is trained to its end, and seed 1 takes one step
     units.clear()
     done: list[tuple[int, int]] = []
+    shares: list[tuple[str, float]] = []
+
+    def watch(run: Path, part: str) -> Callable[[float], None]:
+        return lambda share: shares.append((run.name, share))
+
+    monkeypatch.setattr(training, "stopwatch", watch)
     resumed = trained(tmp_path / "stopped", done=done)
     assert units[0] == "training maml seeds 1, 2"
     assert_same_runs(resumed, expected)
+    assert done[:2] == [(2, 7 * 5), (4, 7 * 5)]  # the checkpoints that are on disk
     assert done[-1] == (2 * 5 + 2 * 5, 7 * 5)
+    # The time is shared in proportion to the steps: none up to meta-iteration 2, then one of seed 1 and two of seed 2.
+    maml = [("maml-seed1", 1 / 2), ("maml-seed2", 1 / 2)]
+    assert shares[:6] == [*maml, *maml, ("maml-seed1", 1 / 3), ("maml-seed2", 2 / 3)]
 
 
 def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_all_workers():
