@@ -59,8 +59,8 @@ class Row:
 
     @property
     def with_before(self) -> "Row":
-        """The same row, with "ours" of another checkout as the last rival."""
-        return replace(self, rivals=(*self.rivals, Rival(BEFORE, MAX_SLOWDOWN if self.at_most else 1 / MAX_SLOWDOWN)))
+        """The same row, with "ours" of another checkout as the only rival."""
+        return replace(self, rivals=(Rival(BEFORE, MAX_SLOWDOWN if self.at_most else 1 / MAX_SLOWDOWN),))
 
 
 def _products(workload: str, *, goal: float, points: int, quick: int) -> Row:

@@ -39,7 +39,7 @@ class Settings:
     clock: Annotated[Clock, Parameter(help="The clock for ratios; cpu is fairer on a busy machine.")] = "wall"
     before: Annotated[
         Path | None,
-        Parameter(help="The folder of another checkout, such as an earlier commit, whose ours is one more contestant."),
+        Parameter(help="The folder of another checkout, such as an earlier commit, which is raced instead of peers."),
     ] = None
     out: Annotated[Path, Parameter(help="The folder for the JSON, the problems and their reference values.")] = Path(
         "runs/benchmarks"

@@ -177,7 +177,7 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
     assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
 
 
-def test_another_checkout_is_one_more_contestant_with_its_own_code(
+def test_another_checkout_is_a_contestant_with_its_own_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """The other checkout answers with the file of its worker and the contestant that it was asked for."""
