@@ -54,7 +54,11 @@ SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of t
 
 
 class Rule(NamedTuple):
-    """What an annotation accepts: the test of a value, what is expected in words, and the tensors that it may be."""
+    """What an annotation accepts.
+
+    accepts: the test of a value. expected: what the value should be, in words. tensor: the rule of the tensors among
+    the accepted values; None if there are none, or if several rules could apply.
+    """
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -66,8 +70,8 @@ class TensorRule:
     """The dtypes of a tensor, and the names of its axes.
 
     kind: the dtypes in words, such as "floating-point". dims: the axes that are always there. points: the name of all
-    axes before these, "" if they have no name; None if there may be no others. broadcasts: whether axes of length one
-    may stand for any length.
+    axes before these, "" if they have no name; None if there may be no others. In the annotation "*point param", for
+    example, dims is ("param",) and points is "point". broadcasts: whether axes of length one may stand for any length.
     """
 
     dtypes: frozenset[torch.dtype]
@@ -78,7 +82,7 @@ class TensorRule:
 
     @cached_property
     def named(self) -> list[tuple[int, str]]:
-        """The axes that are always there and have names, with their positions among these."""
+        """The position in ``dims`` and the name of each axis there that has a name."""
         return [(i, name) for i, name in enumerate(self.dims) if name.isidentifier() and name != "_"]
 
     def accepts(self, value: Any) -> bool:
@@ -141,12 +145,13 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
 
 
 def _plain(size: Any) -> Any:
+    """The size of one axis, or of several axes as a tuple, for a message."""
     return tuple(size) if isinstance(size, torch.Size) else size
 
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
-    # check_whole has a more exact message. Where a list of whole numbers is expected, 1 is not accepted.
+    # check_whole has a more exact message. The rule of a list of whole numbers has these words too, but refuses 1.
     if isinstance(value, Real) and WHOLE[None].expected in rule.expected and rule.accepts(1):
         check_whole(at_least=LEAST.get(name), **{name: value})
     if name in ("theta", "thetas") and not isinstance(value, Tensor | np.ndarray):
@@ -235,7 +240,7 @@ SCALARS: dict[Any, Rule] = {
     str: Rule(lambda v: isinstance(v, str), "a str"),
     Path: Rule(_is_path, "a path without a NUL character"),
     type(None): NONE,
-    Tensor: Rule(
+    Tensor: Rule(  # any dtype and any axes
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
         "a tensor, not empty",
         TensorRule(frozenset(), "", (), "", broadcasts=True),
@@ -274,7 +279,7 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _callable_rule(*inside)
     if hasattr(hint, "dim_str"):
         return _tensor_rule(hint)
-    # The protocol is known by its name only, because ``loss`` stands above this module.
+    # The protocol is recognised by its name, because ``hessian_tools.loss`` is in a higher layer and not imported here.
     if getattr(hint, "__name__", "") == "LossFunction":
         return LOSS_FUNCTION
     if isinstance(hint, type) and hint is not object:

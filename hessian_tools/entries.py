@@ -107,6 +107,7 @@ def _refuse_second_batch(function: Callable[..., Any], args: tuple[Any, ...], kw
 def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
     """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
     parameters = signature(function).parameters
+    # A batch that is None by default, and was not given, is left out.
     names = [name for name in BATCHES if name in given and not (given[name] is parameters[name].default is None)]
     if not names:
         return None
@@ -137,6 +138,7 @@ def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) 
 
 def _why_tensors_do_not_mix(given: Mapping[str, Any], error: Exception) -> str | None:
     """Which tensors differ in dtype or device, if torch could not compute with them together; else None."""
+    # Torch says "expected ... to have the same dtype" or "... to be on the same device".
     if not isinstance(error, RuntimeError) or "same" not in str(error):
         return None
     tensors = [(name, each) for name, each in given.items() if isinstance(each, Tensor) and each.is_floating_point()]

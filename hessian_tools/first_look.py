@@ -42,8 +42,9 @@ from hessian_tools.watches import BackwardWatch, ForwardWatch
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
-# How many further values are compared with the first one if random numbers were drawn, but perhaps only by beartype. A
-# loss that tosses one coin at each call gives 8 equal values, and is not noticed, with probability 1/256.
+# How many further values are compared with the first one if random numbers were drawn, but perhaps only by the type
+# checker beartype (see ``Drew``). A loss that tosses one coin at each call gives 8 equal values, and is not noticed,
+# with probability 1/256.
 VALUES_AFTER_DRAWING = 8
 # A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
 Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]
@@ -131,7 +132,7 @@ def look_at_network(
 
     def value_at(pieces: Mapping[str, Tensor]) -> Tensor:
         passes = evaluate(pieces, buffers(), batch)
-        next(passes)
+        next(passes)  # the outputs
         return next(passes)
 
     with _ordinary_mode(theta):
@@ -343,6 +344,7 @@ def _where_in(theta: Tensor, parameter: Tensor) -> str:
 
 
 def _moved(now: Tensor, start: Tensor) -> bool:
+    """Whether any number has changed."""
     return not bool(((now == start) | start.isnan()).all())  # a NaN that did not move differs from itself, too
 
 
@@ -359,6 +361,7 @@ def agree(a: Tensor, b: Tensor) -> bool:
 
 
 def _out_of_inference(tensor: Tensor) -> Tensor:
+    """The tensor; if it was made in inference mode, through which no derivative passes, an ordinary copy of it."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 

@@ -242,7 +242,7 @@ class Ranks:
         pause, next_look = 0.0, time.monotonic() + LOOK_EVERY
         while not work.is_completed():
             time.sleep(pause)
-            pause = min(2 * pause + 1e-5, 0.01)
+            pause = min(2 * pause + 1e-5, 0.01)  # from 10 microseconds to 10 milliseconds
             if time.monotonic() > next_look:
                 next_look += LOOK_EVERY
                 if _store().check([LOST]):

@@ -58,6 +58,7 @@ def recomputing(
     context managers that surrounded the network's forward pass have ended. Inside of a transform of ``torch.func``
     blocks run as usual.
     """
+    # A forward pass that was set on the module itself, and not on its class, is put back in the end.
     own = {name: block.__dict__.get("forward") for name, block in blocks.items()}
     for name, block in blocks.items():
         block.__dict__["forward"] = _Recomputed(name, block, block.forward, surroundings)

@@ -51,6 +51,7 @@ def share_of(budget: str | float) -> float:
 class LiveMeasurement:
     """Measurements of the largest eigenvalue while the model trains; see :class:`~hessian_tools.Recorder`.
 
+    share: the largest share of the time that measurements may take. The other arguments are those of the recorder.
     measurements: what was published. skipped: the number of measurements that were due but not begun, because an
     earlier one was in progress or the budget did not allow a copy. unconverged: the number of measurements that were
     not published, because they failed, or ended without a converged eigenvalue or with a number that is not finite.
@@ -78,7 +79,7 @@ class LiveMeasurement:
         self.measurements: list[dict[str, float]] = []
         self.skipped, self.unconverged, self.spent, self.steps = 0, 0, 0.0, 0
         self._units: Iterator[dict[str, float] | None] | None = None
-        self._label = 0
+        self._label = 0  # the number of the training step at which the measurement in progress was begun
         # One measurement is begun here, so that whatever cannot be measured is refused before training, and so that the
         # times of a copy and of the first two units (the gradient and one product) are known.
         started = clock()
@@ -118,9 +119,11 @@ class LiveMeasurement:
         )
 
     def _affordable(self, seconds: float) -> bool:
+        """Whether the budget allows work that takes so many seconds now."""
         return self.spent + seconds <= self.share * (self.clock() - self.started)
 
     def _begin(self, label: int) -> None:
+        """Begins a measurement of the training step of this number, or counts it as skipped."""
         if self._units is not None or not self._affordable(self._copy_seconds):
             self.skipped += 1
             return
@@ -188,11 +191,12 @@ class LiveMeasurement:
         H.announce(plan.num_products)
         rho = curvature_along(g, H.mv(g)).rho
         yield None
+        # Each step of the run is one unit of work.
         run = lanczos_run(H, selections, plan.limits)
         while run.running.any():
             run.step()
             yield None
-        pairs = checked_pairs(H, run.run(), selections)[0]
+        pairs = checked_pairs(H, run.run(), selections)[0]  # all steps are done; [0]: of the only selection
         yield None
         weights = zip(objective.weights, objective.batches, strict=True)
         loss = sum(weight * float(value_of(self.loss, theta, batch)) for weight, batch in weights)

@@ -50,7 +50,7 @@ def record(
         outputs = [loss.outputs(point, x) for point in path.thetas]
         on_query = [(loss.criterion(out, y), accuracy(out, y)) for out in outputs]
         vectors = [g.vector for g in gradients]
-        if path.part is not None:
+        if path.part is not None:  # the inner loop moves only this part of the parameters
             zero = torch.zeros_like(path.adapted)  # a gradient is 0 at the entries that do not move
             vectors = [path.part.put(zero, vector) for vector in vectors]
         return trajectory_of_points(torch.stack(path.thetas), torch.stack(vectors), on_support, on_query, save)

@@ -190,6 +190,7 @@ class Recorder:
         check_choice("buffers", buffers, ("own", "refuse", "ignore"))
         self.loss.own_buffers = buffers == "own"
         states = [state | self._fixed for state in self._states]
+        # For "own", self.loss itself puts the buffers of each point into the network, so the reader ignores them.
         how: Buffers = "refuse" if buffers == "refuse" else "ignore"
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=how)
 
@@ -233,7 +234,7 @@ def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tens
 
     A plain function has no outputs, so its accuracy is NaN.
     """
-    loss, losses, accuracies = objective.loss, [], []
+    loss, losses, accuracies = objective.loss, [], []  # the lists have one entry for each batch
     for batch in objective.batches_at(point):
         if not isinstance(loss, Loss):
             losses.append(loss(theta, batch))

@@ -29,9 +29,14 @@ def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda nam
     """
     model = unwrapped(model)
     # deepcopy takes a tensor from this mapping, by the identity of the original, in place of copying it.
-    held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_tensor(value)}
+    values = [value for module in model.modules() for value in vars(module).values()]
+    held = {id(value): value for value in values if isinstance(value, Tensor)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        held[id(tensor)] = _separate(tensor) if copied(name) else tensor
+        held[id(tensor)] = tensor
+        if copied(name):
+            copy = tensor.detach().clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            held[id(tensor)] = nn.Parameter(copy, requires_grad=tensor.requires_grad) if is_parameter else copy
     try:
         return deepcopy(model, memo=dict(held)).eval()
     except Exception as error:  # whatever a module may hold
@@ -96,7 +101,8 @@ class RecordedLoss(Loss):
         return self._compared[1]
 
     def _positions(self, thetas: Float[Tensor, "point param"]) -> list[int]:
-        """Which of the recorded points these are; raises ValueError where one is none of them."""
+        """The positions of these points among the recorded states; raises ValueError for a point without a state."""
+        # Inside a transform of torch.func, such as vmap, the numbers of thetas cannot be read.
         if isinstance(thetas, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(thetas):
             raise ValueError("the buffers of a recorded point are not known here; give ht.hessian(recorder.loss, ...)")
         for i in range(self._known, len(self.states)):
@@ -118,6 +124,7 @@ class RecordedLoss(Loss):
         return [k if k in found and len(thetas) == len(self.states) else found[0] for k, found in enumerate(places)]
 
     def _equal_buffers(self, points: Sequence[int]) -> bool:
+        """Whether the states at these positions have the same buffers."""
         names = [name for name, _ in self.model.named_buffers()]
         first = self.states[points[0]]
         return all(same_values(first[name], self.states[i][name]) for i in points[1:] for name in names)
@@ -134,14 +141,6 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def _digest(vector: Float[Tensor, " param"]) -> bytes:
+    """A hash of the bytes of a vector, so that a state is found by its vector without comparing with all states."""
     content: Any = vector.detach().cpu().contiguous().view(torch.uint8).numpy()
     return blake2b(content, digest_size=16).digest()
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _separate(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy

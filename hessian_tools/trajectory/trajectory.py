@@ -11,8 +11,8 @@ from torch import Tensor
 from hessian_tools.curvature.html import lines_html
 from hessian_tools.result import Result
 
-# An inner loop counts as exploded above this multiple of its first loss. In the demo, no support loss of the 400
-# recorded inner loops rose above its start.
+# An inner loop counts as exploded above this multiple of its first loss. In the demo study of the README, no support
+# loss of the 400 recorded inner loops rose above its start.
 EXPLOSION = 1000.0
 
 

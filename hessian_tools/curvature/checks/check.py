@@ -169,7 +169,8 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
 def _check_state(H: Operator) -> Finding:
     """The worst finding over the losses that H is made of; failed is worse than not judged."""
     objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
-    findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
+    objective_of_loss = {id(objective.loss): objective for objective in objectives}  # each loss is checked once
+    findings = [_state_of_loss(objective) for objective in objective_of_loss.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         findings.append(not_judged("state", NO_LOSS))
     ranks = next((objective.ranks for objective in objectives if objective.ranks is not None), None)
@@ -179,6 +180,7 @@ def _check_state(H: Operator) -> Finding:
 
 
 def _state_of_loss(objective: Objective) -> Finding:
+    """The check of the state for one loss, at its first point and on its first batch there."""
     loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
         try:  # on a new Loss, because the network may have changed since the old one was checked
@@ -218,6 +220,7 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
 
 
 def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
+    """Compares the products in the dtype of H with ``products``, which are those in float64."""
     if H.dtype == torch.float64:
         return Finding("precision", True, 0.0, 0.0, "the operator is in float64 already")
     value = worst(((H @ V).double() - products).norm(dim=-2), scale)
@@ -229,6 +232,7 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
     """Compares the products with those computed one at a time, by a loop over points, and by vmap, all in float64."""
 
     def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
+        """The same matrix with products that are computed directly, without a graph that serves several products."""
         engine = replace(matrix.engine, route="direct", compile=False, **options)
         return replace(matrix, prepared=engine.prepare(matrix.objective, matrix.prepared.matrix))
 

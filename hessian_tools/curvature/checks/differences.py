@@ -75,6 +75,7 @@ def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
     """The quotients of one term: a Hessian or Gauss-Newton matrix, or a block or restriction of one."""
     projections: list[Projected] = []
     directions = V.expand(term.num_points or 1, *V.shape)
+    # A block or restriction is P'AP with a projection P: its directions become P times v, its gradients P' times g.
     while isinstance(term, Projected):
         directions = term.lift(directions)
         projections.append(term)

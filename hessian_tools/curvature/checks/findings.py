@@ -1,6 +1,6 @@
 """What the checks of an operator share: a finding, and the checks that need no more than products and gradients.
 
-``check_operator`` judges the operators of this library by them, and ``audit`` the products of other tools.
+``check_operator`` uses these checks for operators of this library, and ``audit`` for products of other tools.
 """
 
 from dataclasses import dataclass, replace
@@ -85,6 +85,7 @@ def check_differences(H: Operator, V: Tensor, products: Tensor, norms: Tensor, *
         share = f"{float(disagreement.min()):.1e} of {unit_of(H)}"
         reason = f"the forward and the backward difference quotient of its gradient differ by {share}"
         return not_judged("differences", f"not judged, because the loss is not smooth here: {reason}")
+    # The place of the worst error. At -1 an entry that is not judged is never the largest.
     at = torch.where(smooth, (error / limit).nan_to_num(nan=torch.inf), -1.0).argmax()
     text = f"products differ from central differences of the gradient by {{}} of {unit_of(H)}"
     conclusion = "so they are not derivatives of this loss's gradient"

@@ -73,6 +73,7 @@ def principal_angles(
     inner = U.mT @ V
     orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
     # svdvals raises if any matrix of the batch is not finite, so zeros take the place of such matrices.
+    # Cosines fall as the angles rise. Sines, of which svdvals gives the largest first, are put into rising order.
     cosines = torch.linalg.svdvals(inner.masked_fill(nonfinite[..., None], 0)).clamp(max=1)
     sines = torch.linalg.svdvals(orthogonal_part.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)

@@ -132,7 +132,7 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
                 return objective.loss(t, batch)
 
         def along_d(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-            """The pair of the function and its derivative along d."""
+            """A function that returns the pair (value of the given function, its derivative along d)."""
             return lambda t: jvp(function, (t,), (d,))
 
         # The pair (g, Hd), and its derivative along d, which is the pair (Hd, T(d, d, .)).
@@ -146,4 +146,5 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     if objective.ranks is not None:  # before the norm, which is not linear in the loss
         value, third_by_forward, dots, tdd = map(objective.ranks.sum, (value, third_by_forward, dots, tdd))
+    # The dots are d'g, d'Hd and T(d, d, d), which are the first three derivatives along d.
     return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, vector_norm(tdd)
