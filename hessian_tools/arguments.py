@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hessian_tools.failures import described, short
 from hessian_tools.validation import check_whole
 
-# For the messages: how a user makes an object of a class, by the name of the class.
+# For the messages: how a user makes an object of a class, by the name of the class; ht stands for hessian_tools.
 MADE_BY = {
     "AdaptationJacobian": "ht.adaptation_jacobian(H, step_size)",
     "EigenPairs": "ht.top_eigenpairs(H, vectors=True)",
@@ -48,6 +48,7 @@ AT_LEAST = {
     "num_tasks outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps "
     "ways width",
 }
+# The floating-point numbers that must be above 0, and those that may also be 0.
 POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
 NOT_NEGATIVE = "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
 SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
@@ -201,6 +202,7 @@ def rules_of(function: Callable[..., Any]) -> Rules:
 
 
 def _is_whole(value: Any) -> bool:
+    # The first test is the quicker one, and answers most calls. A bool is an Integral, but no whole number here.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
@@ -394,11 +396,11 @@ def _tensor_rule(hint: Any) -> Rule:
     axes = hint.dim_str.split()  # in jaxtyping, "*" is any number of axes, and "#" an axis that may have length one
     points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
     dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
-    kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"
-    kind = "real" if torch.float32 in dtypes and torch.int64 in dtypes else kind
+    # The kind by (whether floating-point, whether whole numbers are allowed); "such" for neither, such as booleans.
+    kinds = {(True, True): "real", (True, False): "floating-point", (False, True): "whole", (False, False): "such"}
     tensor = TensorRule(
         dtypes,
-        kind,
+        kinds[torch.float32 in dtypes, torch.int64 in dtypes],
         tuple(axis for axis in axes if axis != points),
         points.strip("*#.") if points is not None else None,
         "#" in (points or ""),

@@ -25,7 +25,8 @@ from hessian_tools.processes import Share
 from hessian_tools.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
+# Every function that these packages export is checked. Of three modules of the package ``inner``, the functions named in
+# FUNCTIONS are checked.
 PACKAGES = (curvature, nets, data, train, trajectory)
 FUNCTIONS = {
     learners: "maml anil boil meta_sgd reptile leo supervised untrained",
@@ -34,8 +35,8 @@ FUNCTIONS = {
 }
 # A stream is made in microseconds and checks its seed itself.
 UNCHECKED = ("stream",)
-# The methods that are checked; "__init__" is the constructor. Those of an operator that multiply check their vectors
-# themselves, because nothing may stand between a caller and a product.
+# The methods that are checked; "__init__" is the constructor. The methods by which an operator multiplies are not among
+# them, because this check would slow products down; they check their vectors themselves.
 METHODS: dict[type, str] = {
     **dict.fromkeys((nets.MLP, nets.Conv4, nets.ResNet12, nets.VisionTransformer), "__init__"),
     **dict.fromkeys((learners.Learner, learners.Latent, shot.Shot, steps.Momentum, steps.Preconditioned), "__init__"),
@@ -53,7 +54,7 @@ BATCHES = ("batch", "data", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
-    """The function behind a check of its arguments. module: the package in which pickle finds the result by name."""
+    """The function behind a check of its arguments. module: the package in which pickle finds it by its name."""
 
     @wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:

@@ -86,15 +86,16 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
                     "so it is no function of theta alone"
                 )
         _refuse_embeddings(watch)
+        # A plain function may use stored parameters as constants. They are refused only if theta holds their numbers.
         for stored in {id(p): p for p in watch.used}.values():
-            if name := _where_in(theta, stored):
+            if entries := _where_in(theta, stored):
                 raise HiddenStateError(
-                    f"the loss uses a stored parameter of shape {tuple(stored.shape)}, whose numbers are {name}, but "
-                    "not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,)), or "
+                    f"the loss uses a stored parameter of shape {tuple(stored.shape)}, whose numbers are {entries}, "
+                    "but not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,)), or "
                     "detach() it if it is a constant"
                 )
         gradient, backward = _backward(value, [leaf], is_stored, [])
-        if gradient is None:
+        if gradient is None:  # torch has no derivative of an operation, which the engines explain
             return
         if watch.hooked:
             raise HiddenStateError(HOOKED)
@@ -131,6 +132,7 @@ def look_at_network(
         return isinstance(leaf, Tensor) and id(leaf) in names
 
     def value_at(pieces: Mapping[str, Tensor]) -> Tensor:
+        """The loss for parameters by name."""
         passes = evaluate(pieces, buffers(), batch)
         next(passes)  # the outputs
         return next(passes)
@@ -138,7 +140,7 @@ def look_at_network(
     with _ordinary_mode(theta):
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
         leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), ForwardWatch(is_stored)
-        pieces = parameters(leaf)
+        pieces = parameters(leaf)  # the parameters by name
         first = _first_pass(evaluate, pieces, copies, batch, model=model, leaf=leaf, theta=theta, watch=watch)
         if first is None:
             return
@@ -199,6 +201,7 @@ def _first_pass(
     """
     before = global_states(theta.device)
     try:
+        # torch.utils.checkpoint sets such hooks, and so fails here with an error that says RECOMPUTED.
         with disable_saved_tensors_hooks(RECOMPUTED), watch:
             passes = evaluate(pieces, buffers, batch)
             outputs = next(passes)
@@ -243,7 +246,8 @@ def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[A
     the last bit. Outputs that are not finite are not compared: a NaN in them differs from itself.
     """
     outputs, repeated = ([t.detach() for t in tensors_of(o)] for o in (first.outputs, next(again)))
-    if not _repeat(outputs, repeated) and all(t.isfinite().all() for t in outputs):
+    same = len(outputs) == len(repeated) and all(map(agree, outputs, repeated))
+    if not same and all(t.isfinite().all() for t in outputs):
         raise impure_pass(model, "", "gives another output the second time")
     value, repeat = first.value.detach(), next(again).detach()
     if bool(value.isfinite()) and not agree(value, repeat):
@@ -348,11 +352,6 @@ def _moved(now: Tensor, start: Tensor) -> bool:
     return not bool(((now == start) | start.isnan()).all())  # a NaN that did not move differs from itself, too
 
 
-def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two passes gave the same outputs."""
-    return len(first) == len(second) and all(agree(a, b) for a, b in zip(first, second, strict=True))
-
-
 def agree(a: Tensor, b: Tensor) -> bool:
     """Whether two outputs are equal: to the bit on the CPU, elsewhere within the rounding of ``REORDERING_EPS``."""
     if a.device.type == "cpu" or a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
@@ -385,6 +384,7 @@ def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor]
 
 
 def _warn_of_constant(watch: ForwardWatch) -> None:
+    """Warns of a loss that uses a derivative of its own as a constant."""
     if watch.constant:
         warnings.warn(
             "the loss differentiates inside itself without create_graph=True, so that what it computes from that "

@@ -83,6 +83,8 @@ def wrong_derivative(function: Callable[[Tensor], Tensor], theta: Tensor) -> str
 
 
 def _wrong_at(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
+    """The result of :func:`wrong_derivative` at theta, computed in the dtype of theta."""
+
     def gradient(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The leaf, the value there, and its gradient with a graph."""
         leaf = at.clone().requires_grad_()

@@ -22,8 +22,8 @@ SAME_VECTOR = 1e-5
 # How many numbers describe the vectors that a process multiplies: three for the shape [point, param, probe], one for
 # the sum of all entries and one for their norm.
 COUNT_OF_NUMBERS = 5
-# The entry of torch's store, which all processes can read, that says that a process was lost; and the seconds between
-# two looks at it.
+# LOST: the entry of torch's store, which all processes can read, by which a process reports that another one was lost.
+# LOOK_EVERY: the seconds between two readings of this entry.
 LOST, LOOK_EVERY = "hessian_tools/lost", 1.0
 
 
@@ -56,9 +56,9 @@ def data_parallel(batch: Any, process_group: Any = None) -> Share:
     with the same parameters and vectors.
 
     batch: one batch, a list of batches, or a ``DataLoader`` that does not shuffle. The shares may differ in size, and a
-        share may be an empty list. A batch is weighted by the number by which the criterion divides its sum, such as
-        its number of examples, relative to the batches of all processes. With ``weights=`` each process gives one
-        number for each of its batches.
+        share may be an empty list. A criterion that averages divides by a number, such as the number of examples. Each
+        batch is weighted in proportion to this number, among the batches of all processes. With ``weights=`` each
+        process gives one number for each of its batches.
     process_group: a group of ``torch.distributed``; None for all processes.
 
     Raises ValueError where there is no process group.
@@ -201,6 +201,7 @@ class Ranks:
         raise OtherProcessFailed(f"process {rank} of {self.size} has stopped, so this one does too: {reason}")
 
     def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Calls one of torch's collectives in this group, and waits until it is done."""
         with self.reporting_lost_process():
             work = collective(*args, group=self.group, async_op=True, **options)
             if self.device.type == "cpu":

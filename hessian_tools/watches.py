@@ -58,6 +58,7 @@ class ForwardWatch(TorchFunctionMode):
         without_graph = (self.no_grad and not torch.is_grad_enabled()) or torch.is_inference_mode_enabled()
         if func in CUTS and args[0].requires_grad:
             self.cut = CUTS[func]
+        # Another function that is called where graphs are off cuts the graphs of its arguments.
         elif without_graph and isinstance(result, Tensor) and result.is_floating_point():
             has_graph = any(
                 isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))

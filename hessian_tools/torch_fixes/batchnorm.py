@@ -62,6 +62,7 @@ class _Forward(Function):
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dw: Tensor, db: Tensor, _: None) -> Tensor:
+        """dy."""
         x, w, _b = ctx.saved_tensors
         h, r = _standardised(x, ctx.eps)
         scale = w * r
@@ -90,6 +91,7 @@ class _Backward(Function):
 
     @staticmethod
     def jvp(ctx: Any, dg: Tensor, dx: Tensor, dw: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        """d gx, d gw and d gb."""
         g, x, w = ctx.saved_tensors
         h, r = _standardised(x, ctx.eps)
         # In the names, hg stands for (hg)', hdx for (h dx)', hdg for (h dg)' and gdh for (g dh)'.

@@ -38,7 +38,7 @@ def pays(*, device: str, points: int, patch_bytes: int = 0) -> bool:
     """Whether convolutions at so many points are computed as matrix products, judged by sizes only.
 
     device: the type of the device. patch_bytes: the bytes of the largest matrix of patches at one point; 0 asks whether
-    any convolution is. At one point nothing is grouped, and on a CPU grouped convolutions are faster.
+    any convolution would be. At one point nothing is grouped, and on a CPU grouped convolutions are faster.
 
     >>> pays(device="cuda", points=256, patch_bytes=2_000_000), pays(device="cuda", points=1, patch_bytes=2_000_000)
     (True, False)

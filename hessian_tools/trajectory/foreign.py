@@ -69,6 +69,7 @@ def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> T
 
 
 def _read_file(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file by name; ``where`` is as for :func:`_vector`."""
     if not path.is_file():
         raise ValueError(f"{where}: there is no file {path}")
     try:

@@ -148,6 +148,7 @@ class LiveMeasurement:
         except Exception as error:  # a measurement may not end hours of training
             self._units = None
             self.unconverged += 1
+            # At this level the warning names the line in the user's loop that calls Recorder.step.
             warnings.warn(f"the measurement of step {self._label} failed: {error}", stacklevel=4)
             return
         self.spent += seconds
@@ -186,6 +187,7 @@ class LiveMeasurement:
         g = self.engine.gradients(objective)[0]
         yield None
         H = Hessian(self.engine.prepare(objective, HESSIAN), single=True)
+        # The largest eigenvalue ("LA") alone.
         selections = (checked_selection("LA", 1, RTOL, H.num_params),)
         plan = solver_plan(H, selections, copies=False, method="lanczos")
         H.announce(plan.num_products)

@@ -103,7 +103,7 @@ class Recorder:
     log: called as ``log(step, values)`` with a dict of numbers: "lambda_max" (the largest eigenvalue, converged to
         1 %), "lambda_max_error" (its residual), "rho" (the curvature along the gradient), "gradient_norm" and "loss".
         None keeps them in ``measurements`` only.
-    clock: the time in seconds.
+    clock: a function that returns the time in seconds.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.eye(2), torch.zeros(2, 1))

@@ -75,7 +75,10 @@ class RecordedLoss(Loss):
     def in_states(
         self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
     ) -> tuple[Sequence[Batch], bool]:
-        """The batches with the buffers of each point, if buffers moved; raises ValueError for other points."""
+        """The batches, with the buffers of each point if buffers moved; and whether all points share the batches.
+
+        Raises ValueError for points that were not recorded, if buffers moved.
+        """
         moved = self._moved() if self.own_buffers else ()
         if not moved or any(isinstance(batch, AtState) for batch in batches):
             return batches, shared

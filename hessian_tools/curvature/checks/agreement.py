@@ -1,4 +1,7 @@
-"""Somebody else's product as an operator, and the largest difference from exact products that rounding explains."""
+"""Somebody else's product as an operator, and the largest difference from exact products that rounding explains.
+
+Our products are those of this library.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -69,6 +72,7 @@ class ForeignProduct(Operator):
             return torch.stack([self._product(v.clone()) for v in V[0].unbind(-1)], dim=-1)[None]
 
     def _product(self, v: Tensor) -> Tensor:
+        """The product with one vector, in the dtype and on the device of the vector."""
         product = self.matvec(v)
         if isinstance(product, np.ndarray):
             product = torch.from_numpy(product)

@@ -1,7 +1,8 @@
 """Is somebody else's Hessian-vector product right? It is compared with exact products and with difference quotients.
 
 A wrong product looks like a right one: it is symmetric and linear, and its eigenvalues are plausible. The mistake shows
-where the product with a random vector is compared with an exact one.
+where the product with a random vector is compared with an exact one. In this file, our products are those of this
+library.
 """
 
 import warnings

@@ -57,13 +57,11 @@ class Audit(Result):
         return "\n".join(f"{VERDICTS[f.passed]:10} {f.name}: {f.sentence}" for f in self.findings)
 
     def _repr_html_(self) -> str:
-        return findings_html(self._headline(), self._rows())
+        rows = [(f.passed, VERDICTS[f.passed], f.name, f.sentence) for f in self.findings]
+        return findings_html(self._headline(), rows)
 
     def _headline(self) -> str:
         return f"Audit of a Hessian-vector product: {'passed' if self.passed else 'FAILED'}"
-
-    def _rows(self) -> list[tuple[bool | None, str, str, str]]:
-        return [(f.passed, VERDICTS[f.passed], f.name, f.sentence) for f in self.findings]
 
     def text(self) -> str:
         """The certificate as plain text: the verdict, what was audited, every finding, and why such errors pass."""

@@ -175,7 +175,7 @@ def _check_state(H: Operator) -> Finding:
         findings.append(not_judged("state", NO_LOSS))
     ranks = next((objective.ranks for objective in objectives if objective.ranks is not None), None)
     if ranks is not None:  # a check that ends early on one process must end on all of them
-        findings = [finding for others in ranks.gather(findings) for finding in others]
+        findings = [finding for of_process in ranks.gather(findings) for finding in of_process]
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
@@ -205,13 +205,14 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
     """The three checks that evaluate the loss anew: precision, differences and batching."""
     reason = NO_LOSS
     if differentiable(H):
+        # The same sum, block or restriction, with each of its Hessians and Gauss-Newton matrices in float64.
         double, V_double = rebuilt(H, partial(in_dtype, dtype=torch.float64)), V.double()
         try:
             products = double @ V_double
         except RuntimeError as error:
             reason = f"not judged, because the loss raises an error in float64: {first_line(error)}"
         else:
-            scale = magnitude(double, V_double)
+            scale = magnitude(double, V_double)  # |Hv|, or for a sum the sum of the norms of its terms
             yield _check_precision(H, V, products, scale)
             yield check_differences(double, V_double, products, scale)
             yield _check_batching(double, V_double, products, scale)

@@ -51,6 +51,7 @@ def directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "
 
 def check_symmetry(H: Operator, U: Tensor, V: Tensor, *, allowed: float | None = None) -> Finding:
     """Whether u'Hv = v'Hu; allowed: the largest error that passes, by default that of rounding alone."""
+    # magnitude is |Hv| for each column v, or for a sum of operators the sum of the norms of its terms.
     scale = (magnitude(H, U) + magnitude(H, V)) / 2
     value = worst((U * (H @ V)).sum(-2) - (V * (H @ U)).sum(-2), scale)
     text = f"u'Hv and v'Hu differ by {{}} of {unit_of(H)}"

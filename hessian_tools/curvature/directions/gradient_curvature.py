@@ -87,7 +87,7 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
 
 def _gradients(H: Operator) -> Float[Tensor, "point row"]:
     """The gradient of the loss of H at every point, restricted to the rows of H."""
-    if isinstance(H, Projected):
+    if isinstance(H, Projected):  # a block or a restriction
         return H.lower(_gradients(H.whole)[..., None])[..., 0]
     if isinstance(H, LossOperator):
         return H.engine.gradients(H.objective)

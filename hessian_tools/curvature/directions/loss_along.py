@@ -68,7 +68,7 @@ def loss_along(
     objective = H.objective
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
-    losses = objective.summed(lambda: _losses(objective, D, t))
+    losses = objective.summed(lambda: _losses(objective, D, t))  # over the processes that share the data
     start, loss = losses[:, 0, 0], losses[:, :, 1:]  # the loss at theta is the same for all directions
     quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
     results = (loss, quadratic, slope, curvature)

@@ -177,6 +177,7 @@ def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
 
 
 def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
+    """Raises ValueError unless the columns are orthonormal and have num_params rows."""
     if vectors.ndim < 2:
         raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns of shape [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:

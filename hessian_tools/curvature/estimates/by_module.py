@@ -104,6 +104,7 @@ def by_module(
     Z = rademacher(H.num_params, num_probes, seed=seed, path=path).to(H.device)
     H.announce(num_probes)  # so that H takes the quickest engine for this number of products
     counter = ProgressCounter(num_probes * len(H.parts()), progress)
+    # A part is H at as many of its points as fit in memory together.
     (A,) = part_by_part(H, lambda part, _: (_module_grams(part, list(rows.values()), Z, counter),))
     traces = A.diagonal(dim1=-2, dim2=-1)
     frobenius_squared, frobenius_squared_stderr = _mean_over_pairs(A)

@@ -193,6 +193,7 @@ def spectral_density(
 def _check_options(
     num_probes: int, num_matvecs: int, grid: Tensor | None, width: float | None, confidence: float
 ) -> None:
+    """Raises ValueError for options of :func:`spectral_density` that are out of range."""
     check_whole(num_probes=num_probes, num_matvecs=num_matvecs)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: a confidence band needs 2 probes or more")

@@ -57,7 +57,7 @@ def exact_trace(
         value = _diagonal_sum(H, block, progress)
         return value, torch.full_like(value, H.num_params, dtype=torch.long)
     assert isinstance(H, GaussNewton | Hessian)
-    groups = H.objective.by_group()
+    groups = H.objective.by_group()  # the objectives of the groups of points whose batches have one shape
     counter = ProgressCounter(sum(sum(num_outputs(group)) * len(group.thetas) for group in groups), progress)
 
     def own() -> Tensor:
@@ -67,7 +67,7 @@ def exact_trace(
         columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
         return torch.stack([H.objective.join(column).double() for column in columns])
 
-    both = H.objective.summed(own)
+    both = H.objective.summed(own)  # over the processes
     value, passes = both[0].to(H.dtype), both[1].long()
     return (value[0], passes[0]) if H.num_points is None else (value, passes)
 
@@ -115,6 +115,7 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
     counter = ProgressCounter(H.num_params * len(H.parts()), progress)
 
     def part_trace(part: Operator, points: slice) -> tuple[Tensor]:
+        """The traces at the points of one part of H, which is H at as many points as fit in memory together."""
         total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
         for columns in slices(H.num_params, block):
             rows = torch.arange(columns.start, columns.stop, device=H.device)
@@ -132,6 +133,7 @@ def _outputs_in_all(H: GaussNewton | Hessian) -> int | None:
     ranks = H.objective.ranks
 
     def own() -> int:
+        """The number of outputs on the batches of this process."""
         if not has_output_passes(H):
             return -1  # in place of None, because the processes exchange numbers
         weighted = [group for group in H.objective.by_group() if any(group.weights)]
@@ -145,7 +147,7 @@ def _outputs_in_all(H: GaussNewton | Hessian) -> int | None:
 
 
 def _on_all_processes(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds on all processes."""
+    """Whether the condition holds on all processes that share the data; ranks: None if there is only this one."""
     if ranks is None:
         return condition()
     return all(row[0] for row in ranks.numbers([ranks.with_shared_errors(condition)]))

@@ -66,6 +66,7 @@ def gauss_rules(
     counter = ProgressCounter(num_points * probes.shape[-1] * steps, progress)
 
     def part_rules(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+        """The rules at some of the points of H. rows: the positions of these points."""
         return _rules_in_blocks(part, probes if probes.ndim == 2 else probes[rows], steps, seed, counter)
 
     rules = part_by_part(H, part_rules)
@@ -106,6 +107,7 @@ class _ProbesAsPoints(Derived):
 
     @property
     def source(self) -> Operator:
+        """The operator from which ``Derived`` takes the size, the dtype and the device."""
         return self.H
 
     @property

@@ -91,6 +91,7 @@ def moments(
     counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
     def part_moments(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+        """The samples, and the diagonal with its error, at some of the points of H. rows: their positions."""
         diagonal = _RunningSpread()
 
         def of_block(Z: Tensor, HZ: Tensor) -> tuple[Tensor, Tensor]:

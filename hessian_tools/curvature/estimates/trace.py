@@ -284,6 +284,7 @@ def over_probes(
 
 
 def _on_block(part: Operator, block: Tensor, counter: ProgressCounter, function: Callable[[Tensor, Tensor], T]) -> T:
+    """``function(Z, HZ)`` for one block of probes Z."""
     Z = block.to(part.device, part.dtype)
     result = function(Z, part @ Z)
     counter.add(block.shape[-1])
@@ -294,6 +295,7 @@ def _samples(H: Operator, probes: Probes, counter: ProgressCounter) -> Float[Ten
     """z'Hz for every probe."""
 
     def part_samples(part: Operator, rows: slice) -> tuple[Tensor]:
+        """The samples at some of the points of H. rows: the positions of these points."""
         return (torch.cat(over_probes(part, rows, H, probes, counter, lambda Z, HZ: (Z * HZ).sum(-2)), dim=-1),)
 
     return part_by_part(H, part_samples)[0]
