@@ -25,8 +25,8 @@ from hessian_tools.processes import Share
 from hessian_tools.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Every function that these packages export is checked. Of three modules of the package ``inner``, the functions named in
-# FUNCTIONS are checked.
+# Every function that these packages export is checked, and in three modules of the package ``inner`` the functions that
+# FUNCTIONS names.
 PACKAGES = (curvature, nets, data, train, trajectory)
 FUNCTIONS = {
     learners: "maml anil boil meta_sgd reptile leo supervised untrained",

@@ -144,7 +144,7 @@ def which_is_wrong(
     """
 
     def norm(vector: Tensor) -> Tensor:
-        return inner(vector, vector).sqrt() if vector.ndim else vector.abs()
+        return inner(vector, vector).sqrt() if vector.ndim else vector.abs()  # a slope along the direction is a number
 
     eps = torch.finfo(theta.dtype).eps
     # Relative to the root mean square of theta, if that is above 1.
@@ -160,6 +160,7 @@ def which_is_wrong(
         norms.append((change.abs(), norm(change_of_slope)))
     # The rounding error of a computed number is taken as 100 eps of it; a difference divides it by the step.
     noise = 100 * eps / (step / 8)
+    # stated: the norms of the derivatives under test. rounding: the rounding errors of their difference quotients.
     stated, rounding = (norm(slope), norm(product)), (noise * value.abs(), noise * norm(slope))
     for i, name in enumerate(("gradient", "Hessian") if second else ("gradient",)):
         large, small = errors[0][i], errors[1][i]

@@ -62,9 +62,9 @@ class Loss:
         self.layout = layout
         self.recomputed = blocks_of(model, recompute)
         self._criterion = criterion
-        self._takes = signature_of(model)
+        self._takes = signature_of(model)  # the arguments of the forward pass
         named = dict(model.named_parameters())
-        self._dtypes = {named[name].dtype for name in layout.names}
+        self._dtypes = {named[name].dtype for name in layout.names}  # of the parameters that theta replaces
         self._has_compiled_parts = any(hasattr(module, "_orig_mod") for module in model.modules())
         self._cast: dict[str, tuple[Hashable, Tensor]] = {}  # frozen weights of low precision, cast once
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state

@@ -255,6 +255,7 @@ def _store() -> Any:
 
 
 def _object(data: Tensor) -> Any:
+    """The object of which these bytes are the pickle."""
     return pickle.loads(data.cpu().numpy().tobytes())
 
 

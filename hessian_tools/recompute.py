@@ -99,7 +99,7 @@ class _Recomputed:
             leaves[i] = None  # only the graph shall hold these tensors, so that they are freed with it
         run = _Run(self, leaves, spec, differentiated)
         constants = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        versions = [t._version for t in (*values, *constants)]
+        versions = [t._version for t in (*values, *constants)]  # torch counts the in-place changes of a tensor there
         outputs = run.whole_outputs(_Block.apply(run, *values))
         if [t._version for t in (*values, *constants)] != versions:
             raise self.refusal("changes its inputs or its buffers in place")

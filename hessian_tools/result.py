@@ -102,7 +102,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value of a result as JSON; its tensors are put into ``tensors``, under ``name`` and the names in it."""
+    """A value of a result as JSON. Its tensors are put into ``tensors``, under ``name`` or names that begin with it."""
     if isinstance(value, Tensor):
         # A copy, because a file cannot hold two tensors that share memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
