@@ -163,7 +163,7 @@ def which_is_wrong(
     # stated: the norms of the derivatives under test. rounding: the rounding errors of their difference quotients.
     stated, rounding = (norm(slope), norm(product)), (noise * value.abs(), noise * norm(slope))
     for i, name in enumerate(("gradient", "Hessian") if second else ("gradient",)):
-        large, small = errors[0][i], errors[1][i]
+        large, small = errors[0][i], errors[1][i]  # the errors at the larger and at the smaller step
         allowed = TOLERANCE * torch.maximum(norms[0][i], stated[i]) + rounding[i]
         if bool(norm(large) > allowed) and bool(norm(large - small) <= CONSISTENT * norm(large)):
             return name

@@ -214,7 +214,7 @@ def _images(w: Tensor, y: Tensor, form: Form) -> Tensor:
         form.images[2:], form.reach, form.padding, form.stride, form.result[2:], strict=True
     ):
         low.append(kernel_reach - 1 - padding)
-        spread = (size - 1) * stride + 1
+        spread = (size - 1) * stride + 1  # the side of y with zeros between its pixels
         high.append(side + kernel_reach - 1 - spread - low[-1])
     turned = w.flip(2, 3).transpose(0, 1).flatten(1)
     patches = _patches(_spread(y, form.stride), form.kernels[2:], (1, 1), tuple(low), tuple(high), form.dilation)

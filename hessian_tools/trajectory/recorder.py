@@ -244,6 +244,7 @@ def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tens
         outputs = loss.outputs(theta, x)
         losses.append(loss.criterion(outputs, y))
         accuracies.append(accuracy(map_tensors(Tensor.detach, outputs), y).to(losses[-1]))
+    # The weights of a criterion that sums add up to more than one, but an accuracy is a mean all the same.
     weights, total = objective.weights, sum(objective.weights)
     weighted_loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
     mean_accuracy = sum(weight / total * each for weight, each in zip(weights, accuracies, strict=True))

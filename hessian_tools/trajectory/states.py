@@ -85,7 +85,7 @@ class RecordedLoss(Loss):
         states = [self.states[i] for i in self._positions(thetas)]
         tensors = {name: torch.stack([state[name] for state in states]).to(thetas.device) for name in moved}
         tensors = {n: t.to(thetas.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        if shared:
+        if shared:  # the points have the same batch but other buffers, so the batch gets an axis of points
             batches = [map_tensors(lambda leaf: leaf.expand(len(states), *leaf.shape), batch) for batch in batches]
         return [AtState(tensors, batch) for batch in batches], False
 

@@ -108,7 +108,8 @@ def audit(
     if hessian_finding.passed is False:
         hessian_finding = replace(hessian_finding, sentence=hessian_finding.sentence + _hint(ours, V, found, limits))
     relative = limits.relative(exact, rounding)
-    # Only this check runs in full precision, because the other tool's product has to run as its user runs it.
+    # Full precision is for our own gradients. The other tool's products are not computed here, because they have to run
+    # as its user runs them.
     differences = full_precision(check_differences)(
         ours, V.double(), found.double()[None], exact.norm(dim=0)[None], allowed=relative
     )

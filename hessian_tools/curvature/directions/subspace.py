@@ -95,6 +95,7 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
     *tasks, steps, num_params, k = vectors.shape
     # One product of all columns with all columns, [step k, step k], instead of one for every pair of steps.
     W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
+    # The squared cosines as [step_i, k, step_j, k], summed over the two axes of columns.
     return ((W.mT @ W) ** 2).unflatten(-1, (steps, k)).unflatten(-3, (steps, k)).sum((-3, -1)) / k
 
 

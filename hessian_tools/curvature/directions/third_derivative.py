@@ -141,6 +141,7 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
         return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd
 
     results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
+    # Each of the four results is summed over the batches.
     terms = [[weight * part for part in parts] for weight, parts in results]
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     if objective.ranks is not None:  # before the norm, which is not linear in the loss

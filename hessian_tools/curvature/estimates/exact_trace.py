@@ -64,6 +64,7 @@ def exact_trace(
         """The traces over the batches of this process, and the numbers of backward passes: [2, point]."""
         if not any(any(group.weights) for group in groups):  # this process has no data
             return torch.zeros(2, len(H.objective.thetas), dtype=torch.float64, device=H.device)
+        # First the traces of all groups, and then their numbers of backward passes.
         columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
         return torch.stack([H.objective.join(column).double() for column in columns])
 

@@ -85,6 +85,7 @@ def _rules_in_blocks(
         columns = probes if probes.ndim == 2 else probes[points.to(probes.device)]
         blocks = columns.split(max(1, max_runs // len(points)), dim=-1)
         rules = [_rules_of_one_run(selected, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
+        # The nodes, weights and residuals of all probes at these points.
         pieces.append([torch.cat(tensors, dim=-2) for tensors in zip(*rules, strict=True)])
     return tuple(torch.cat(tensors).to(H.device, H.dtype) for tensors in zip(*pieces, strict=True))
 
