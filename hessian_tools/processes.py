@@ -137,6 +137,7 @@ class Ranks:
         """The objects that the processes give, in the order of the processes."""
         own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
         sizes = [int(row[0]) for row in self.numbers([len(own)])]
+        # all_gather takes tensors of one size, so zeros fill up the shorter ones.
         rows = [own.new_empty(max(sizes)) for _ in sizes]
         self._call(dist.all_gather, rows, torch.cat([own, own.new_zeros(max(sizes) - len(own))]))
         return [_object(row[:size]) for row, size in zip(rows, sizes, strict=True)]

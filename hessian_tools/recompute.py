@@ -161,7 +161,7 @@ class _Run:
 
 
 class _WithForward(nn.Module):
-    """A module whose forward pass is the own one of a block, for ``functional_call``, which only calls modules.
+    """A module that runs the own forward pass of a block, for ``functional_call``, which only calls modules.
 
     The block itself cannot be called: its ``forward`` has been replaced by the ``_Recomputed`` whose run this is, and
     its hooks run where the network calls the block.

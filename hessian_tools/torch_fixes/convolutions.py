@@ -57,8 +57,8 @@ def at_many_points(points: int, device: torch.device) -> AbstractContextManager[
 class MatrixConvolutions(TorchFunctionMode):
     """While it is entered, 2-d convolutions for which it pays at so many points are matrix products.
 
-    Grouped and transposed convolutions, those whose padding is given in words, and all within two nested forward modes
-    remain as they are. Results and derivatives agree to rounding.
+    Grouped and transposed convolutions, those whose padding is a word such as "same", and all within two nested forward
+    modes remain as they are. Results and derivatives agree to rounding.
     """
 
     def __init__(self, points: int) -> None:
@@ -141,7 +141,7 @@ class _Partial(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.wanted, ctx.form = inputs
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # a gradient or tangent that is zero arrives as None
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 

@@ -34,7 +34,7 @@ RTOL = 1e-2
 
 
 def share_of(budget: str | float) -> float:
-    """The share of the time that a budget such as "2%" or 0.02 allows; raises ValueError for what is none.
+    """The share of the time that a budget such as "2%" or 0.02 allows; raises ValueError for any other value.
 
     >>> share_of("2%"), share_of(0.05)
     (0.02, 0.05)
@@ -42,7 +42,7 @@ def share_of(budget: str | float) -> float:
     try:
         share = float(budget.removesuffix("%")) / 100 if isinstance(budget, str) else float(budget)
     except ValueError:
-        share = -1.0
+        share = -1.0  # which is refused below
     if not 0 < share <= 1 or (isinstance(budget, str) and not budget.endswith("%")):
         raise ValueError(f'budget={budget!r} is no share of the time; give one such as "2%" or 0.02')
     return share
@@ -72,8 +72,8 @@ class LiveMeasurement:
         self.model, self.every, self.share, self.log, self.clock = model, every, share, log, clock
         # Whatever may move in training is copied: the buffers, and trained parameters outside of theta. Frozen
         # parameters are shared, because they may be most of a large model.
-        trained = {name for name, p in model.named_parameters() if p.requires_grad} - set(layout.names)
-        self._copied = (*trained, *(name for name, _ in model.named_buffers()))
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._copied = (*(trained - set(layout.names)), *(name for name, _ in model.named_buffers()))
         self.loss: Loss = make_loss(in_eval_mode(model, copied=set(self._copied).__contains__), criterion, layout)
         self.layout = layout
         self.measurements: list[dict[str, float]] = []
@@ -91,7 +91,7 @@ class LiveMeasurement:
         units = self._measurement(theta)
         # The next unit may take as long as the slowest one of this measurement and of the one before.
         self._slowest_before = max(self._timed(lambda: next(units))[1] for _ in range(2))
-        self._slowest = 0.0
+        self._slowest = 0.0  # the seconds of the slowest unit of the measurement in progress
         self.started = clock()
 
     def step(self, number: int | None) -> None:

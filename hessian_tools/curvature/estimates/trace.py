@@ -127,7 +127,7 @@ def trace(
     whatever it costs.
 
     From probes the trace is estimated by the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its
-    stderr is the sample standard deviation over sqrt(n) for n probes, whose square estimates 2 sum_{i != j} H_ij^2 / n.
+    stderr is the sample standard deviation over sqrt(n) for n probes; stderr^2 estimates 2 sum_{i != j} H_ij^2 / n.
     By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
     rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
     reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
