@@ -93,7 +93,7 @@ class TensorRule:
         return value.ndim == len(self.dims) if self.points is None else value.ndim >= len(self.dims)
 
     def sizes(self, value: Tensor) -> list[tuple[str, Any]]:
-        """The names and sizes of the axes; those that may differ from the sizes of another tensor are left out."""
+        """The names and sizes of the axes that must agree in size with axes of the same name of other tensors."""
         shape = value.shape
         first = len(shape) - len(self.dims)
         sizes: list[tuple[str, Any]] = [(name, shape[first + i]) for i, name in self.named]
@@ -333,7 +333,7 @@ def _tuple_rule(parts: Sequence[Rule]) -> Rule:
 
 
 def _iterable_rule(part: Rule) -> Rule:
-    """The rule of anything that gives one value after the other. A tensor gives those along its first axis."""
+    """The rule of an iterable. A tensor is an iterable of its rows, and must itself pass the rule of the entries."""
     return Rule(
         # Only a list is looked into, because looking into an iterator would use it up.
         lambda v: (

@@ -365,7 +365,7 @@ def _out_of_inference(tensor: Tensor) -> Tensor:
 
 
 def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor, cut: str = "") -> None:
-    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values.
+    """Raises HiddenStateError if hand-written derivatives in a loss are not the derivatives of its values.
 
     cut: the call by which the loss uses numbers without their graph, such as "detach()"; "" if there is none. If a
     derivative is wrong for this reason alone, a warning is given, because some objectives intend it.

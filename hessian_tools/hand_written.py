@@ -1,4 +1,4 @@
-"""Checks whether the derivatives that a user's code writes by hand are those of the loss.
+"""Checks whether the derivatives that a user's code writes by hand are the derivatives of the loss.
 
 A ``torch.autograd.Function`` states its own backward pass, and a backward hook of a module changes one. Torch believes
 both. A straight-through estimator has a gradient that is no derivative, and a Function that saves an intermediate

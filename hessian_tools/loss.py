@@ -308,7 +308,8 @@ def make_loss(
         outside the layout keep the values that the model holds.
     recompute: names of modules, with ``*`` for any characters, such as ``["layers.*"]``, whose activations are computed
         again for each derivative instead of being kept, for long sequences and deep networks. Products then take the
-        route "kept" and about two more forward passes each; the numbers are the same.
+        route "kept" (reverse mode twice), and each of them takes about two more forward passes. The numbers are the
+        same.
 
     A batch is ``(x, y)``; or ``((a, b), y)`` or ``(a, b, y)`` for a network with two inputs; or a mapping whose entry
     "labels" (or "label", "targets", "target", "y") is y, and whose other entries are passed to the network by name.

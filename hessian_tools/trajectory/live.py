@@ -182,7 +182,7 @@ class LiveMeasurement:
             torch.cuda.synchronize(device)
 
     def _measurement(self, theta: Tensor) -> Iterator[dict[str, float] | None]:
-        """Does one unit of a measurement at theta at each ``next``; the last one gives the values, the others None."""
+        """Yields after each unit of a measurement at theta: the values after the last unit, None after all others."""
         objective = replace(self.objective, thetas=theta[None])
         g = self.engine.gradients(objective)[0]
         yield None

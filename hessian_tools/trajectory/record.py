@@ -31,7 +31,7 @@ def record(
 
     theta: the learner's meta-parameters [meta]; each point is a vector of the network's parameters [param].
     support, query: the task, two batches (x, y).
-    save: which vectors are kept besides the numbers.
+    save: which vectors the result holds besides the numbers.
 
     The gradients are taken with respect to the entries that the inner loop moves, and are 0 elsewhere. K is the number
     of steps in training; to record the evaluation steps, pass ``learner.evaluating()``. Numbers that are not finite

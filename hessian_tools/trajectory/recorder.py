@@ -46,7 +46,7 @@ def trajectory_from(
         :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched, and for ``buffers``.
     support: the batch whose loss and gradients are measured.
     query: a further batch to evaluate on.
-    save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
+    save: which vectors the result holds; by default the points, for ``hessian(loss, t.thetas, support, shared=True)``.
 
     ``step_cosine`` of the result says whether the steps followed the gradients of this loss. The cost is one gradient a
     state and one pass over the query set, with two vectors a state in memory. Raises ValueError for states that do not

@@ -22,8 +22,9 @@ State = Mapping[str, Tensor]
 
 
 def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
-    """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
+    """A copy of the model in eval mode that shares its parameters and buffers, except those that ``copied`` names.
 
+    copied: whether the parameter or buffer of a name is copied as well.
     The mode of the model itself is not changed. Raises ValueError for a model that cannot be copied, and
     HiddenStateError for the patched module of ``higher``, whose loss does not depend on theta.
     """
