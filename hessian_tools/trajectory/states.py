@@ -69,6 +69,7 @@ class RecordedLoss(Loss):
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs, with the buffers of the recorded point that theta is."""
         if self.own_buffers and not isinstance(batch, AtState) and (moved := self._moved()):
+            # An AtState is a batch with the tensors that the network holds while it runs on this batch.
             state = self.states[self._positions(theta[None])[0]]
             batch = AtState({name: state[name].to(theta.device) for name in moved}, batch)
         return super().__call__(theta, batch)

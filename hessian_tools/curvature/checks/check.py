@@ -74,7 +74,7 @@ class Check(Result):
         return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        marks = {True: "ok", False: "WRONG", None: "open"}
+        marks = {True: "ok", False: "WRONG", None: "open"}  # open: the check could not be made
         return "\n".join(f"{marks[f.passed]:5} {f.name}: {f.sentence}" for f in self.findings)
 
 
@@ -155,7 +155,7 @@ def _some_points(H: Operator, max_points: int) -> Operator:
 
 
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
-    """The points at which every loss that H is made of is finite."""
+    """The points at which every loss that H is made of is finite; the batches of all points must have one shape."""
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
     for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
         for point, theta in enumerate(objective.thetas):
