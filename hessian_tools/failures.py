@@ -137,6 +137,7 @@ def says_enough(error: Exception) -> bool:
 
 
 def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    """All entries of a traceback, of which the last is the line that raised the error."""
     while traceback is not None:
         yield traceback
         traceback = traceback.tb_next

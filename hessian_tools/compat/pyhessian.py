@@ -142,6 +142,7 @@ class hessian:
 
 
 def _device(cuda: bool) -> torch.device:
+    """The device to measure on; warns where CUDA is requested and missing."""
     if cuda and not torch.cuda.is_available():
         warnings.warn(
             "cuda=True, but torch sees no CUDA device; the CPU is used instead, as with cuda=False", stacklevel=3
@@ -158,6 +159,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:
+    """The batches (inputs, targets), from the one of the two arguments that is given."""
     if (data is None) == (dataloader is None):
         raise ValueError("give either data=(inputs, targets) for one batch or dataloader= for several, not both")
     with restored_random_states():  # a loader that shuffles or augments draws from the global random generators
