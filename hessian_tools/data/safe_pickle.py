@@ -43,8 +43,8 @@ def load_pickle(file: BufferedIOBase, *, where: str, size: int = MAX_PICKLE) -> 
     size: the number of bytes of the file, if it is known.
 
     Pickles of Python 2 are read too; their strings are decoded as latin-1. Raises ValueError if the pickle is damaged
-    or larger than ``MAX_PICKLE``, if it makes something that is far larger than itself, or if it names anything else,
-    such as ``os.system`` or ``eval``; the message gives that name, and nothing is run.
+    or larger than ``MAX_PICKLE``, or if it makes something that is far larger than itself. Raises ValueError, too, if
+    the pickle names another class or function, such as ``os.system``; the message gives that name, and nothing is run.
     """
     if size > MAX_PICKLE:
         raise _RefusedError(f"{where} has {size / 1e9:.1f} GB; of a pickle at most {MAX_PICKLE / 1e9:g} GB are read")
@@ -97,7 +97,7 @@ class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """An unpickler for data.
 
     It is based on the unpickler that is written in Python. The usual one, in C, lets a pickle of ten bytes allocate
-    gigabytes for its memo. Arrays, which are most of the data, are read equally fast.
+    gigabytes for its memo, the table of objects already read. Arrays, most of the data, are read equally fast.
     """
 
     def __init__(self, file: _BoundedFile, where: str) -> None:
@@ -127,6 +127,8 @@ class _ElementType:
         self._order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # NumPy's state of a type begins with a version and the byte order. The next three entries are for types that
+        # consist of several fields or of arrays, and are None for all others.
         if any(part is not None for part in state[2:5]):
             raise ValueError("it has elements of several fields; only numbers, text and objects are read")
         self._order = state[1]

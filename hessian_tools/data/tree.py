@@ -71,7 +71,7 @@ class Tree:
             )
         content = bytearray()
         with readable(f"{name} in {self.path}"), self.open(name) as file:
-            # A zip may hold more than it says, so that no more than the stated size is asked for.
+            # A member of a zip may be longer than the zip states. No more than the stated size is read.
             while len(content) < size and (block := file.read(min(size - len(content), 1 << 20))):
                 content += block
         return bytes(content)

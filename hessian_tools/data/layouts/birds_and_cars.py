@@ -114,6 +114,7 @@ def _read_cars(tree: Tree, crop: bool, *, labels: str, meta: str, images: list[s
 
 
 def _matlab(tree: Tree, name: str, key: str) -> list[Any]:
+    """The list that the MATLAB file ``name`` holds under a key."""
     from scipy.io import loadmat  # imported here, because the import is slow and only this layout needs it
 
     try:

@@ -40,7 +40,7 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     """The contents; ``crop`` is ignored, because the images have no boxes."""
     *parts, meta = files
     names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
-    superclass: dict[str, int] = {}
+    superclass: dict[str, int] = {}  # for the name of each class, the number of its superclass, by which FC100 divides
     labelled: dict[str, Labelled] = {}
     for part in parts:
         data = load_mapping(tree, part, "data", "fine_labels", "coarse_labels")
@@ -60,7 +60,7 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
 
 
 def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
-    # A row of CIFAR-100 is one image as [channel, height, width]; a Picture is [height, width, channel].
+    # A row of CIFAR-100 is one image as [channel, height, width], but readers yield [height, width, channel].
     rows = load_mapping(tree, part, "data")["data"]
     if not isinstance(rows, np.ndarray):
         raise ValueError(f"{part}: images are a {type(rows).__name__}; an array of uint8 is needed")

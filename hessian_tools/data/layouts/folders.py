@@ -44,11 +44,11 @@ LARGEST_NATIVE = 128
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds images together with lists of classes or with lists of images."""
-    for home, files in group_by_home(tree, CLASS_LIST).items():
-        splits: dict[str, dict[str, str]] = {}
-        for file in files:
-            if file["part"] in PART_OF:
-                splits.setdefault(file["split"], {})[PART_OF[file["part"]]] = file.string
+    for home, matches in group_by_home(tree, CLASS_LIST).items():
+        splits: dict[str, dict[str, str]] = {}  # for the name of each split, the file that lists each part's classes
+        for matched in matches:
+            if matched["part"] in PART_OF:
+                splits.setdefault(matched["split"], {})[PART_OF[matched["part"]]] = matched.string
         images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
         if splits and images:
             layout = f"Bertinetto's layout{home_suffix(home)}"
@@ -66,7 +66,7 @@ def find(tree: Tree) -> Iterator[Match]:
 def find_plain(tree: Tree) -> list[Match]:
     """One match for each folder of images without lists: folders by split and class or, if there are none, by class.
 
-    It is called where ``find`` of no layout has found anything.
+    It is called only if ``find`` has found nothing, in this layout and in all others.
     """
     for pattern, kind, read in (
         (IN_PART_FOLDER, "by split and class", _read_parts),
@@ -75,7 +75,7 @@ def find_plain(tree: Tree) -> list[Match]:
         matches = []
         for home, files in group_by_home(tree, pattern, images=True).items():
             images = [file.string for file in files]
-            # The folders that hold folders of classes.
+            # The folders in which the folders of the classes lie.
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:

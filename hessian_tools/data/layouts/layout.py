@@ -1,7 +1,7 @@
 """What the layouts have in common: how a data set is recognised by its file names, and what its reader returns.
 
 A reader returns the class names and the number of images of each class, which is cheap, together with a function that
-reads the images. That function is called only when a cache is to be filled.
+reads the images. That function is called only if the data set has no cache of decoded images yet.
 """
 
 import re
