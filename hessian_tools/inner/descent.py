@@ -64,7 +64,7 @@ def inner_loop(
     """
     keeps_graph = products or not first_order
     gradient_at = recomputed_gradient if checkpointing and keeps_graph else support_gradient
-    thetas, gradients, state = [theta], list[Gradient](), None
+    thetas, gradients, state = [theta], list[Gradient](), None  # state: what the step rule remembers, if anything
     batches = row_parts(support, minibatches)
     for k in range(steps):
         if k == 0 and first_gradient is not None:
@@ -72,7 +72,8 @@ def inner_loop(
         else:
             point = thetas[-1] if keeps_graph else thetas[-1].detach()
             gradient = gradient_at(loss, point, batches[k % minibatches], part=part, product=products)
-        # The gradient is detached too, because a plain function may depend on other tensors that the outer loop learns.
+        # Detaching the point is not enough: a loss that is a plain function may depend on other tensors that the outer
+        # loop learns, so the gradient is detached too.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)
         gradients.append(gradient)

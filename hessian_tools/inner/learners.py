@@ -21,7 +21,8 @@ class Latent:
     fine_tuning_steps: the number of steps on the decoded weights, taken after those on the codes.
     fine_tuning_step_size: the size of these steps.
     dropout: the rate at which entries of the encoder's inputs are dropped in training.
-    kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)).
+    kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)), where q(z) is the distribution that the encoder gives
+        for a code z.
     encoder_weight: weight (gamma) of |stop(z') - z|^2, the squared distance of a code z from the adapted code z', whose
         gradient is stopped.
     l2_weight: weight (lambda_1) of the squared parameters of encoder, relation network and decoder.
@@ -248,6 +249,7 @@ class Algorithm:
     @property
     def training_settings(self) -> tuple[str, ...]:
         """The fields of ``TrainConfig`` that a training run of the algorithm may set besides the learner."""
+        # These are the conditions of ``check_shot``, ``ShotPretraining.check`` and ``CurvaturePenalty.check``.
         example = self._example
         if not example.is_trained:
             return ()

@@ -1,4 +1,6 @@
-"""LEO (Rusu et al. 2019): an inner loop on a code per class, from which the head's weights are decoded.
+"""LEO (latent embedding optimisation, Rusu et al. 2019): an inner loop on one latent code for each class.
+
+The weights of the network's head are decoded from these codes.
 
 An encoder and a relation network turn the support features into a mean and a standard deviation per class. In training
 a code is drawn from that distribution; on a new task it is the mean. The codes descend the support loss through the
@@ -111,6 +113,7 @@ class Task:
         The penalties on the codes are summed over the entries of a code and averaged over the classes.
         """
         latent = _latent(self.learner)
+        # The divergence KL(N(mean, std^2) || N(0, I)) of the distribution of the codes, in closed form.
         kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
         encoder = ((last_code.detach().view_as(self.start) - self.start) ** 2).sum(-1).mean()
         l2 = torch.stack([(self.parameters[name] ** 2).sum() for name in PENALISED]).sum()
@@ -140,6 +143,7 @@ def latent_parameters(learner: Learner, *, width: int, generator: torch.Generato
     """LEO's initial meta-parameters: draws of Glorot's uniform distribution, and the learner's two step sizes."""
     latent = _latent(learner)
     layout = latent_layout(latent, width=width)
+    # The loop draws numbers for the step sizes, too, which the learner's own values then replace.
     drawn = {
         name: (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * sqrt(6 / sum(shape))
         for name, shape in zip(layout.names, layout.shapes, strict=True)
@@ -167,8 +171,8 @@ def open_task(
             f" {loss.layout.numel}; append latent_parameters(learner, width={inputs.shape[1]}, generator=...)"
         )
     parameters = layout.unflatten(stored)
-    kept = inputs * _mask(inputs, latent.dropout, noise)
-    mean, std = encode(parameters, kept, y.to(inputs.device), ways=ways)
+    encoder_inputs = inputs * _mask(inputs, latent.dropout, noise)
+    mean, std = encode(parameters, encoder_inputs, y.to(inputs.device), ways=ways)
     start = mean + std * _normal(mean, noise)
     weight_noise = _normal(inputs.new_zeros(ways, inputs.shape[1]), noise)
     return Task(learner, loss, theta, parameters, inputs, y, mean, std, start, weight_noise)
@@ -183,7 +187,8 @@ def encode(
 ) -> tuple[Float[Tensor, "way latent"], Float[Tensor, "way latent"]]:
     """The mean and the standard deviation of each class's code.
 
-    The relation network sees each pair of an example of the class and any example; its outputs are averaged.
+    For each class, the relation network gets all pairs of an example of this class and any example. Its outputs for
+    these pairs are averaged.
     """
     encoded = inputs @ parameters["encoder"].T
     count, size = encoded.shape
@@ -206,6 +211,7 @@ def decode(
     The mean and the logarithm of the standard deviation are linear in the code.
     """
     width, size = noise.shape[1], codes.shape[1]
+    # As in ``encode``, the numbers stand for standard deviations in units of Glorot's, sqrt(2 / (inputs + outputs)).
     mean, log_std = (codes @ decoder.T).split(width, -1)
     return mean + log_std.exp() * sqrt(2 / (width + size)) * noise
 
@@ -262,5 +268,5 @@ def _mask(like: Tensor, rate: float, generator: torch.Generator | None) -> Tenso
     """The factors of dropout: 0 with probability ``rate``, else 1 / (1 - rate); 1 without a generator."""
     if generator is None or rate == 0:
         return torch.ones_like(like)
-    kept = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
-    return kept.to(like) / (1 - rate)
+    is_left = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
+    return is_left.to(like) / (1 - rate)

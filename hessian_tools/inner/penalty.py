@@ -3,7 +3,7 @@
 At step k of an inner loop let g_k be the gradient of the support loss in the parameters that the inner loop adapts (all
 of the network's for MAML, the head's for ANIL), H_k its Hessian in the same parameters, and alpha the step size. A step
 changes the gradient by -alpha H_k g_k to leading order, so alpha |H_k g_k| / |g_k| is the relative change of the
-gradient, which SHOT makes small indirectly.
+gradient. The other penalty, SHOT (see ``hessian_tools.inner.shot``), makes this change small indirectly.
 """
 
 from dataclasses import dataclass
