@@ -1,4 +1,8 @@
-"""The gradient of a sharded model with its graph, which is differentiated once for each product."""
+"""The gradient of a sharded model with its graph, which is differentiated once for each product with the Hessian.
+
+Each process holds a shard of each parameter, as a ``DTensor``. A *whole* parameter is the ordinary tensor that a
+process gathers from the shards of all processes where the model uses the parameter; see ``distributed.sharding``.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +22,7 @@ from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 # The names of the nodes of operations that return a view, such as the transpose of a weight in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
 
-# The sum of the bits of a tensor is computed in pieces of this many numbers.
-PIECE = 2**20
+PIECE = 2**20  # how many numbers of a tensor ``_sums_of_bits`` adds at once
 
 
 class ShardedGradient:
@@ -41,7 +44,7 @@ class ShardedGradient:
         try:
             refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
         except RuntimeError as error:
-            self.refusal = error  # raised by the method below, because the processes have to share it
+            self.refusal = error  # raised by the method ``refuse_broken_graph``, so that the processes can share it
         self.rows = _Rows(parameters)
         self.bit_sums = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
@@ -66,7 +69,7 @@ class ShardedGradient:
             raise ValueError(CHANGED)
 
     def product(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
-        """This process's entries of the product, from its part of the vector."""
+        """This process's entries of the product, from its entries of the vector."""
         out = torch.zeros_like(v)
         self.rows.start(out)
         parts = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
@@ -114,11 +117,11 @@ class _Rows:
 
 
 def _sums_of_bits(parameters: tuple[Any, ...]) -> list[int]:
-    """For each parameter the sum of its shard's numbers, read as whole numbers, which changes with any bit."""
-    whole = {4: torch.int32, 8: torch.int64}
+    """For each parameter the sum of its shard's numbers, read as integers; a change of any one bit changes the sum."""
+    integers = {4: torch.int32, 8: torch.int64}  # by the bytes of a number
     shards = [p.detach().to_local() for p in parameters]
-    bits = [s.contiguous().view(whole[s.element_size()]).flatten() for s in shards]
-    # In pieces, because torch copies 32-bit numbers into 64 bits for the sum.
+    bits = [s.contiguous().view(integers[s.element_size()]).flatten() for s in shards]
+    # The sum is taken in pieces, because torch first copies 32-bit integers into 64 bits, which takes memory.
     return torch.stack([torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]).tolist()
 
 
@@ -151,15 +154,15 @@ def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Ro
         if after in whole and node not in whole:
             edge = uses.setdefault(after, GradientEdge(after, number))
             # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
-            node.register_hook(_divide(position, edge, whole[after], rows))
-    # A model may also use a DTensor in a way that ``gathered`` does not know. Autograd then differentiates with respect
-    # to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
+            node.register_hook(_dividing_hook(position, edge, whole[after], rows))
+    # A model may also use a DTensor in its own way, without the gathering of ``sharding``. Autograd then differentiates
+    # with respect to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
     inside = {node for start in gathered for node in _chain(start)}
-    own = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
-    return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in own))]
+    direct = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
+    return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in direct))]
 
 
-def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
+def _dividing_hook(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
     """A hook on a node, which adds one of the node's derivatives to the rows of a parameter and passes on the others.
 
     position: the position of that derivative among the derivatives of the node. edge: the edge of the graph to which
@@ -178,7 +181,11 @@ def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> C
 
 
 def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
-    """The edges of a graph: a node, the position of one of its inputs, and (node, output number) of that input."""
+    """The edges of a graph, each from a node to one of its inputs.
+
+    An edge is the node, the position of the input, and a pair: the node from which the input comes (autograd visits it
+    after the other) and the number of the output of that node.
+    """
     todo = list(dict.fromkeys(roots))
     seen = set(todo)
     while todo:
@@ -200,4 +207,5 @@ def _chain(node: Any) -> Iterable[Any]:
 
 
 def _is_view(node: Any) -> bool:
+    """Whether a node returns a view; torch numbers the names of nodes, as in TransposeBackward0."""
     return node.name().rstrip("0123456789") in VIEWS

@@ -1,4 +1,4 @@
-"""Products with the Hessian of a sharded model, of which every process computes the rows of its own shards."""
+"""Products with the Hessian of a sharded model; every process computes the rows that belong to its own shards."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,8 @@ class ShardedProducts(Operator):
     """The products with the rows of the Hessian that belong to this process's shards, at one point.
 
     weight: the factor of this process's loss, such that the losses of all processes add up to the loss of all data.
-    own: which entries of a vector this process holds. kept: an empty list, into which the first product puts the
-    gradient with its graph, for all later products.
+    own: which entries of a vector this process holds. cached_gradient: an empty list, into which the first product puts
+    the gradient with its graph, for all later products.
     """
 
     model: nn.Module
@@ -36,7 +36,7 @@ class ShardedProducts(Operator):
     weight: float
     parameters: tuple[Any, ...]
     own: Shards
-    kept: list[ShardedGradient]
+    cached_gradient: list[ShardedGradient]
 
     @property
     def shards(self) -> Shards:
@@ -80,10 +80,11 @@ class ShardedProducts(Operator):
 
     def _product(self, v: Tensor) -> Tensor:
         with self.ranks.reporting_lost_process(connection_errors_only=True):
-            if not self.kept:
-                self.kept.append(self.gradient())
-            self.ranks.with_shared_errors(self.kept[0].refuse_other_parameters)
-            return self.kept[0].product(v)
+            if not self.cached_gradient:
+                self.cached_gradient.append(self.gradient())
+            (gradient,) = self.cached_gradient
+            self.ranks.with_shared_errors(gradient.refuse_other_parameters)
+            return gradient.product(v)
 
     def value(self) -> Tensor:
         """This process's summand of the loss of all data."""
@@ -95,8 +96,8 @@ class ShardedProducts(Operator):
         Raises HiddenStateError where a hook on a tensor changes a gradient, and NoOtherWay, a RuntimeError, for a loss
         without a second derivative. If one process raises an error, every process does.
         """
-        # The watch is here for these hooks. Its search for stored parameters is switched off, because a sharded model
-        # is differentiated at the parameters that it stores.
+        # The watch is here to see such hooks. Its argument says which parameters must not be used: none here, because a
+        # sharded model is differentiated at the parameters that it holds.
         with ForwardWatch(lambda _: False) as watch:
             gradient = ShardedGradient(self.parameters, self.value)
 
@@ -148,7 +149,7 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
 
     def weights_of_both() -> tuple[float, ...]:
         try:
-            return batch_weights(loss, one, both_batches, shared=True)
+            return batch_weights(loss, one, both_batches, shared=True)  # shared: the batches have no point axis
         except ValueError as error:
             cause, advice, _ = str(error).partition("; give weights=")
             if not advice:

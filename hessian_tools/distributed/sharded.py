@@ -91,7 +91,8 @@ class ShardedHessian:
         """
         H, total = self.operator, self.num_params
         selections = (checked_selection(which, k, rtol, total),)
-        largest_shard = -(-total // H.shards.ranks.size)  # so that all processes find the same limits
+        # The size of the largest shard (the quotient is rounded up), so that all processes find the same limits.
+        largest_shard = -(-total // H.shards.ranks.size)
         fit = memory_budget(H.device) // (H.dtype.itemsize * largest_shard)
         limits = lanczos_limits(k, total, fit, seed, max_matvecs, max_basis, copies=False)
         saved = None
@@ -119,8 +120,9 @@ class ShardedHessian:
         for column in range(num_probes):
             draw = partial(signs, generator=stream(seed, "rademacher", column))
             z = H.shards.own_numbers(draw, torch.int8).to(H.device, H.dtype)
-            # Products take [point, param, probe]: here one point and one probe.
-            samples.append(H.shards.inner((z * H.products(z[None, :, None])[0, :, 0]).sum()))
+            # Products take and return [point, param, probe], here with one point and one probe.
+            product = H.products(z[None, :, None])[0, :, 0]
+            samples.append(H.shards.inner((z * product).sum()))  # z'Hz, added up over the processes
         return estimate_of(torch.stack(samples))
 
 

@@ -31,7 +31,7 @@ class _Gathered(nn.Module):
         assert isinstance(shard, DTensor)
         placements = [Replicate()] * shard.device_mesh.ndim
         whole = shard.redistribute(placements=placements).to_local(grad_placements=[Partial()] * len(placements))
-        if _regathers and whole.grad_fn is not None:
+        if _regathers and whole.grad_fn is not None:  # the innermost of the open contexts notes the gathering
             _regathers[-1].nodes[whole.grad_fn] = shard
             _regathers[-1].remember(whole, shard)
         return whole
@@ -91,7 +91,7 @@ class Regathers:
         return whole.as_strided(*form)
 
 
-_regathers: list[Regathers] = []  # the contexts that are open
+_regathers: list[Regathers] = []  # the contexts that are open, the innermost last
 
 
 def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -115,6 +115,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
             raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
     kind = parameters[0].device.type
     ranks = Ranks(group, parameters[0].device)
+    # The sum of all parameters serves as a checksum.
     sums = ranks.numbers([sum(float(p.detach().double().sum()) for p in parameters), len(parameters)])
     if any(row != sums[0] for row in sums):
         raise ValueError("the processes have different parameters; make the model after torch.manual_seed(0) on each")

@@ -37,6 +37,7 @@ class Conv4(nn.Module):
             layers = _convolution(inputs, width, normalisation=normalisation, groups=groups)
             blocks.append(nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(2)))
         self.body = nn.Sequential(*blocks)
+        # Each of the four poolings halves height and width, and leaves out a last row or column without a partner.
         self.head = nn.Linear(width * (height // 16) * (columns // 16), outputs)
 
     def forward(self, x: Tensor) -> Tensor:

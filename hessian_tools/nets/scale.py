@@ -12,17 +12,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from hessian_tools.layout import first_names
 
-# The name of a weight, and the modules that take the outputs of its layer as inputs; None stands for anything else that
-# takes them, such as a function.
+# The name of a weight, and everything that takes the outputs of the weight's layer as inputs: a module, or None for
+# anything else, such as a function.
 Use = tuple[str, list[nn.Module | None]]
 
 
 def normalised_weights(model: nn.Module) -> tuple[str, ...]:
-    """The names of the weights whose every single filter can be rescaled without a change of the loss.
+    """The names of the weights of which each filter can be rescaled without a change of the loss.
 
     A filter is a slice of the weight along dimension 0; it is rescaled by a positive number. The loss stays exactly the
-    same only in the limit where the eps of the normalisation goes to 0. The weights are those of
-    convolutions and linear layers whose outputs go into a normalisation and nowhere else. They are found by tracing the
+    same only in the limit where the eps of the normalisation goes to 0. The weights are those of convolutions and
+    linear layers whose outputs go into a normalisation and nowhere else. What follows a layer is found by tracing the
     forward pass with ``torch.fx``. If that fails, a layer is taken to be followed by its neighbour in an
     ``nn.Sequential``.
 

@@ -54,6 +54,7 @@ def _checksum(row: Mapping[str, Any], run: str | None) -> int:
 
 
 def _row(line: bytes, run: str | None, place: str) -> dict[str, Any]:
+    """The entries of a line, without its checksum; ``place`` names the line in the error message."""
     try:
         row = json.loads(line)
         checksum = row.pop(CHECKSUM, None)

@@ -40,10 +40,6 @@ def ignore_progress(*report: object) -> None:
     """The ``emit`` of a caller that does not follow the progress."""
 
 
-def _as_it_is(unit: Any, worker: int) -> Any:
-    return unit
-
-
 class WorkerPool:
     """Worker processes, which are started when they are first needed and kept for all later calls of ``run``.
 
@@ -56,7 +52,7 @@ class WorkerPool:
 
     def __init__(self, workers: int, *, place: Callable[[Any, int], Any] | None = None) -> None:
         self.workers = workers
-        self._place = place or _as_it_is
+        self._place = place or (lambda unit, worker: unit)
         self._started: list[_Worker] = []
 
     def __enter__(self) -> "WorkerPool":
@@ -89,7 +85,7 @@ class WorkerPool:
             while len(self._started) < min(self.workers, len(units)):
                 self._started.append(_Worker(len(self._started)))
             self._dispatch(work, list(units), emit)
-        # The other workers are still busy, and a later call would take their answers for answers to its own units.
+        # The other workers are still busy, and a later call of ``run`` would take their answers for its own.
         except BaseException:
             self.close()
             raise

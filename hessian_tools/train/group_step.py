@@ -50,7 +50,7 @@ class GroupStep:
         return self.ranks.rank == 0
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """On the first process: do with all processes what ``outer.accumulate_gradient`` does in one."""
+        """On the first process: compute an outer step with all processes, like ``outer.accumulate_gradient`` in one."""
         self.tell("step", meta_step)
         return self._step(theta, meta_step)
 
@@ -83,7 +83,7 @@ class GroupStep:
         with torch.no_grad():
             theta.copy_(ranks.first(theta))
         theta.grad = None
-        self.others_wait = False  # an error in the step is raised on every process, so that none waits then
+        self.others_wait = False  # if the step fails, every process raises an error, and none waits for an order
         gradients, parts = ranks.with_shared_errors(lambda: self._own_tasks(theta, meta_step))
         aux = torch.zeros(count, len(Aux._fields), dtype=theta.dtype, device=theta.device)
         # Each process fills in the rows of its own tasks. The sum over the processes then holds all rows.
