@@ -1,9 +1,9 @@
 """The trace and the largest eigenvalue of a transformer of a hundred million parameters, with the memory they took.
 
 Run as ``python -m benchmarks.large_model [--parameters 1e8] [--tokens 128] [--threads 1]``; Linux only. The model is a
-language model with untrained weights in float32, whose blocks are recomputed and whose cross-entropy is computed by
-chunks. The plan is made before each calculation. "Added" is the peak of the resident memory over that before the
-calculation.
+language model with untrained weights in float32. The activations of its blocks are recomputed in the backward pass, and
+its cross-entropy is computed by chunks. "Planned" is the memory that ``ht.plan`` predicts before a calculation. "Added"
+is the peak of the resident memory less what it was before the calculation.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PROBES, RTOL, MAX_MATVECS = 8, 1e-2, 100
 
 
 class Block(nn.Module):
-    """Causal attention and a layer of four times the width, each added to its normalised input."""
+    """Causal attention, then a hidden layer of four times the width; both take normalised inputs and are residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def width_for(num_params: float) -> int:
 
 
 def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callable[[], object]) -> object:
-    """The result of a calculation, after a line with its time and its memory beside the plan."""
+    """Run a calculation, and print its result, its time, and its memory beside the planned memory."""
     print(f"{planned}\n", flush=True)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # tells Linux to count the peak from here on
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    hessian_at(HEADS, 8).mv(torch.ones(hessian_at(HEADS, 8).num_params))  # warms up the process
+    hessian_at(HEADS, 8).mv(torch.ones(hessian_at(HEADS, 8).num_params))  # a tiny model, to warm up the process
     H = hessian_at(width_for(options.parameters), options.tokens)
     print(f"{H!r}, {options.tokens} tokens, {options.threads} threads, torch {torch.__version__}\n", flush=True)
     measured(H, ht.plan(H, "trace", num_probes=PROBES), lambda: ht.trace(H, num_probes=PROBES, method="probes", seed=0))

@@ -1,4 +1,4 @@
-"""What passes between the harness and a contestant: the problem, the job that it prepares, and the answer of a run."""
+"""What the benchmark and a contestant exchange: the problem, the job that the contestant prepares, and its answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -125,7 +125,7 @@ class Job:
 
 def sampled_entries(gradient: Tensor) -> Tensor:
     """At most ``GRADIENT_ENTRIES`` evenly spaced entries of a gradient [param], as a tensor [1, entry]."""
-    stride = -(-len(gradient) // GRADIENT_ENTRIES)
+    stride = -(-len(gradient) // GRADIENT_ENTRIES)  # rounded up
     return gradient[::stride][None].clone()
 
 

@@ -1,8 +1,8 @@
 """The work loads: W1 to W3 are problems in curvature, and M1 to M10 are outer steps of meta-training.
 
-W1 and W2 are a 4-conv network on drawings, and W3 is a small regression network. Their points are the parameter vectors
-theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from seeded initial parameters.
-Everything is drawn from one seed and saved to a file, which every contestant reads.
+W1 and W2 use a network of four convolutions ("4-conv") on drawings, and W3 a small regression network. Their points
+are the parameter vectors theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from
+seeded initial parameters. Everything is drawn from one seed and saved to a file, which every contestant reads.
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks.problem import Problem, SquaredError, TrainingProblem
 from hessian_tools.data import SineLineTasks, TaskSource, open_tasks
 
 SEED = 0
-_LINE = (1,)  # the input shape of regression tasks
+_ONE_NUMBER = (1,)  # the input shape of regression tasks
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def criterion(self) -> nn.Module:
-        return SquaredError() if self.input_shape == _LINE else nn.CrossEntropyLoss()
+        return SquaredError() if self.input_shape == _ONE_NUMBER else nn.CrossEntropyLoss()
 
     def enlarged(self, x: Tensor, index: int) -> Tensor:
         """The drawings of a task, 28x28, enlarged and tinted if the network takes larger images in colour."""
@@ -160,7 +160,7 @@ def _sines_step(order: str) -> TrainingWorkload:
         num_tasks=25,
         steps=5,
         step_size=0.001,
-        input_shape=_LINE,
+        input_shape=_ONE_NUMBER,
         first_order=order == "first",
     )
 
@@ -180,7 +180,7 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
         num_tasks=20,
         steps=5,
         step_size=0.01,
-        input_shape=_LINE,
+        input_shape=_ONE_NUMBER,
     ),
     "M1": _conv4_step(1, 28, shots=5, num_tasks=4),
     "M2": _conv4_step(1, 28, shots=5, num_tasks=4, order="first"),

@@ -3,7 +3,7 @@
 The forward pass and the gradient at the point are taken as already computed. Then a product needs, for each
 convolution of the network, two convolutions in the tangent of the forward pass (one for the tangent of the input, one
 for that of the weight), and four in the tangent of the backward pass (two for the gradient by the input, two for the
-gradient by the weight). All 6 have the size of the forward convolution. In the first layer, the input has no tangent
+gradient by the weight). All six have the size of the forward convolution. In the first layer, the input has no tangent
 and no gradient, so only 2 of the 6 are left. Therefore floor = 6 (t_1 + ... + t_4) - 4 t_1, where t_i is the time of
 the forward convolution of layer i of the 4-conv network on the batch of one point, in float32. Batch normalisation,
 ReLU and pooling are left out.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job, Problem
 
-MIN_SECONDS, MIN_SAMPLES = 0.4, 5  # every timing goes on until it has taken both
-CALLS_PER_SAMPLE = 20  # on a GPU
+MIN_SECONDS, MIN_SAMPLES = 0.4, 5  # every timing takes at least so many seconds, and at least so many samples
+CALLS_PER_SAMPLE = 20  # on a GPU; on a CPU, a sample is one call
 
 
 def build(problem: Problem, quantity: str) -> Job:

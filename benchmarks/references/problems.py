@@ -1,7 +1,7 @@
-"""The problems: quadratic losses with planted spectra, and small networks with dense Hessians in float64.
+"""The problems: quadratic losses whose Hessian has a chosen ("planted") spectrum, and small networks.
 
-The dense Hessians are made by plain reverse-over-reverse differentiation of torch, of all data at once, and share no
-code with the library.
+For the networks, the reference is the dense Hessian in float64. It is made by torch's plain reverse-over-reverse
+differentiation, of all data at once, and shares no code with the library.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from benchmarks.references.spectra import DTYPE, LARGER, SPECTRA
 class Reference:
     """A loss and its exact Hessian.
 
-    model, criterion, batch: what a tool is given, in float32. whole: all data as one pair (x, y).
+    model, criterion, batch: what a tool is given, in float32. whole: the data of all batches as one pair (x, y).
     planted: the spectrum in closed form, or None where it is computed from the dense Hessian.
     """
 

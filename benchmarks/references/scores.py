@@ -56,12 +56,13 @@ def _product(tool: Tool, problem: Reference) -> Score:
     def factory(model: nn.Module, batch: Any) -> Any:
         return tool(model, problem.criterion, batch).get("matvec")
 
-    matvec = factory(model := deepcopy(problem.model), problem.batch)
+    model = deepcopy(problem.model)
+    matvec = factory(model, problem.batch)
     if matvec is None:
         return Score(None)
     found = ht.audit(matvec, model, problem.criterion, problem.batch, factory)
     failed = [finding for finding in found.findings if finding.passed is False]
-    # The comparison with exact products tells most, where it was made.
+    # The audit makes several checks. The comparison with exact products tells most, so it is reported if it failed.
     first = next((f for f in failed if f.name == "hessian"), failed[0] if failed else None)
     return Score(found.passed, "" if first is None else f"{first.name} {first.value:.0e}")
 
