@@ -42,6 +42,7 @@ class Profile:
         return self
 
     def _count(self, frame: FrameType, event: str, _: Any) -> None:
+        """Python calls this at every call and return of a function while ``run`` is active."""
         if event not in ("call", "return") or not frame.f_code.co_filename.startswith(LIBRARY):
             return
         step = 1 if event == "call" else -1

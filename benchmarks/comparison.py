@@ -77,6 +77,7 @@ def compare(row: Row, entries: list[Entry], points: int, clock: Clock = "wall") 
 
 
 def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock: Clock) -> Line:
+    """The comparison of our entry with that of one rival."""
     absent = f"ours: {ours.absent}" if ours.absent else theirs.absent
     if absent or not (ours.samples and theirs.samples):
         return Line(row, rival, absent or "no round")

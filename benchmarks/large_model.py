@@ -69,7 +69,7 @@ def width_for(num_params: float) -> int:
     return min(widths, key=lambda w: abs(12 * DEPTH * w**2 + VOCABULARY * w - num_params))
 
 
-def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callable[[], object]) -> object:
+def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callable[[], object]) -> None:
     """Run a calculation, and print its result, its time, and its memory beside the planned memory."""
     print(f"{planned}\n", flush=True)
     before = resident("VmRSS")
@@ -83,7 +83,6 @@ def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callab
         f"({100 * (added / planned.bytes_added - 1):+.1f} %)\n",
         flush=True,
     )
-    return result
 
 
 def hessian_at(width: int, tokens: int) -> ht.Operator:

@@ -25,10 +25,12 @@ CALLS_PER_SAMPLE = 20  # on a GPU; on a CPU, a sample is one call
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    """Return the job for "products", the only quantity that has a floor."""
     return Job({"products": lambda: _floor(problem)}[quantity], "6 forward convolutions less 4 times the first")
 
 
 def _floor(problem: Problem) -> Answer:
+    """The floor's time for one product and the number of its operations; on a GPU also the rate of matrix products."""
     rates = {"product_flop": product_flop(problem)}
     if not problem.thetas.is_cuda:
         return Answer(num_matvecs=1, seconds=floor_seconds(problem), rates=rates)

@@ -73,6 +73,7 @@ def planted(name: str, spectrum: Tensor) -> Reference:
     n = len(spectrum)
     Q = torch.linalg.qr(torch.randn(n, n, generator=ht.stream(0, "references", name), dtype=DTYPE)).Q
     model = ht.seeded(lambda: nn.Linear(n, 1, bias=False), seed=0)
+    # The targets are the weights of the squares in ``Weighted``; the factor n cancels the mean over the n examples.
     batch = (Q.T.contiguous().float(), (n * spectrum)[:, None].float())
     return Reference(f"planted {name}", model, Weighted(), batch, batch, spectrum)
 

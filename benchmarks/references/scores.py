@@ -44,6 +44,7 @@ def _scores(tool: Tool, problem: Reference) -> dict[str, Score]:
 
 
 def _attempt(check: Callable[[Tool, Reference], Score], tool: Tool, problem: Reference) -> Score:
+    """The score by a check; a tool that raises an error is wrong, unless it is not installed."""
     try:
         return check(tool, problem)
     except ImportError:
@@ -53,6 +54,8 @@ def _attempt(check: Callable[[Tool, Reference], Score], tool: Tool, problem: Ref
 
 
 def _product(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's product passes ``ht.audit``."""
+
     def factory(model: nn.Module, batch: Any) -> Any:
         return tool(model, problem.criterion, batch).get("matvec")
 
@@ -68,6 +71,7 @@ def _product(tool: Tool, problem: Reference) -> Score:
 
 
 def _top(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's largest eigenvalues are the exact ones, up to ``RTOL``."""
     top = tool(deepcopy(problem.model), problem.criterion, problem.batch).get("top")
     if top is None:
         return Score(None)
@@ -78,13 +82,15 @@ def _top(tool: Tool, problem: Reference) -> Score:
 
 
 def _trace(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's trace is the exact one, up to its own standard error."""
     trace = tool(deepcopy(problem.model), problem.criterion, problem.batch).get("trace")
     if trace is None:
         return Score(None)
     value, stderr = trace()
     distance = abs(value - float(problem.eigenvalues.sum()))
-    right = distance <= STANDARD_ERRORS * stderr + ROUNDING * float(problem.eigenvalues.abs().sum())
-    return Score(right, "" if right else f"{distance / stderr:.0f} s.e." if stderr else "inf")
+    if distance <= STANDARD_ERRORS * stderr + ROUNDING * float(problem.eigenvalues.abs().sum()):
+        return Score(True)
+    return Score(False, f"{distance / stderr:.0f} s.e." if stderr else "inf")
 
 
 CHECKS = {"product": _product, "top": _top, "trace": _trace}

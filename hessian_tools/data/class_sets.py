@@ -126,7 +126,7 @@ class StoredClasses(DisjointClasses):
     def __post_init__(self) -> None:
         super().__post_init__()
         # The file is mapped now and not only at the first use. So it stays readable even if another process puts a
-        # newer cache in its place in the meantime.
+        # newer file in its place in the meantime.
         _ = self.images
 
     def __getstate__(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class FeatureClasses(DisjointClasses):
     """Feature vectors grouped by class.
 
     features: float32 [example, feature], one class after the other. counts: the number of vectors of each class.
-    split_rule: how the classes are divided, in words.
+    split_rule: how the classes are divided, in words. scale: the stored value that stands for 1.0.
     """
 
     name: str

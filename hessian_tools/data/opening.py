@@ -244,6 +244,7 @@ def reshaped(data: ImageClasses, *, image_size: int, channels: int) -> ImageClas
 
 @cached_function
 def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
+    """The result of ``reshaped``, computed once in a process for the same arguments."""
     images, scale = data.images, data.scale
     if len(images) * images.shape[1] * side**2 > MAX_RESHAPED:
         raise ValueError(f"image_size={side} would make {data.name} larger than {MAX_RESHAPED / 1e9:g} GB; give less")

@@ -40,7 +40,7 @@ MAX_CHECKED_BLOCKS = 64
 CHUNK = 256  # the number of images that are decoded together
 STALE_SECONDS = 24 * 3600.0  # an unfinished file of this age is taken to be left by a crash
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # is called with the number of images decoded so far and the total number
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_contents(tree: Tree, match: Match) -> Contents:
 
 
 def _open(stem: Path) -> Cached | None:
-    """The cache at a stem, or None if it is absent, unfinished or damaged."""
+    """The cache at a path without the endings .npy and .json, or None if it is absent, unfinished or damaged."""
     file = stem.with_name(f"{stem.name}.npy")
     try:
         about = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))

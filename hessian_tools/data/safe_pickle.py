@@ -62,6 +62,7 @@ def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
     Nothing is unpickled or run. The file is read once, and only one item is in memory at a time.
     """
     try:
+        # A pickle is a list of instructions, and ``item`` is the argument of one of them.
         for _, item, _ in pickletools.genops(cast(IO[bytes], _BoundedFile(file, MAX_IMAGE))):
             # Old protocols of pickle write bytes as latin-1 text.
             content = item.encode("latin-1", "ignore") if isinstance(item, str) and item[1:4] == "PNG" else item

@@ -91,6 +91,7 @@ class Tree:
         return (self.root / name).open("rb")
 
     def _list_files(self) -> None:
+        """List the files at the path, with the members of a zip in the place of the zip."""
         files: dict[str, Stamp] = {}
         empty: list[str] = []
         if self.path.is_file() and self.path.suffix == ".zip":
@@ -104,6 +105,7 @@ class Tree:
         self.files, self.empty = dict(sorted(files.items())), tuple(empty)
 
     def _members(self, name: str) -> dict[str, Stamp]:
+        """Open a zip, and list the files in it."""
         try:
             archive = self._open_files.enter_context(zipfile.ZipFile(self.root / name))
         except Exception as e:  # a damaged zip can fail in any way

@@ -19,7 +19,7 @@ from hessian_tools.curvature.engines.torch_errors import explained
 from hessian_tools.distributed.sharding import CHANGED, Regathers
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-# The names of the nodes of operations that return a view, such as the transpose of a weight in ``F.linear``.
+# torch's names for the nodes of a graph that stand for views, such as the transpose of a weight in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
 
 PIECE = 2**20  # how many numbers of a tensor ``_sums_of_bits`` adds at once
@@ -78,10 +78,10 @@ class ShardedGradient:
         if self.inputs:
             gradients, directions = zip(*chosen, strict=True)
             derivatives = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
-            for reached, derivative in zip(self.inputs, derivatives, strict=True):
+            for each, derivative in zip(self.inputs, derivatives, strict=True):
                 # An input that is an edge of the graph stands for a whole parameter, whose derivative a hook has added.
-                if derivative is not None and isinstance(reached, DTensor):
-                    self.rows.add(reached, derivative)
+                if derivative is not None and isinstance(each, DTensor):
+                    self.rows.add(each, derivative)
         self.rows.stop()
         return out
 
@@ -122,7 +122,8 @@ def _sums_of_bits(parameters: tuple[Any, ...]) -> list[int]:
     shards = [p.detach().to_local() for p in parameters]
     bits = [s.contiguous().view(integers[s.element_size()]).flatten() for s in shards]
     # The sum is taken in pieces, because torch first copies 32-bit integers into 64 bits, which takes memory.
-    return torch.stack([torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]).tolist()
+    sums = [torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]
+    return torch.stack(sums).tolist()
 
 
 def _like(piece: Tensor, parameter: Any) -> DTensor:
@@ -140,41 +141,46 @@ def _like(piece: Tensor, parameter: Any) -> DTensor:
 def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Rows) -> list[Any]:
     """The inputs for ``torch.autograd.grad``; sets a hook at every operation that uses a whole parameter.
 
-    roots: the nodes of the gradient. gathered: for each node that gathers a parameter, the parameter.
+    roots: the nodes of the gradient in the graph. gathered: for each node that gathers a parameter, the parameter.
     """
     edges = list(_edges(roots))
-    whole = dict(gathered)  # the nodes that return a whole parameter or a view of one
-    for _ in edges:  # each pass finds the views of the tensors found before; the last pass finds none
-        views = {node: whole[after] for node, _, (after, _) in edges if after in whole and _is_view(node)}
-        if views.keys() <= whole.keys():
+    # For each node that returns a whole parameter or a view of one, the parameter. Each pass of the loop finds views of
+    # what was found before, until a pass finds nothing new.
+    parameter_of = dict(gathered)
+    for _ in edges:
+        views = {
+            node: parameter_of[source] for node, _, (source, _) in edges if source in parameter_of and _is_view(node)
+        }
+        if views.keys() <= parameter_of.keys():
             break
-        whole |= views
+        parameter_of |= views
     uses: dict[Any, GradientEdge] = {}
-    for node, position, (after, number) in edges:
-        if after in whole and node not in whole:
-            edge = uses.setdefault(after, GradientEdge(after, number))
+    for node, position, (source, output) in edges:
+        if source in parameter_of and node not in parameter_of:
+            edge = uses.setdefault(source, GradientEdge(source, output))
             # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
-            node.register_hook(_dividing_hook(position, edge, whole[after], rows))
+            node.register_hook(_dividing_hook(position, edge, parameter_of[source], rows))
     # A model may also use a DTensor in its own way, without the gathering of ``sharding``. Autograd then differentiates
     # with respect to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
     inside = {node for start in gathered for node in _chain(start)}
-    direct = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
+    direct = [source.variable for node, _, (source, _) in edges if hasattr(source, "variable") and node not in inside]
     return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in direct))]
 
 
 def _dividing_hook(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
     """A hook on a node, which adds one of the node's derivatives to the rows of a parameter and passes on the others.
 
-    position: the position of that derivative among the derivatives of the node. edge: the edge of the graph to which
-    autograd would have passed it on, which leads to the parameter.
+    position: the position of this derivative among the derivatives of the node. edge: the edge of the graph along which
+    autograd would have passed the derivative on to the parameter.
     """
 
     def hook(derivatives: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
-        whole = derivatives[position]
-        if whole is None or not rows.pieces:  # no derivative, or no product is being computed
+        derivative = derivatives[position]
+        if derivative is None or not rows.pieces:  # no derivative, or no product is being computed
             return None
-        (shard,) = torch.autograd.grad([edge], [parameter], [whole], retain_graph=True)
-        rows.add(parameter, shard)
+        # This runs the backward pass of the gathering, which divides the derivative into the shards.
+        (in_shards,) = torch.autograd.grad([edge], [parameter], [derivative], retain_graph=True)
+        rows.add(parameter, in_shards)
         return (*derivatives[:position], None, *derivatives[position + 1 :])
 
     return hook
@@ -183,27 +189,26 @@ def _dividing_hook(position: int, edge: GradientEdge, parameter: Any, rows: _Row
 def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
     """The edges of a graph, each from a node to one of its inputs.
 
-    An edge is the node, the position of the input, and a pair: the node from which the input comes (autograd visits it
-    after the other) and the number of the output of that node.
+    An edge is (node, position of the input, (source, output)), where the input is that output of the node ``source``.
     """
     todo = list(dict.fromkeys(roots))
     seen = set(todo)
     while todo:
         node = todo.pop()
-        for position, (after, number) in enumerate(node.next_functions):
-            if after is None:
+        for position, (source, output) in enumerate(node.next_functions):
+            if source is None:  # an input that needs no gradient
                 continue
-            yield node, position, (after, number)
-            if after not in seen:
-                seen.add(after)
-                todo.append(after)
+            yield node, position, (source, output)
+            if source not in seen:
+                seen.add(source)
+                todo.append(source)
 
 
 def _chain(node: Any) -> Iterable[Any]:
     """A node, the node of its first input, the node of the first input of that node, and so on."""
     while node is not None:
         yield node
-        node = next((after for after, _ in node.next_functions if after is not None), None)
+        node = next((source for source, _ in node.next_functions if source is not None), None)
 
 
 def _is_view(node: Any) -> bool:

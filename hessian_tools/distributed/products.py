@@ -79,6 +79,7 @@ class ShardedProducts(Operator):
         return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
 
     def _product(self, v: Tensor) -> Tensor:
+        """This process's entries of the product with one vector, from its entries of the vector."""
         with self.ranks.reporting_lost_process(connection_errors_only=True):
             if not self.cached_gradient:
                 self.cached_gradient.append(self.gradient())

@@ -97,6 +97,7 @@ class ShardedHessian:
         limits = lanczos_limits(k, total, fit, seed, max_matvecs, max_basis, copies=False)
         saved = None
         if folder is not None:
+            # A saved run is recognised by the product of its matrix with a random vector.
             saved = SavedRun(Path(folder), H, selections, limits, random_vector(H, 0, "saved run"))
         (pairs,) = checked_pairs(H, lanczos(H, selections, limits, saved=saved), selections)
         if saved is not None:
@@ -201,7 +202,7 @@ def _shards_of(parameters: tuple[Any, ...], ranks: Ranks) -> Shards:
         # The rows of each process, rounded up, as DTensor divides; the last processes may have fewer rows or none.
         rows = -(-p.shape[0] // ranks.size)
         first = min(ranks.rank * rows, p.shape[0])
-        offset = start + first * (p.numel() // p.shape[0])
+        offset = start + first * (p.numel() // p.shape[0])  # the quotient is the number of entries of a row
         segments.append((offset, offset + p.to_local().numel()))
         start += p.numel()
     return Shards(ranks, start, segments)

@@ -208,9 +208,9 @@ def leo(
 def supervised(steps: int, step_size: float) -> Learner:
     """Control: ordinary cross-entropy training on all training classes, adapted to a new task by the same inner loop.
 
-    The body is trained under a head of its own, with one output per training class. On a new task the network has
-    its initial head of ``ways`` outputs, which is drawn from the seed and never trained. The untrained control of the
-    same seed has the same head.
+    In training the body has another head, with one output per training class. On a new task the network has its initial
+    head of ``ways`` outputs, which is drawn from the seed and never trained. The untrained control of the same seed has
+    the same head.
     """
     return Learner("supervised", steps, step_size, outer="classes")
 

@@ -117,6 +117,7 @@ class Task:
         kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
         encoder = ((last_code.detach().view_as(self.start) - self.start) ** 2).sum(-1).mean()
         l2 = torch.stack([(self.parameters[name] ** 2).sum() for name in PENALISED]).sum()
+        # A row holds what one entry of a code contributes to the weights.
         rows = F.normalize(self.parameters["decoder"].T, dim=-1)
         eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)

@@ -42,8 +42,8 @@ def normalised_weights(model: nn.Module) -> tuple[str, ...]:
     free: dict[str, bool] = {}  # for each weight, whether each of its filters can be rescaled at all its uses so far
     for name, followers in uses:
         layer = model.get_submodule(name.rpartition(".")[0])
-        always = bool(followers) and all(_frees_each_filter(after, layer) for after in followers)
-        free[name] = always and free.get(name, True)
+        here = bool(followers) and all(_frees_each_filter(follower, layer) for follower in followers)
+        free[name] = here and free.get(name, True)
     return tuple(name for name, _ in model.named_parameters() if free.get(name))
 
 

@@ -148,6 +148,7 @@ def _short(value: Any) -> str:
 
 
 def _version(package: str) -> str:
+    """The version of a package, or "absent" where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

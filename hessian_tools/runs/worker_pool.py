@@ -161,6 +161,7 @@ class _Worker:
         return kind, value
 
     def _lost(self) -> WorkerLost:
+        """The error for a worker whose pipe is closed, which means that its process has ended or is about to."""
         self.process.join(GRACE)
         return WorkerLost(
             f"worker process {self.number} ended (exit code {self.process.exitcode}) while it was {self.activity};"

@@ -110,6 +110,8 @@ def _match(
 # The readers of all layouts take ``crop``, whether images are cropped to their boxes. Those below ignore it, because
 # the images of their layouts have no boxes.
 def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict[str, dict[str, str]]) -> Contents:
+    """The contents of class folders whose splits are given by lists of classes; splits: the lists, as in ``find``."""
+
     def lines(file: str) -> list[str]:
         return [line.strip() for line in tree.text(file).splitlines() if line.strip()]
 
@@ -121,6 +123,7 @@ def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict
 
 
 def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
+    """The contents of images whose classes and split are given by a CSV file for each part; lists: these files."""
     # A list may give the path of an image in full, without its first folders, or as the bare file name.
     files: dict[str, str] = {}
     for name in images:
@@ -154,6 +157,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
+    """The contents of folders by split and class."""
     parts: dict[str, set[str]] = {}
     for name in images:
         part, class_name = name.split("/")[-3:-1]  # of <part>/<class>/<image>
@@ -163,5 +167,6 @@ def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
 
 
 def _read_classes(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
+    """The contents of a folder for each class, without a split of their own."""
     classes = group_by_folder(images)
     return image_files(tree, classes, (split_by_hash(list(classes)),))

@@ -1,7 +1,8 @@
 """What the layouts have in common: how a data set is recognised by its file names, and what its reader returns.
 
-A reader returns the class names and the number of images of each class, which is cheap, together with a function that
-reads the images. That function is called only if the data set has no cache of decoded images yet.
+The reader of a layout (``Match.read``) returns the class names and the number of images of each class, which is cheap,
+together with a function that reads the images. That function is called only if the data set has no cache of decoded
+images yet.
 """
 
 import re
@@ -20,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 Box = tuple[int, int, int, int]
 Images = Callable[[], Iterator[bytes | np.ndarray]]
-# The position of the class of each image of a file, and a function that reads these images in the same order.
+# For a file of many images: the position of the class of each image, and a function that reads the images in order.
 Labelled = tuple[list[int], Images]
 Splits = tuple[Split, ...]
 
@@ -163,7 +164,7 @@ def labelled_images(class_names: tuple[str, ...], files: Mapping[str, Labelled],
 
     def pictures() -> Iterator[Picture]:
         for name, (indices, images) in files.items():
-            num_images = 0
+            num_images = 0  # for a file without any image, which the loop does not enter
             for num_images, content in enumerate(images(), start=1):
                 if num_images <= len(indices):  # further images are only counted, for the error message
                     yield Picture(indices[num_images - 1], f"image {num_images - 1} of {name}", content)

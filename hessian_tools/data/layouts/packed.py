@@ -30,7 +30,8 @@ LOOKS_FOR = (
     "FC100, CIFAR-FS, miniImageNet: {FC100,CIFAR_FS,miniImageNet_category_split}_{train,val,test}.pickle",
     "tieredImageNet: {train,val,test}_images_png.pkl or _images.npz, with {train,val,test}_labels.pkl",
 )
-# The file names of the three kinds of packed data, in the order of ``LOOKS_FOR``: CACHE, LABELLED and TIERED.
+# The file names of the three kinds of packed data, in the order of ``LOOKS_FOR``: CACHE, LABELLED and TIERED. The
+# "{}" in LABELLED stands for the name of a data set.
 CACHE = re.compile(r"(?P<home>(?:.*/)?)mini-imagenet-cache-(?P<part>train|val|validation|test)\.pkl")
 LABELLED = r"(?P<home>(?:.*/)?){}_(?P<part>train|val|test)\.(?:pickle|pkl)"
 # If a folder has both kinds, the pickles of PNGs are read: of two files for one part, ``parts_by_home`` takes the last
