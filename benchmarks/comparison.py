@@ -1,4 +1,7 @@
-"""Turns samples into medians, ratios and errors, and decides whether a goal is reached."""
+"""Turns samples into medians, ratios and errors, and decides whether a goal is reached.
+
+A sample is one timed run of a contestant: of this library ("ours") or of a rival ("theirs").
+"""
 
 from dataclasses import dataclass
 from statistics import median

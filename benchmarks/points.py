@@ -73,7 +73,7 @@ def speed_rows(name: str, turns: int) -> list[dict[str, Any]]:
         {
             "work load": name,
             "route": route,
-            "taken": operators[route].route,
+            "taken": operators[route].route,  # the route that was used, which may be another than the requested one
             "ms": 1e3 * median(times[route]),
             "ratio": median(a / b for a, b in zip(times[route], times["floor"], strict=True)),
             "to": "floor" if convolutional else "kept graph",

@@ -1,4 +1,7 @@
-"""What the benchmark and a contestant exchange: the problem, the job that the contestant prepares, and its answer."""
+"""What the benchmark and a contestant exchange: the problem, the job that the contestant prepares, and its answer.
+
+A contestant is this library or one of its peers.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

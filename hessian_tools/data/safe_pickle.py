@@ -26,6 +26,7 @@ MAX_PICKLE = 2_000_000_000  # bytes of a pickle that is read as a whole
 MAX_IMAGE = 64_000_000  # bytes of one image
 MAX_ITEMS = 10_000_000  # items of a container that a pickle makes out of another, such as list(range(10**9))
 
+# The types of Python that a pickle may make, by name.
 PLAIN: dict[str, type] = {
     kind.__name__: kind
     for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
@@ -106,6 +107,7 @@ class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         self._where = where
 
     def find_class(self, module: str, name: str) -> Any:
+        """The unpickler calls this for every class and function that the pickle names."""
         admitted = _admitted(module, name)
         if admitted is None:
             raise _RefusedError(

@@ -135,7 +135,7 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
     """The files with their stamps, and the empty folders; a folder that links make reachable twice is listed once."""
     files: dict[str, Stamp] = {}
     empty: list[str] = []
-    entered: set[tuple[int, int]] = set()
+    entered: set[tuple[int, int]] = set()  # the numbers by which the system knows the folders: device and inode
     waiting = [("", depth)]
     while waiting:
         folder, levels = waiting.pop()

@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from hessian_tools.curvature.engines.double_backward import refuse_broken_graph
 from hessian_tools.curvature.engines.torch_errors import explained
-from hessian_tools.distributed.sharding import CHANGED, Regathers
+from hessian_tools.distributed.sharding import CHANGED, Regathering
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-# torch's names for the nodes of a graph that stand for views, such as the transpose of a weight in ``F.linear``.
+# torch's names, without the number at the end, for the nodes of a graph that stand for views, such as the transpose of
+# a weight in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
 
 PIECE = 2**20  # how many numbers of a tensor ``_sums_of_bits`` adds at once
@@ -37,7 +38,8 @@ class ShardedGradient:
     """
 
     def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
-        with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
+        # TwiceDifferentiable replaces the operations that torch cannot differentiate twice.
+        with torch.enable_grad(), TwiceDifferentiable(), Regathering() as regathering:
             loss = value()
             self.gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         self.refusal: RuntimeError | None = None
@@ -48,7 +50,7 @@ class ShardedGradient:
         self.rows = _Rows(parameters)
         self.bit_sums = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
-        self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
+        self.inputs = _inputs_with_hooks(roots, regathering.nodes, self.rows) if roots else []
 
     def refuse_broken_graph(self) -> None:
         """Raises NoOtherWay, a RuntimeError, for a loss without a second derivative.
@@ -149,7 +151,9 @@ def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Ro
     parameter_of = dict(gathered)
     for _ in edges:
         views = {
-            node: parameter_of[source] for node, _, (source, _) in edges if source in parameter_of and _is_view(node)
+            node: parameter_of[source]
+            for node, _, (source, _) in edges
+            if source in parameter_of and node.name().rstrip("0123456789") in VIEWS
         }
         if views.keys() <= parameter_of.keys():
             break
@@ -209,8 +213,3 @@ def _chain(node: Any) -> Iterable[Any]:
     while node is not None:
         yield node
         node = next((source for source, _ in node.next_functions if source is not None), None)
-
-
-def _is_view(node: Any) -> bool:
-    """Whether a node returns a view; torch numbers the names of nodes, as in TransposeBackward0."""
-    return node.name().rstrip("0123456789") in VIEWS

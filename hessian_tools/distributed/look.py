@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.products import ShardedProducts, call, criterion_value
-from hessian_tools.distributed.sharding import Regathers, was_replaced
+from hessian_tools.distributed.sharding import Regathering, was_replaced
 from hessian_tools.first_look import agree
 from hessian_tools.hand_written import (
     direction_of,
@@ -34,7 +34,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.watches import ForwardWatch
 
 
-@full_precision
+@full_precision  # float32 products are computed in float32 and not in TF32
 def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, device: torch.device) -> tuple[Any, str]:
     """The outputs on the data of this process, and the name of a hand-written derivative ("" if there is none).
 
@@ -46,7 +46,7 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     with restored_random_states(device):
         before = global_states(device)
         # Both passes record a graph, because a pass without one may take other operations, as attention does.
-        with torch.enable_grad(), TwiceDifferentiable(), Regathers():
+        with torch.enable_grad(), TwiceDifferentiable(), Regathering():
             # The argument of the watch says which parameters must not be used: none here, because a sharded model is
             # rightly differentiated at the parameters that it holds.
             with ForwardWatch(lambda _: False) as watch:
@@ -66,7 +66,8 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
         raise HiddenStateError("the model changes its buffers in its forward pass; call model.eval()")
     pairs = [*zip(tensors_of(outputs), tensors_of(again), strict=True), (value, value_again)]
-    # Results that are not finite are not compared, because NaN does not equal itself.
+    # ``agree`` means equal to the bit on a CPU, and up to rounding on a GPU. Results that are not finite are not
+    # compared, because NaN does not equal itself.
     if any(bool(a.isfinite().all()) and not agree(a.detach(), b.detach()) for a, b in pairs):
         raise HiddenStateError(
             "the model or the criterion gives another result the second time, so the loss is no function of the "

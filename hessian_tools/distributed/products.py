@@ -84,7 +84,7 @@ class ShardedProducts(Operator):
             if not self.cached_gradient:
                 self.cached_gradient.append(self.gradient())
             (gradient,) = self.cached_gradient
-            self.ranks.with_shared_errors(gradient.refuse_other_parameters)
+            self.ranks.with_shared_errors(gradient.refuse_other_parameters)  # an error of one is raised on all
             return gradient.product(v)
 
     def value(self) -> Tensor:
@@ -164,6 +164,7 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
     of_first, of_own = ranks.with_shared_errors(weights_of_both)
     # Both weights are 1 for a criterion that sums; they add up to 1 for one that averages.
     sums = of_first + of_own == 2
+    # A row for each process: its weight as a multiple of process 0's, and whether its criterion sums.
     rows = ranks.numbers([of_own / of_first, float(sums)])
     if all(row[1] for row in rows):
         return 1.0

@@ -56,7 +56,7 @@ class ShardedHessian:
         """How many entries of a vector this process holds."""
         return self.operator.shards.length
 
-    @full_precision
+    @full_precision  # float32 products are computed in float32 and not in TF32
     def mv(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
         """This process's part of the product with a vector, from its part of the vector."""
 
@@ -67,7 +67,7 @@ class ShardedHessian:
                     f"[{self.shard_size}] of {self.operator.dtype}"
                 )
 
-        self.operator.ranks.with_shared_errors(check)
+        self.operator.ranks.with_shared_errors(check)  # an error of one process is raised on all of them
         return self.operator.products(v[None, :, None])[0, :, 0]
 
     @full_precision
@@ -147,7 +147,7 @@ def sharded_hessian(
     whose hand-written derivatives are wrong.
     """
     refuse_wrapped(model)
-    return_freed_blocks()
+    return_freed_blocks()  # otherwise the C library would keep hundreds of MB that nothing uses
     parameters = _checked_parameters(model)
     ranks = Ranks(parameters[0].device_mesh.get_group(), parameters[0].to_local().device)
     if criterion is None:
@@ -156,6 +156,7 @@ def sharded_hessian(
         raise ValueError("the batch is a list of batches; give each process one batch")
     batch = cast_like(batch, parameters[0].to_local())
     x, y = split_batch(batch, signature_of(model))
+    # Buffers and frozen parameters are not divided, and must be equal on all processes.
     named = [*model.named_buffers(), *model.named_parameters()]
     refuse_different_constants({name: t for name, t in named if not isinstance(t, DTensor)}, ranks)
     outputs, name = ranks.with_shared_errors(lambda: look_at_shards(model, criterion, x, y, ranks.device))

@@ -28,7 +28,7 @@ def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], s
     return learner_path(learner, loss, theta, support).adapted
 
 
-@full_precision
+@full_precision  # float32 products are computed in float32 and not in TF32
 def meta_gradient(
     learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch, query: Batch, *, full: bool
 ) -> Float[Tensor, " meta"]:

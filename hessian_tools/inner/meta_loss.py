@@ -2,7 +2,8 @@
 
 SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
 reference); see ``hessian_tools.inner.shot``. The curvature penalty acts on the curvature along the inner gradient
-itself; see ``hessian_tools.inner.penalty``.
+itself; see ``hessian_tools.inner.penalty``. One learner, LEO (latent embedding optimisation, see
+``hessian_tools.inner.leo``), has inner steps on latent codes instead of parameters, and penalties of its own.
 """
 
 from collections.abc import Callable

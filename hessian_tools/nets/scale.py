@@ -72,7 +72,8 @@ def _traced_uses(model: nn.Module) -> list[Use]:
     copy = deepcopy(model, {id(p): p for p in model.parameters()})
     with torch.random.fork_rng(devices=[]):
         graph = Tracer().trace(copy)
-    modules, names = dict(model.named_modules()), first_names(model)  # a shared weight has several names
+    # ``names`` maps every name of a parameter to its first name, because a shared weight has several.
+    modules, names = dict(model.named_modules()), first_names(model)
     uses: list[Use] = []
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in names:

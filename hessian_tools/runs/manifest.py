@@ -3,7 +3,8 @@
 The manifest is one JSON file. Its part "config" holds the settings of the study that the run belongs to. Its part
 "training" holds everything that determines the numbers of the training. A study writes and compares the first part,
 and training writes and compares the second. A run resumes in a folder only where the compared part is equal. The
-remaining entries inform readers: versions, device, threads, digests of the data and of the study's claims.
+remaining entries inform readers: versions, device, threads, and digests of the data and of the study's claims, which
+are the hypotheses that it tests.
 """
 
 import json

@@ -151,7 +151,7 @@ def query_scores(
         """The query losses and accuracies of some tasks, each [task]."""
         episodes = [episode(index=index) for index in indices]
         stacked_episodes = None if chunks.one_by_one else stacked(episodes)
-        if stacked_episodes is not None:
+        if stacked_episodes is not None:  # None also stands for tasks that differ in shape
             # The number of points decides by which operations convolutions are computed. It is the number of all tasks,
             # so that the first task, which runs alone to measure its memory, takes the same operations as the others.
             with at_many_points(num_tasks, theta.device):

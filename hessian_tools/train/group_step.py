@@ -55,7 +55,10 @@ class GroupStep:
         return self._step(theta, meta_step)
 
     def tell(self, order: Order, what: Any = None) -> None:
-        """On the first process: say what comes next."""
+        """On the first process: say what comes next.
+
+        what: the meta-iteration of a step, a checkpoint, or the error that ends the run, if there was one.
+        """
         self.ranks.from_process(0, (order, what))
 
     def close(self, error: BaseException | None = None) -> None:
