@@ -17,8 +17,8 @@ import hessian_tools as ht
 
 INPUTS, OUTPUTS, EXAMPLES = 1000, 10, 16
 CALCULATIONS = ("product", "trace", "top_eigenpairs")
-# A plan counts as kept if the memory that the process adds differs from it by at most this share of the plan or by at
-# most this number of bytes, whichever is larger.
+# The column "kept" says whether the calculation kept to its plan: the memory that the process adds may differ from the
+# plan by at most this share of the plan or by at most this number of bytes, whichever is larger.
 SHARE, BYTES = 0.1, 64 * 2**20
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from hessian_tools.data import Episode
 
-# The largest number of entries of a meta-gradient that are kept and compared; a whole one has up to millions.
+# The largest number of entries of a meta-gradient that are returned and compared; a whole one may have millions.
 GRADIENT_ENTRIES = 4096
 
 

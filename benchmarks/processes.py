@@ -72,6 +72,7 @@ def _data(rank: int, size: int, _: int) -> str:
     loss = ht.make_loss(model, F.cross_entropy, layout)
     draw = torch.Generator().manual_seed(0)
     batches = [(torch.randn(128, 64, generator=draw), torch.randint(0, 10, (128,), generator=draw)) for _ in range(8)]
+    # The route "kept" keeps the graph of the gradient in memory.
     H = ht.hessian(loss, theta, data_parallel(batches[rank::size]), route="kept")
     v = torch.ones_like(theta)
     H.mv(v)

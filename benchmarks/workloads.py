@@ -29,7 +29,7 @@ class Workload:
     """A network, its tasks, and the inner loop that adapts the network to each task.
 
     input_shape: (channel, height, width) of an image, or (1,) for regression. tasks: a function that opens the source
-    of tasks. steps, step_size: those of the inner loop.
+    of tasks. steps, step_size: the number and the size of the inner steps.
     """
 
     title: str

@@ -64,8 +64,8 @@ def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
 
 def product_flop(problem: Problem) -> float:
     """The number of operations of the same convolutions, with a multiplication and an addition counted as two."""
-    # With stride 1 and the image size kept, one channel of the input has as many entries as the output has positions,
-    # and each weight is used once at each position.
+    # The convolutions have stride 1 and do not change the size of an image. So the output has as many positions as one
+    # channel of the input has entries, and each weight is used once at each position.
     counts = [2 * conv.weight.numel() * x[:, :1].numel() for conv, x in _layers(problem)]
     return float(6 * sum(counts) - 4 * counts[0])
 

@@ -61,7 +61,7 @@ class ShardedGradient:
             raise explained(self.refusal) from self.refusal
 
     def refuse_other_parameters(self) -> None:
-        """Raises ValueError where the parameters of this process are not those of the gradient.
+        """Raises ValueError where the parameters of this process have changed since the gradient was computed.
 
         A graph gathers parameters again, and would mix old numbers and new ones. torch's count of changes
         (``Tensor._version``) does not show every change: optimisers with ``foreach=True`` and changes of ``.data``

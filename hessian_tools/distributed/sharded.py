@@ -85,7 +85,7 @@ class ShardedHessian:
     ) -> EigenPairs:
         """k eigenpairs by Lanczos with residuals from true products, as :func:`hessian_tools.top_eigenpairs` gives.
 
-        The arguments are those of that function, but copies of multiple eigenvalues are not searched for.
+        The arguments mean the same as there, but further copies of multiple eigenvalues are not searched for.
         ``vectors`` of the result are this process's entries [shard, k]. max_basis: None chooses a number of vectors
         that fit into 512 MiB of each process (CUDA: 4 GiB or less), but at least 2 k + 8.
         """

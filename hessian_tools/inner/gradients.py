@@ -93,7 +93,7 @@ def recomputed_gradient(
 
     Only ``theta`` and ``support`` are kept, and each differentiation runs the forward and the backward pass again (the
     checkpointing of Chen et al. 2016, applied to the two passes of one inner step). Derivatives of every order are
-    those of :func:`support_gradient`.
+    the same as with :func:`support_gradient`.
 
     Every tensor to be differentiated must be in ``theta`` or ``support``. Raises ValueError where ``loss`` depends on
     another tensor that requires a gradient, and inside ``torch.func`` transforms.

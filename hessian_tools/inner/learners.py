@@ -198,7 +198,7 @@ def leo(
 
     The head's weights are decoded from the codes, and an encoder computes the first codes from the inputs of the
     network's head. For an ``MLP((width, ways))`` these are the network's own inputs. For a network with a body they are
-    the body's features, and the body is meta-trained with the rest.
+    the body's features, and the body is meta-trained as well.
     steps, step_size: the number and the size of the steps on the codes. This step size and that of the fine-tuning are
     learned, starting from the given values.
     """

@@ -5,7 +5,7 @@ The weights of the network's head are decoded from these codes.
 An encoder and a relation network turn the support features into a mean and a standard deviation per class. In training
 a code is drawn from that distribution; on a new task it is the mean. The codes descend the support loss through the
 decoder, and then the decoded weights descend it themselves. Encoder, relation network, decoder and both step sizes are
-meta-parameters, which follow those of the network.
+meta-parameters, which follow the network's parameters in ``theta``.
 
 We differ from the authors in two points. The noise of the decoded weights is drawn once per task and not at each
 decoding, so that the inner loop descends one fixed function. The SHOT penalty needs this, because it compares two inner
@@ -91,7 +91,7 @@ class Task:
         )
 
     def weight_path(self, code: Float[Tensor, " code"], *, checkpointing: bool = False) -> InnerPath:
-        """Fine-tuning: the inner loop on the head's weights, which starts from those decoded from ``code``."""
+        """Fine-tuning: the inner loop on the head's weights, which starts from the weights decoded from ``code``."""
 
         def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
             x, y, bias = batch

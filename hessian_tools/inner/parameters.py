@@ -91,7 +91,7 @@ def further_parameters(loss: Loss, theta: Float[Tensor, " meta"]) -> Float[Tenso
 
 
 def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"]) -> float | Float[Tensor, " moved"]:
-    """The learner's step size, or those learned in ``theta``, one per moved entry."""
+    """The learner's step size or, if step sizes are learned, the ones in ``theta``: one for each moved entry."""
     if not learner.learns_step_sizes:
         return learner.step_size
     network = require_network(loss, f"{learner.name} learns step sizes of named parameters")

@@ -116,8 +116,7 @@ def _convolution(
 
     "batch" normalises by the mean and variance of the current batch; no running statistics are kept, so that the
     forward pass is a function of parameters and input. "group" normalises over ``groups`` groups of channels of each
-    image (Wu and He 2018): one group takes all channels together, and as many groups as channels is instance
-    normalisation.
+    image (Wu and He 2018); with one channel in each group it is instance normalisation.
     """
     check_choice("normalisation", normalisation, NORMALISATIONS)
     if normalisation == "group" and (groups < 1 or outputs % groups):

@@ -36,8 +36,8 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """``F.cross_entropy(hidden @ weight.T + bias, targets)`` without a tensor of all logits, differentiable twice.
 
-    ignore_index: tokens with this target do not count. chunk: how many tokens are computed at once; None takes as many
-    as have 32 MiB of logits. Raises ValueError for a wrong option, and for a target outside the vocabulary.
+    ignore_index: tokens with this target do not count. chunk: how many tokens are computed at once; None takes so many
+    that their logits fill 32 MiB. Raises ValueError for a wrong option, and for a target outside the vocabulary.
 
     >>> h, W = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> targets = torch.tensor([0, 2])

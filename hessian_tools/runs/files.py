@@ -64,7 +64,7 @@ def refuse_unreadable(path: Path, *, max_bytes: float = MAX_BYTES) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless they exist."""
+    """Make a folder, and the folders above it, unless they exist."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:

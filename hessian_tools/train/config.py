@@ -70,7 +70,8 @@ class TrainConfig:
         labels of the support set are permuted at random over its examples, and so are those of the query set. The
         number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
-        those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
+        equal to the bit to those of one such process. A script that uses workers needs
+        ``if __name__ == "__main__":``.
     reduced_precision: False computes products of float32 in float32: TF32 and autocast are off during an outer step,
         and are restored after it. True trains with the precision that the process has set; on CUDA torch's own default
         is TF32 for convolutions. Evaluation and curvature are computed in float32 either way.

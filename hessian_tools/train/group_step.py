@@ -1,4 +1,4 @@
-"""Outer steps whose tasks are shared by the processes of a group, such as those that ``torchrun`` starts.
+"""Outer steps whose tasks are shared by the processes of a group, as ``torchrun`` starts them.
 
 The first process leads: it alone has the optimiser, validates, and writes the run's folder. It tells the others what
 comes next, a step or a checkpoint or the end, so that all of them do the same.

@@ -36,7 +36,7 @@ def first_parameters(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
 
 
 def _network(config: TrainConfig, theta: Tensor) -> Tensor:
-    """The network's parameters: those of the checkpoint that the run starts from, or ``theta``."""
+    """The network's parameters, from the checkpoint that the run starts from; ``theta`` if it starts from none."""
     if config.start is None:
         return theta
     if not config.start.exists():

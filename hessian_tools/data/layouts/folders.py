@@ -38,7 +38,7 @@ IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>(?i:{'|'.join(PART_OF)
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
 # The names that the column of the images, and that of the classes, may have in a CSV file.
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
-# Images of at most this side are used at their own size. Larger ones are photographs, used at 84 as in the literature.
+# Images of at most this side are used at their own size. Larger ones are photographs, which are resized to 84.
 LARGEST_NATIVE = 128
 
 
@@ -91,7 +91,7 @@ def find_plain(tree: Tree) -> list[Match]:
 def _match(
     tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
 ) -> Match:
-    """A match whose image size and channels are those of its first image, except that photographs are used at 84.
+    """A match whose image size and channels are those of its first image, except that photographs are resized to 84.
 
     lists: the files that list classes or images, which are read too.
     """

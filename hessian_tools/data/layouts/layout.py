@@ -62,8 +62,7 @@ class Match:
     function that reads them, given the tree and whether to crop images to their boxes. invert: whether the images show
     dark ink on light paper and must be inverted. has_boxes: whether the data give a box around the object of each
     image. image_size, channels: the side and the channels of the decoded images. crop: whether images are cropped to
-    their boxes. image_size, channels and crop are those that are usual for the data set, until the user's choices
-    replace them.
+    their boxes. image_size, channels and crop have the usual values for the data set, unless the user chose others.
     """
 
     layout: str
