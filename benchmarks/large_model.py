@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder that returns the cross-entropy of each next token; its embedding is its output layer, too."""
+    """A decoder that returns the cross-entropy of each next token; its embedding matrix is also its output layer."""
 
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()

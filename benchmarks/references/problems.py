@@ -69,7 +69,7 @@ class Weighted(nn.Module):
 
 
 def planted(name: str, spectrum: Tensor) -> Reference:
-    """A linear model whose loss has the Hessian Q diag(spectrum) Q': its n inputs are the columns of Q."""
+    """A linear model whose loss has the Hessian Q diag(spectrum) Q': the n examples are the columns of Q."""
     n = len(spectrum)
     Q = torch.linalg.qr(torch.randn(n, n, generator=ht.stream(0, "references", name), dtype=DTYPE)).Q
     model = ht.seeded(lambda: nn.Linear(n, 1, bias=False), seed=0)

@@ -69,7 +69,7 @@ def stored_array(tree: Tree, name: str, array: str) -> Iterator[StoredArray]:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, the order and the type of an array; its header is read from a file that is open for bytes."""
+    """The shape, the order and the type of an array, from its header; ``file`` is open where the array begins."""
     version = np.lib.format.read_magic(file)
     length = file.read(2 if version == (1, 0) else 4)  # the header begins with its length, in 2 bytes or in 4
     if int.from_bytes(length, "little") > MAX_HEADER:

@@ -103,16 +103,16 @@ def open_data(
         match = _adjusted(recognise(tree), image_size=image_size, channels=channels, crop=crop)
         places, contents, chosen = _look_up(tree, match, split, cache)
         # A split that does not fit the classes is refused here, and not only after decoding, which can take an hour.
-        splits = chosen.positions(contents.class_names, match.layout)
+        parts = chosen.positions(contents.class_names, match.layout)
         if not isinstance(contents, pixel_cache.Cached):
             contents = pixel_cache.fill(places, contents, match, source=tree.path, progress=progress)
     class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
-        splits = {part: turned_positions(positions) for part, positions in splits.items()}
+        parts = {part: turned_positions(positions) for part, positions in parts.items()}
     digest, rule = contents.pixels_digest, f"{chosen.name}: {chosen.rule}"
     return StoredClasses(
-        match.name, contents.file, contents.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
+        match.name, contents.file, contents.counts, class_names, parts, digest, match.layout, rule, bool(rotations)
     )
 
 

@@ -134,7 +134,7 @@ def sharded_hessian(
 
     model: made by :func:`shard`, or a model whose parameters are DTensors that are divided along their first axis over
         one group of processes, and whose forward pass gathers them so that it can be differentiated twice. It must be
-        a function of its parameters: buffers that move and random numbers are refused.
+        a function of its parameters: a model that changes its buffers or draws random numbers is refused.
     criterion: ``criterion(outputs, targets)``. batch: the pair (inputs, targets) of this process; the objective is the
         loss of the data of all processes.
     weight: by how much this process's loss counts, relative to the other processes. None takes the number by which the

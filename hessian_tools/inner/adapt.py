@@ -34,7 +34,7 @@ def meta_gradient(
 ) -> Float[Tensor, " meta"]:
     """The gradient in ``theta`` of the query loss after the learner's inner loop.
 
-    full: True differentiates through the inner loop; False treats its gradients as constants, whatever
+    full: True differentiates through the inner loop; False treats the gradients of its steps as constants, whatever
         ``learner.first_order`` says. With K steps along the gradient, from theta_0 to theta_K, the full meta-gradient
         is J'g and the first-order one is g. Here g is the gradient of the query loss at theta_K, and J is the matrix
         d theta_K / d theta_0 (see ``adaptation_jacobian``), with the transpose J'.

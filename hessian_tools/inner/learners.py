@@ -243,7 +243,7 @@ class Algorithm:
     @property
     def learner_settings(self) -> tuple[str, ...]:
         """The keyword arguments that :meth:`learner` accepts."""
-        # A latent learner always moves its codes, by plain steps, equally many in training and on a new task.
+        # A latent learner always moves its codes, by plain steps, and takes as many on a new task as in training.
         return (*self.options, *(() if self._example.latent is not None else ("moves", "rule", "evaluation_steps")))
 
     @property

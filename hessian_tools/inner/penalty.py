@@ -59,6 +59,6 @@ def mean_relative_change(path: InnerPath, step_size: float) -> Float[Tensor, ""]
         if gradient.product is None:
             raise ValueError("the path has no products of Hessian and gradient; make it with products=True")
         length = torch.linalg.vector_norm(gradient.vector)
-        # At g = 0 the product is 0 too, and so is the quotient by 1; a division by 0 would make its derivative NaN.
+        # At g = 0 the product H g is 0, too, and is divided by 1. A division by 0 would make the derivative NaN.
         ratios.append(torch.linalg.vector_norm(gradient.product) / torch.where(length == 0, 1.0, length))
     return step_size * torch.stack(ratios).mean()

@@ -59,7 +59,7 @@ def _frees_each_filter(norm: nn.Module | None, layer: nn.Module) -> bool:
 
 
 def _uses_input_statistics(norm: _NormBase) -> bool:
-    """Whether a normalisation divides by statistics of its input; torch decides this differently for its two kinds."""
+    """Whether a normalisation divides by statistics of its input; in torch, the condition differs between the kinds."""
     if isinstance(norm, _InstanceNorm):
         return norm.training or not norm.track_running_stats
     return norm.training or norm.running_mean is None

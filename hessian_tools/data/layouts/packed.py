@@ -37,7 +37,7 @@ LABELLED = r"(?P<home>(?:.*/)?){}_(?P<part>train|val|test)\.(?:pickle|pkl)"
 # If a folder has both kinds, the pickles of PNGs are read: of two files for one part, ``parts_by_home`` takes the last
 # one in the order of names, and "_images_png.pkl" comes after "_images.npz".
 TIERED = re.compile(r"(?P<home>(?:.*/)?)(?P<part>train|val|test)_images(?:_png\.pkl|\.npz)")
-# For the beginning of the file names: the short name of the data set, and the side of its images.
+# For each beginning of file names: the short name of the data set, and the side of its images.
 SETS = {"FC100": ("fc100", 32), "CIFAR_FS": ("cifar-fs", 32), "miniImageNet_category_split": ("miniimagenet", 84)}
 
 # One part of a split: the label of each image, and a function that reads the images in the same order.
