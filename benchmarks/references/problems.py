@@ -114,7 +114,7 @@ def references() -> list[Reference]:
     def convolutional(**options: Any) -> Callable[[], nn.Module]:
         def layers() -> nn.Module:
             first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, **options), nn.Tanh(), nn.AvgPool2d(2))
-            return nn.Sequential(first, nn.Flatten(), nn.Linear(36, 3))
+            return nn.Sequential(first, nn.Flatten(), nn.Linear(36, 3))  # 36: four channels of 3 x 3 positions
 
         return layers
 

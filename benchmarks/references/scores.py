@@ -1,4 +1,4 @@
-"""Scores of a tool on the problems: each product, each top of a spectrum and each trace is right or wrong."""
+"""Scores of a tool on the problems: whether its products, its largest eigenvalues and its traces are right."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -38,6 +38,7 @@ def score(tool: Tool, problems: list[Reference] | None = None) -> dict[str, dict
 
 
 def _scores(tool: Tool, problem: Reference) -> dict[str, Score]:
+    """The scores of a tool on one problem, by quantity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for the tools that draw from the global generator
         return {name: _attempt(check, tool, problem) for name, check in CHECKS.items()}
@@ -100,17 +101,18 @@ def table(scores: Mapping[str, dict[str, dict[str, Score]] | str], problems: lis
     """The scores as a Markdown table: a row for each problem (None: all of them), and a column for each tool."""
     lines = [f"| product, top {K}, trace | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
     for problem in problems or references():
-        cells = [_cell(of[problem.name]) if isinstance(of, dict) else "" for of in scores.values()]
+        # A tool that could not be run has a text in place of its scores.
+        cells = [_cell(found[problem.name]) if isinstance(found, dict) else "" for found in scores.values()]
         lines.append(f"| {problem.name} | {' | '.join(cells)} |")
-    totals = [_total(of) if isinstance(of, dict) else of for of in scores.values()]
+    totals = [_total(found) if isinstance(found, dict) else found for found in scores.values()]
     return "\n".join([*lines, f"| **right of those offered** | {' | '.join(totals)} |"])
 
 
 def _cell(scores: Mapping[str, Score]) -> str:
-    words = {True: "ok", None: "-"}
+    words = {True: "ok", None: "-"}  # a wrong quantity shows its note instead
     return ", ".join(words.get(each.right, f"**{each.note}**") for each in scores.values())
 
 
-def _total(of: Mapping[str, Mapping[str, Score]]) -> str:
-    given = [each.right for scores in of.values() for each in scores.values() if each.right is not None]
+def _total(scores_by_problem: Mapping[str, Mapping[str, Score]]) -> str:
+    given = [each.right for scores in scores_by_problem.values() for each in scores.values() if each.right is not None]
     return f"{sum(given)} of {len(given)}"

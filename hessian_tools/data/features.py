@@ -78,6 +78,7 @@ def find_features(tree: Tree) -> dict[str, str]:
         files = {"": tree.path.name}
     else:
         files = {part: f"{alias}.npz" for alias, part in PART_OF.items() if f"{alias}.npz" in tree.files}
+    # Files of these names that hold other arrays are no features.
     return files if all("features" in array_names(tree, name) for name in files.values()) else {}
 
 

@@ -128,7 +128,7 @@ class Task:
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
     """The layout of LEO's meta-parameters for ``width`` features: linear maps without bias, and two step sizes.
 
-    The two step sizes are that of the steps on the codes and that of fine-tuning.
+    The first step size is that of the steps on the codes, and the second that of fine-tuning.
     """
     h = latent.size
     shapes = {
@@ -163,6 +163,7 @@ def open_task(
     """
     latent, (x, y) = _latent(learner), support
     inputs = features(loss, network_parameters(loss, theta), x)
+    # The head's weight matrix has one row for each class.
     ways = loss.layout.unflatten(network_parameters(loss, theta))[head_weight(loss.layout)].shape[0]
     layout = latent_layout(latent, width=inputs.shape[1])
     stored = further_parameters(loss, theta)[: layout.numel]

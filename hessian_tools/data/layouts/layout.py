@@ -98,19 +98,17 @@ def group_by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False)
 
 
 def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, str]]:
-    """For each home (see ``group_by_home``), the file of each part of the split; the pattern's group ``part`` names it.
+    """For each home (see ``group_by_home``), the file of each part of the split, which the group ``part`` names.
 
     If two files name the same part, the last one in the order of their names is taken.
     """
-    homes = {
-        home: {
-            PART_OF[matched["part"].lower()]: matched.string
-            for matched in matches
-            if matched["part"].lower() in PART_OF
-        }
-        for home, matches in group_by_home(tree, pattern).items()
-    }
-    return {home: files for home, files in homes.items() if files}
+    homes: dict[str, dict[str, str]] = {}
+    for home, matches in group_by_home(tree, pattern).items():
+        for matched in matches:
+            part = PART_OF.get(matched["part"].lower())
+            if part:
+                homes.setdefault(home, {})[part] = matched.string
+    return homes
 
 
 def home_suffix(home: str) -> str:
