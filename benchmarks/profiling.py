@@ -52,6 +52,7 @@ def main(
     problem = drawn_problem(workload).first(points or 10**9)  # more than any work load has, which means all of them
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
+    # All figures below are divided by the number of products or, for eigenvalues, by the number of points.
     unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)

@@ -61,6 +61,7 @@ class CurvatureWorkload(Workload):
 
     @property
     def size(self) -> int:
+        """The number of points."""
         return self.num_tasks * self.steps
 
     def draw(self) -> dict[str, Tensor]:
@@ -97,6 +98,7 @@ class TrainingWorkload(Workload):
 
     @property
     def size(self) -> int:
+        """The number of tasks."""
         return self.num_tasks
 
     def draw(self) -> dict[str, Tensor]:
@@ -134,12 +136,14 @@ def _mlp() -> nn.Module:
 
 
 def _conv4_step(channels: int, side: int, *, shots: int, num_tasks: int, order: str = "second") -> TrainingWorkload:
+    """An outer step of MAML with the 4-conv network. order: the order of its derivatives, "first" or "second"."""
     title = f"4-conv, width 64, {channels}x{side}x{side}, 5-way {shots}-shot, 15 queries a class, {num_tasks} tasks"
     fields = _conv4(channels, side, shots=shots, num_tasks=num_tasks, steps=5)
     return TrainingWorkload(f"{title}, 5 steps, {order} order", first_order=order == "first", **fields)
 
 
 def _resnet12_step(num_tasks: int) -> TrainingWorkload:
+    """An outer step of MAML with ResNet-12 on enlarged drawings."""
     return TrainingWorkload(
         f"ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, {num_tasks} tasks, 2 steps, second order",
         network=partial(ht.ResNet12, 5),
@@ -152,6 +156,7 @@ def _resnet12_step(num_tasks: int) -> TrainingWorkload:
 
 
 def _sines_step(order: str) -> TrainingWorkload:
+    """An outer step of MAML on the regression tasks. order: as in ``_conv4_step``."""
     title = f"MLP 1-40-40-1 on sines and lines, 5 shots, 45 queries, 25 tasks, 5 steps, {order} order"
     return TrainingWorkload(
         title,

@@ -85,8 +85,8 @@ class WorkerPool:
             while len(self._started) < min(self.workers, len(units)):
                 self._started.append(_Worker(len(self._started)))
             self._dispatch(work, list(units), emit)
-        # The other workers are still busy, and a later call of ``run`` would take their answers for its own.
         except BaseException:
+            # The other workers are still busy, and a later call of ``run`` would take their answers for its own.
             self.close()
             raise
 
@@ -116,7 +116,7 @@ class WorkerPool:
                     emit(*value)
                 elif kind == "error":
                     raise value
-                elif waiting:
+                elif waiting:  # here and in the next branch, the kind is "done"
                     worker.give(work, self._place(waiting.pop(0), worker.number))
                 else:
                     del busy[connection]
