@@ -66,6 +66,7 @@ def cells(line: Line) -> list[str]:
 
 
 def _lines(stored: dict[str, Any], clock: Clock) -> list[Line]:
+    """The lines of a stored row, one for each rival."""
     row = next(row for row in ROWS if (row.workload, row.quantity) == (stored["workload"], stored["quantity"]))
     entries = [Entry(**contestant) for contestant in stored["contestants"]]
     row = row.with_before if entries[-1].contestant == BEFORE else row

@@ -104,8 +104,8 @@ def memory(group: Any) -> dict[str, float]:
     kept = first.now
     with PeakBytesOfShards() as second:
         H.mv(v)
-    gradient = weakref.ref(H.operator.kept[0].gradients[0])
-    H.operator.kept.clear()
+    gradient = weakref.ref(H.operator.cached_gradient[0].gradients[0])
+    H.operator.cached_gradient.clear()
     vector = 8 * H.shard_size  # the parameters, v, the gradient, and the product
     return {
         "kept": (kept - 3 * vector) / weight,
