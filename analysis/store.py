@@ -33,6 +33,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
+from hessian_tools.failures import first_line
 from hessian_tools.runs.files import (
     ASIDE,
     DamagedFileError,
@@ -392,5 +393,5 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+        reason = first_line(e)[:100]
         raise DamagedFileError(f"{path} is damaged ({reason}); {ASIDE}") from e

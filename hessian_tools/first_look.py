@@ -8,7 +8,6 @@ parameters have no gradient, to see whether the loss depends on them all the sam
 writes by hand are compared with differences (:mod:`hessian_tools.hand_written`).
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from hessian_tools.failures import warn
 from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative, wrong_words
 from hessian_tools.hidden_state import (
     HOOKED,
@@ -375,19 +375,17 @@ def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor]
     if wrong and name:
         raise HiddenStateError(wrong_words(name, wrong))
     if wrong:
-        warnings.warn(
+        warn(
             f"the network or the criterion uses what depends on theta through {cut}, so that it counts as a constant, "
             f"and the {wrong} is not the derivative of the loss's values (as in a straight-through estimator); leave "
             "it out, unless this is meant",
-            stacklevel=5,
         )
 
 
 def _warn_of_constant(watch: ForwardWatch) -> None:
     """Warns of a loss that uses a derivative of its own as a constant."""
     if watch.constant:
-        warnings.warn(
+        warn(
             "the loss differentiates inside itself without create_graph=True, so that what it computes from that "
             "derivative counts as a constant",
-            stacklevel=5,
         )

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hessian_tools.failures import first_line
+
 T = TypeVar("T")
 # Vectors of two processes are different if their sums or their norms differ by more than this fraction of the norm;
 # a smaller difference is rounding.
@@ -195,7 +197,7 @@ class Ranks:
 
     def _raise_on_all(self, error: Exception | None) -> NoReturn:
         """Raise the error of this process, or OtherProcessFailed with that of another; all processes call this."""
-        reasons = self.gather(None if error is None else f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        reasons = self.gather(None if error is None else f"{type(error).__name__}: {first_line(error)}")
         if error is not None:
             raise error
         rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
@@ -228,9 +230,9 @@ class Ranks:
                 ) from error
             with suppress(Exception):  # the store is lost as well if the process that keeps it has ended
                 _store().set(LOST, str(self.rank))
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
             raise ProcessLost(
-                f"process {self.rank} of {self.size} stops, because another one no longer answers ({reason});\n"
+                f"process {self.rank} of {self.size} stops, because another one no longer answers "
+                f"({first_line(error)});\n"
                 "see what ended it (memory, a signal, an error of its own), and start all processes again"
             ) from error
 

@@ -7,7 +7,6 @@ share of the time since the start. A measurement may therefore take many trainin
 of the step at which its copy was taken.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import isfinite
@@ -22,6 +21,7 @@ from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
 from hessian_tools.curvature.eigen.rayleigh_ritz import checked_pairs
 from hessian_tools.curvature.objective.matrix import HESSIAN
 from hessian_tools.curvature.operators.hessian import Hessian, hessian
+from hessian_tools.failures import warn
 from hessian_tools.first_look import value_of
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Criterion, Loss, make_loss
@@ -148,8 +148,7 @@ class LiveMeasurement:
         except Exception as error:  # a measurement may not end hours of training
             self._units = None
             self.unconverged += 1
-            # At this level the warning names the line in the user's loop that calls Recorder.step.
-            warnings.warn(f"the measurement of step {self._label} failed: {error}", stacklevel=4)
+            warn(f"the measurement of step {self._label} failed: {error}")
             return
         self.spent += seconds
         self._slowest = max(self._slowest, seconds)
@@ -164,7 +163,7 @@ class LiveMeasurement:
             try:
                 self.log(self._label, values)
             except Exception as error:  # whatever a logger may raise; the values are in measurements
-                warnings.warn(f"log({self._label}, values) failed: {error}", stacklevel=4)
+                warn(f"log({self._label}, values) failed: {error}")
 
     def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """The result of some work, and the seconds that it took."""

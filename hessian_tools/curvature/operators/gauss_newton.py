@@ -1,6 +1,5 @@
 """The Gauss-Newton matrix of a network's loss, as an operator with exact products."""
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, Differentiabl
 from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.failures import warn
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.progress import Progress
 
@@ -125,7 +125,6 @@ def _warn_if_linear(objective: Objective) -> None:
         )
     else:
         advice = "move the curved part of the loss from the network into the criterion, or measure the Hessian"
-    warnings.warn(
+    warn(
         f"the criterion is linear in the network's outputs, so their part of the Gauss-Newton matrix is 0; {advice}",
-        stacklevel=3,
     )
