@@ -38,7 +38,7 @@ class NotConvexError(ValueError):
 
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
-    """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
+    """True if H is a Gauss-Newton matrix with a Gram matrix of one size at all points (not for ragged batches)."""
     # Each process has the rows of J of its own batches, so no process can compute the Gram matrix of all rows.
     is_alone = H.ranks is None
     return is_alone and isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
@@ -56,8 +56,8 @@ def has_output_passes(H: LossOperator) -> bool:
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
     """The eigenvalues of G that can differ from zero, at every point; ``num_matvecs`` counts backward passes.
 
-    The error is that of the small eigenvalue problem, which is its number of rows * eps * the largest value, plus what
-    :func:`_root` has clipped. It costs one backward pass for each output of each example.
+    The error is the sum of two: that of the small eigenvalue problem, which is its number of rows * eps * the largest
+    value, and what :func:`_root` has clipped. The cost is one backward pass for each output of each example.
     done: called, whenever points have been solved, with their number. Raises NotConvexError.
     """
     objective, engine = G.objective, G.engine

@@ -24,8 +24,8 @@ class EigenPairs(Result):
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or
     None if they were not requested; their signs are arbitrary.
     residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
-    value, plus the rounding of the products. That is a few eps times the norms of the terms of the operator (for H - G,
-    of H and of G).
+    value, plus the rounding of the products. The rounding is a few eps times the norms of the terms of the operator
+    (for H - G, of H and of G).
     converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
     is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.
     num_matvecs: products used at each point, including those of the check.
@@ -37,8 +37,8 @@ class EigenPairs(Result):
     orthogonal to the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no
     search was made (copies=False) or the products ran out. Then further copies of a multiple eigenvalue are missing,
     because one start vector cannot find them. An eigenvalue whose magnitude is close to that of the last wanted one may
-    be missing too (this happened at none of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with
-    spectra constructed to provoke it).
+    be missing too (this happened at none of 196 points of tasks with a network of four convolutions and with an MLP,
+    and at no more than 3 of 64 points with spectra constructed to provoke it).
     """
 
     values: Float[Tensor, "*point k"]
