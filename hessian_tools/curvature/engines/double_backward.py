@@ -37,7 +37,7 @@ GRAPH_ENDS = {
 
 @dataclass(frozen=True)
 class KeptGraphs:
-    """Products by reverse passes through kept graphs.
+    """Hessian-vector products by reverse passes through the graph of the gradient, which is kept for each point.
 
     thetas: theta of each point. gradients: the gradient of the objective at each point, with its graph.
     """
@@ -60,7 +60,7 @@ class KeptGraphs:
             return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptGraphs":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         chosen = points.tolist()
         thetas, gradients = (tuple(tensors[i] for i in chosen) for tensors in (self.thetas, self.gradients))
         return KeptGraphs(thetas, gradients)
@@ -128,7 +128,10 @@ class KeptFactors:
 
 @dataclass(frozen=True)
 class KeptOutputs:
-    """Gauss-Newton products by reverse passes through kept graphs; factors: for each point, those of its batches."""
+    """Gauss-Newton products by reverse passes through kept graphs.
+
+    thetas: theta of each point. factors: for each point, the factors of each of its batches.
+    """
 
     thetas: tuple[Tensor, ...]
     factors: tuple[tuple[KeptFactors, ...], ...]
@@ -147,7 +150,7 @@ class KeptOutputs:
             return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptOutputs":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         chosen = points.tolist()
         return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
 

@@ -92,7 +92,7 @@ class Divisors(TorchFunctionMode):
             return ((ADDS, 1.0),) if self.sums else ()
         if func in UNCHANGED:
             return self.of(args[0])
-        if func in ADDITIONS:
+        if func in ADDITIONS:  # the sign of a term does not matter, because terms are only compared between batches
             parts = [self.of(part) for part in args if isinstance(part, Tensor)]
             return tuple(term for part in parts for term in part) if all(parts) else ()
         if func in MULTIPLICATIONS or func in DIVISIONS:
@@ -166,7 +166,11 @@ def loader_weights(loss: LossFunction, theta: Tensor, batches: Iterable[Batch]) 
 
 
 def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...]:
-    """The weights of the batches at one point, from observed divisors and from computed ratios of divisors."""
+    """The weights of the batches at one point, from observed divisors and from computed ratios of divisors.
+
+    The computed ratios count, because they come from the criterion itself. The observed divisors are used in their
+    place if batches cannot be put together, or if both agree.
+    """
     observed, ratios = _observed_divisors(loss, theta, batches), _computed_ratios(loss, theta, batches)
     if observed is not None and 0.0 in observed:
         raise ValueError(f"batch {observed.index(0.0)} has no label that counts, so its loss is 0 / 0; leave it out")
@@ -176,7 +180,7 @@ def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tupl
         pairs = zip(observed, ratios, strict=True)
         if all(abs(divisor / observed[0] - ratio) <= SAME_DIVISOR * ratio for divisor, ratio in pairs):
             ratios = observed  # observed divisors have no rounding error, and computed ratios do
-    if not ratios:  # no divisor is known; batches of equal shapes are then taken to have equal divisors
+    if not ratios:  # nothing is known of the divisors; they are taken to be equal if the shapes are
         shapes = [[tuple(t.shape) for t in tensors_of(batch)] for batch in batches]
         if any(shape != shapes[0] for shape in shapes) or not shapes[0]:
             raise ValueError(

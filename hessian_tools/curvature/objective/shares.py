@@ -51,7 +51,7 @@ def objective_of_share(
             return _one_group(objective_of(first)), [0.0], False
         if not by_size:
             return objective, _given(weights, len(objective.batches)), False
-        return objective, *_weights_beside(objective, cast_like(first, thetas))
+        return objective, *_weights_relative_to(objective, cast_like(first, thetas))
 
     objective, scaled, sums = ranks.with_shared_errors(weighted)
     rows = ranks.numbers([sum(scaled), float(sums)])
@@ -101,7 +101,7 @@ def refuse_different_constants(named: Mapping[str, Tensor], ranks: Ranks) -> Non
             )
 
 
-def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool]:
+def _weights_relative_to(objective: Objective, first: Any) -> tuple[list[float], bool]:
     """The weights of this process's batches in units of the weight of ``first``, and whether the criterion sums.
 
     first: the batch with which all processes compare their own.

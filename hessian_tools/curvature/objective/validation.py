@@ -88,31 +88,31 @@ def objective_at(
         kept_bytes = keep(thetas.device) if keep is not None and shared else None
         batch = loader_batches(batch, of_network=of_network, like=thetas, keep=kept_bytes, progress=progress)
     if isinstance(batch, LoaderBatches):
-        function = _looked_at(loss, rows[0], batch[0])
+        function = _checked_loss(loss, rows[0], batch[0])
         all_points = torch.arange(len(rows), device="cpu")
         group = Group(all_points, batch, _weights(loss, rows, batch, weights, shared=True))
-        return _in_states(Objective(function, rows, (group,), shared))
+        return _with_recorded_buffers(Objective(function, rows, (group,), shared))
     batches = batches_of(batch, of_network=of_network)
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
     groups: tuple[Group, ...]
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
-        function = _looked_at(loss, rows[0], cast_like(batches[0].batches[0], thetas))
+        function = _checked_loss(loss, rows[0], cast_like(batches[0].batches[0], thetas))
         groups = _ragged_groups(loss, batches, rows, weights)
     else:
         batches = [cast_like(b, thetas) for b in batches]
         if not shared:
             _check_leading_axes(batches, len(rows))
-        function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
+        function = _checked_loss(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
         groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
     objective = Objective(function, rows, groups, shared)
     _refuse_uncounted_labels(objective)
-    return _in_states(objective)
+    return _with_recorded_buffers(objective)
 
 
-def _in_states(objective: Objective) -> Objective:
+def _with_recorded_buffers(objective: Objective) -> Objective:
     """The objective, with the buffers that the network had at each point if the loss comes from a recorder."""
     loss = objective.loss
     if not isinstance(loss, Loss):
@@ -125,7 +125,7 @@ def _in_states(objective: Objective) -> Objective:
 
 
 def _refuse_uncounted_labels(objective: Objective) -> None:
-    """Raise ValueError if no label of an only batch counts (all equal ``ignore_index``), so that its loss is 0 / 0.
+    """Raise ValueError if an only batch has no label that counts (all are ``ignore_index``), so that its loss is 0 / 0.
 
     The derivatives of such a loss are 0, as if the loss were flat. Only batches whose labels are all equal are
     evaluated, because only in them can every label be one that does not count. (If there are several batches, they are
@@ -156,7 +156,7 @@ def _is_nan_and_flat(loss: LossFunction, theta: Tensor, batch: Batch) -> bool:
         return False
 
 
-def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
+def _checked_loss(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
     """The loss, made safe to differentiate twice, after :mod:`hessian_tools.first_look` has checked it.
 
     The check comes before any other pass, because that pass could change the state of a model for good.

@@ -195,7 +195,7 @@ class CompiledProducts:
         return product
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "CompiledProducts":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
 
     def can_be_halved(self, V: Tensor) -> bool:

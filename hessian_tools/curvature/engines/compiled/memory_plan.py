@@ -46,6 +46,7 @@ def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
         destination = plan.destination_of(node, i)
         if destination is not None:
             node.target = _writing_variant(node.target)
+            # The overload is called "out" or "grad_input", like its argument for the destination.
             node.kwargs = {**node.kwargs, node.target._overloadname: destination}
     first_operation = next(n for n in plan.nodes if n.op != "placeholder")
     for buffer in plan.buffers:  # moved behind the inputs that the graph had before
@@ -54,7 +55,7 @@ def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
 
 
 def _writing_variant(operation: Any) -> Any:
-    """The overload of an operation that writes into a given tensor. Its name is that of the argument for the tensor."""
+    """The overload of an operation that writes into a given tensor."""
     variants = operation.overloadpacket
     return variants.out if "out" in variants.overloads() else variants.grad_input
 
@@ -73,7 +74,8 @@ class _Plan:
         self.nodes: list[Any] = list(graph.nodes)
         self.owners = owners_of(self.nodes)
         self.last = last_uses(self.nodes, self.owners)
-        self.returned = {owner for used in self.nodes[-1].all_input_nodes for owner in self.owners[used]}
+        output = self.nodes[-1]
+        self.returned = {owner for used in output.all_input_nodes for owner in self.owners[used]}
         self.buffers: dict[fx.Node, Buffer] = {}
         self.holds: dict[fx.Node, fx.Node] = {}
         self.within: dict[fx.Node, fx.Node] = {}

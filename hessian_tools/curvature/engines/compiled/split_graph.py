@@ -34,6 +34,7 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def flat(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
+        """The product as a function of tensors alone, as tracing needs it."""
         filled = list(leaves)
         for i, tensor in zip(positions, tensors, strict=True):
             filled[i] = tensor
@@ -54,14 +55,15 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
 def _split(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The two parts of a graph with the inputs (theta, v, *batch tensors)."""
     nodes = list(module.graph.nodes)
-    vector = [n for n in nodes if n.op == "placeholder"][1]
+    theta, vector, *tensors = (n for n in nodes if n.op == "placeholder")
     reached = _reached(nodes, vector)
     body = [n for n in nodes if n.op not in ("placeholder", "output")]
-    inputs = [n for n in nodes if n.op == "placeholder" and n is not vector]
+    inputs = [theta, *tensors]
     # The nodes in ``late`` depend on the vector, those in ``early`` do not. Both parts need the constants (get_attr).
     late = [n for n in body if n in reached or n.op == "get_attr"]
     early = [n for n in body if n not in reached]
     output = nodes[-1].args[0]
+    # What the second part needs besides the vector.
     used = ({i for n in late for i in n.all_input_nodes} | {output}) - reached
     kept = [n for n in [*inputs, *early] if n in used and n.op != "get_attr"]
     return (
@@ -97,7 +99,7 @@ def _convolve_kept_images(graph: fx.Graph) -> None:
     not enter its images but enters its weights; a weight gradient, only if the vector enters the incoming gradient.
     """
     nodes = list(graph.nodes)
-    vector = [n for n in nodes if n.op == "placeholder"][1]  # the inputs are (theta, v, *batch tensors)
+    _, vector, *_ = (n for n in nodes if n.op == "placeholder")  # the inputs are (theta, v, *batch tensors)
     late = _reached(nodes, vector)
     for node in nodes:
         if node.target is ATEN.convolution.default:
