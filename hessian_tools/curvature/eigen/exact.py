@@ -89,6 +89,7 @@ def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, do
         assert vectors is not None
         num_points, rank = solved.values.shape
         known = ~solved.error.isnan().cpu()  # a range finder yields points with and without a result separately
+        # How many eigenvalues of zero, which a range finder does not list, are added because they may be wanted.
         zeros = 0 if solved.dense or not known.all() else min(wanted, H.num_params - rank)
         if zeros:
             vectors = torch.cat([vectors, _orthonormal_to(vectors, zeros, seed)], dim=1)

@@ -62,9 +62,9 @@ def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = 
     """
     objective, engine = G.objective, G.engine
     theta, rows, passes = objective.thetas[0], sum(num_outputs(objective)), engine.products_at_once(objective)
-    bytes_of_J = COPIES_OF_J * rows * theta.numel() * theta.element_size()
+    bytes_of_point = COPIES_OF_J * rows * theta.numel() * theta.element_size()
     budget = engine.memory.budget(theta.device)
-    at_once = max(1, min(passes // max(1, rows), budget // max(1, bytes_of_J)))
+    at_once = max(1, min(passes // max(1, rows), budget // max(1, bytes_of_point)))
     points, parts = torch.arange(len(objective.thetas), device="cpu"), []
     for chosen in points.split(at_once):
         parts.append(_gram_spectrum(objective.select(chosen), engine, passes, vectors=vectors))
@@ -103,7 +103,8 @@ def _gram_spectrum(
         count, pull, curve = factors_at(loss, theta, batch)
         unit = torch.eye(count, dtype=theta.dtype, device=theta.device)
         pieces = [unit[:, columns] for columns in slices(count, passes)]
-        Jt, B = ([over_columns(f, piece, batching=engine.batching) for piece in pieces] for f in (pull, curve))
+        Jt = [over_columns(pull, piece, batching=engine.batching) for piece in pieces]
+        B = [over_columns(curve, piece, batching=engine.batching) for piece in pieces]
         return torch.cat(Jt, dim=-1), torch.cat(B, dim=-1)
 
     factors = zip(objective.weights, evaluate(objective, derivatives, batching=engine.batching), strict=True)

@@ -69,8 +69,8 @@ def over_points(
 ) -> Callable[..., Any]:
     """Turns a function of one point into one of many points, ``(thetas, batch, *rest)``, which stacks the results.
 
-    objective: the result will be called at the points of this objective, or at some of them. batch: one of its batches;
-    the batches of the calls have the same form. num_rest: the number of tensors in rest.
+    objective: the new function will be called at the points of this objective, or at some of them. batch: one of its
+    batches; the batches of the calls have the same form. num_rest: the number of tensors in rest.
     """
     shared = objective.shared
     if batching == "vmap":

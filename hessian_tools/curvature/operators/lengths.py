@@ -1,9 +1,10 @@
 """Lengths and inner products of vectors, right also for millions of entries and for very small and large numbers.
 
 On a CPU, torch adds the terms of a float32 length or matrix product one after the other, in a few sums at most, and a
-large sum no longer notices a small term. With 10 million random entries a length is 4e-4 too short, with 100 million
-1e-2, and an inner product computed as a matrix product is off by up to 30 times that. Here long vectors are divided
-into pieces, whose results are added in float64. (``(x * y).sum()`` has no such error, because torch adds it pairwise.)
+large sum no longer notices a small term. A length is too short by a fraction of 4e-4 with 10 million random entries and
+of 1e-2 with 100 million. An inner product computed as a matrix product is off by up to 30 times that. Here long vectors
+are divided into pieces, whose results are added in float64. (``(x * y).sum()`` has no such error, because torch adds it
+pairwise.)
 """
 
 import torch
