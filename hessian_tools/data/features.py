@@ -157,5 +157,5 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
         check_same_length(f"{name} (parts)", len(features), len(parts))
     # If each part has a file of its own, numeric labels begin at 0 in each file, so class 0 of train is not class 0 of
     # test. The name of the part in front of the number tells them apart.
-    prefix = f"{part}-" if part and np.issubdtype(labels.dtype, np.integer) else ""
+    prefix = f"{part}-" if part and labels.dtype.kind in "iuf" else ""
     return vectors, [f"{prefix}{label}" for label in labels.tolist()], parts
