@@ -68,6 +68,7 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 
 
 def _finding(verdicts: list[Verdict]) -> str:
+    """The sentence for the verdicts on one claim."""
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
     title = verdicts[0].title
     primary = [verdict for verdict in verdicts if verdict.kind == "primary"]
@@ -80,7 +81,11 @@ def _finding(verdicts: list[Verdict]) -> str:
 
 
 def _answer(verdicts: list[Verdict]) -> str:
-    """What the outcomes of some comparisons of a claim say together."""
+    """The answer to a claim's question that the outcomes of its comparisons give, such as "Mostly yes".
+
+    An outcome of more than half of the comparisons gives the answer, with "Mostly" if there are other outcomes.
+    Otherwise the answer is "Divided" if all three outcomes occur, and else names both, such as "Yes or undecided".
+    """
     counts = Counter(_outcome(verdict) for verdict in verdicts)
     seen = [ANSWERS[outcome] for outcome in OUTCOMES if counts[outcome]]
     outcome, count = counts.most_common(1)[0]

@@ -25,7 +25,7 @@ Text = Annotated[str, Field(min_length=1)]
 BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]
 
 
-# The statements of the claims of version 0.1, whose plans do not hold them.
+# The statements of the claims of version 0.1. The plans of that version do not state their claims.
 EARLIER_STATEMENTS = {
     "suppression": "Meta-training lowers the curvature along the inner gradient.",
     "shot": "SHOT lowers the curvature along the inner gradient further.",
@@ -157,8 +157,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
-        # Only the unused one of ``claims`` and ``margins`` is empty. Without it, a plan of version 0.1, which had no
-        # ``claims``, keeps the digest that it had then.
+        # A plan has either ``claims`` or ``margins``, and the empty one is left out. So a plan of version 0.1, which had
+        # no ``claims``, keeps the digest that it had then.
         content = {key: value for key, value in asdict(self).items() if value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -174,6 +174,7 @@ def verdicts_from_json(text: str) -> list[Verdict]:
 
 
 def _null(value: Any) -> Any:
+    """A value for JSON, with None in place of each number that is not finite, also within mappings and tuples."""
     if isinstance(value, dict):
         return {key: _null(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -209,10 +210,11 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
 
 
 def _sides(v: Verdict) -> str:
+    """The learner and the baseline of a verdict, the inner steps and the kind of comparison, for its line."""
     if v.comparison == "against orthogonal":
         return f"{v.learner} against orthogonal gradients"
     steps = "" if v.steps in ("all steps", "") else f", {v.steps}"
-    if v.claim in EARLIER_STATEMENTS:  # the claims whose comparisons are told apart by their last words
+    if v.claim in EARLIER_STATEMENTS:  # a line on a claim of version 0.1 names no quantity
         kind = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}.get(v.comparison, "")
         return f"{v.learner} against {v.baseline}{steps}{kind}"
     against = f" against {v.baseline}" if v.baseline and not v.comparison.startswith("against") else ""
@@ -220,6 +222,7 @@ def _sides(v: Verdict) -> str:
 
 
 def _correction(v: Verdict) -> str:
+    """The p-value after Holm's correction, and the outcome where the correction changes it; "" if there is none."""
     if math.isnan(v.p_corrected):
         return ""
     changed = f" ({v.corrected_outcome})" if v.corrected_outcome != v.outcome else ""
