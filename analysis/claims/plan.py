@@ -157,8 +157,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
-        # A plan has either ``claims`` or ``margins``, and the empty one is left out. So a plan of version 0.1, which had
-        # no ``claims``, keeps the digest that it had then.
+        # A plan has either ``claims`` or ``margins``, and the empty one is left out. So a plan of version 0.1, which
+        # had no ``claims``, keeps the digest that it had then.
         content = {key: value for key, value in asdict(self).items() if value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
