@@ -124,6 +124,8 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
     if study is None:
         yield f"a training run of no study, in {path}"
         yield f"learner: {entries(path).get('training', {}).get('learner', 'not recorded')}"
+        if stopped is not None:
+            yield f"trained: diverged at {stopped}"
     else:
         learner, seed = run_of(study, path)
         yield f"run of the learner {learner} with seed {seed}, of the study {study.config.name}: {path}"
@@ -131,8 +133,6 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         yield _set_up(study)
         state = run_state(study, learner, seed)
         yield f"trained: {state.trained}; measured: {state.measured}"
-    if study is None and stopped is not None:
-        yield f"trained: diverged at {stopped}"
     # Of many checkpoints, the first three and the last ones.
     shown = saved if len(saved) <= MAX_ROWS else [*saved[:3], *saved[3 - MAX_ROWS :]]
     yield f"checkpoints: {len(saved)}" + (f", of which {len(shown)} are listed" if len(shown) < len(saved) else "")
@@ -159,7 +159,7 @@ def run_of(study: Study, path: Path) -> tuple[str, int]:
 def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] | None:
     """A number of seeds with which more verdicts would probably be decided, and how many; None if there is none.
 
-    It is twice the present number or, if that would decide none, the smallest number that would decide one.
+    The first is twice the present number of seeds or, if that would decide none, the smallest number that would.
     """
     undecided = [v for v in verdicts if (v.corrected_outcome or v.outcome) == "inconclusive"]
     needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None]
@@ -177,6 +177,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
         return None
     number, decided = suggestion
     seeds = list(study.config.seeds)
+    # The smallest seeds that the study does not have are added.
     seeds += [seed for seed in range(number + len(seeds)) if seed not in seeds][: number - len(seeds)]
     undecided = sum((verdict.corrected_outcome or verdict.outcome) == "inconclusive" for verdict in verdicts)
     listed = " ".join(map(str, seeds)) if len(seeds) <= 20 else f"... ({number} seeds)"
@@ -187,6 +188,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
 
 
 def _set_up(study: Study) -> str:
+    """The line on a study's tasks, network, inner loop and seeds."""
     data, inner = study.config.data, study.config.inner
     tasks = data.source if data.source == "sine-line" else f"{data.source} {data.ways}-way {data.shots}-shot"
     step_size = "not chosen yet" if study.step_size is None else f"{study.step_size:g}"
@@ -240,13 +242,16 @@ def _by_seed(states: Mapping[tuple[str, int], str]) -> str:
     for (_, seed), state in states.items():
         seeds.setdefault(state, []).append(seed)
     if len(seeds) <= 1:
-        return "".join(seeds)
+        return "".join(seeds)  # the only state, or nothing
     if len(seeds) > 3 or len({learner for learner, _ in states}) > 1:
         return f"{len(states)} runs, of {len(seeds)} states"
-    return "; ".join(f"{state} (seed {_listed(map(str, dict.fromkeys(of)))})" for state, of in seeds.items())
+    return "; ".join(
+        f"{state} (seed {_listed(map(str, dict.fromkeys(in_state)))})" for state, in_state in seeds.items()
+    )
 
 
 def _counted(verdicts: Sequence[Verdict] | None) -> str:
+    """How many verdicts have each outcome, without the correction for their number."""
     if verdicts is None:
         return "none yet"
     outcomes = [verdict.outcome for verdict in verdicts]
@@ -269,6 +274,7 @@ def _sizes(folder: Path) -> str:
         if not path.is_symlink():
             facts = path.stat()
             # Blocks rather than bytes, because a store has hundreds of files and folders that are smaller than a block.
+            # The operating system counts them in units of 512 bytes.
             taken = 512 * facts.st_blocks if hasattr(facts, "st_blocks") else facts.st_size
             part = _part(path.relative_to(folder).parts)
             num_bytes[part] = num_bytes.get(part, 0) + taken
@@ -323,5 +329,5 @@ def _command(study: Study, name: str) -> str:
 
 def study_above(path: Path) -> Path | None:
     """The folder of the study to which the folder of a run belongs, if any."""
-    above = path.resolve().parents[1]
+    above = path.resolve().parents[1]  # a run is in STUDY/runs/RUN
     return above if (above / STUDY).is_file() else None

@@ -1,4 +1,4 @@
-"""Decides which objects that a study names may be used, and finds them.
+"""Decides which objects that a study names, such as networks and functions, may be used, and finds them.
 
 Importing a module runs its code, and a study may come from a stranger. So nothing that a study names is imported unless
 the user trusts the study, by ``--trust`` or ``trust=True``. The networks of this library and the modules of
