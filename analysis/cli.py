@@ -44,7 +44,7 @@ def _whole_number(_: object, tokens: Sequence[Token]) -> int:
 WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
 
 
-@Parameter(name="*")
+@Parameter(name="*")  # each field is an option of the command, without the name of this class before it
 @dataclass(frozen=True)
 class ComputeOptions:
     """The options of every command that trains or measures."""

@@ -33,7 +33,7 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
     yield f"study {config.name} in {study.path}: nothing is run or written, because this is a dry run"
     yield f"data: {summary(problem.tasks)}"
     yield f"network: {config.network.name}, {problem.layout.numel:,} parameters, on {study.device}"
-    num_kept = len(study.runs) - len(study.runs_to_measure)
+    num_kept = len(study.runs) - len(study.runs_to_measure)  # those whose results the command ``keep`` has stored
     kept_words = f", of which {num_kept} are kept already" if num_kept else ""
     yield f"runs: {len(study.runs)} ({len(study.learners)} learners, {len(config.seeds)} seeds){kept_words}"
     yield f"learners: {', '.join(study.learners)}; seeds: {', '.join(map(str, config.seeds))}"

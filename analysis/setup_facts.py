@@ -61,7 +61,10 @@ def facts(study: Study) -> dict[str, str]:
 
 
 def described(study: Study) -> dict[str, Any]:
-    """What a report says of the data and the network; it is kept with results, which are read without the data."""
+    """What a report says of the data and the network.
+
+    The command ``keep`` stores it with the results, because a report on kept results is made without the data.
+    """
     for seed in study.kept:  # the first one serves, because all kept seeds have the same data and network
         return dict(kept.seed_facts(study.path, seed)["described"])
     tasks = study.problem.tasks

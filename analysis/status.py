@@ -30,6 +30,8 @@ MAX_TEXT = 76  # characters of a list of names
 class RunState:
     """How far a run of a study is, in words.
 
+    A run is kept if only its results are there, in the small files that the command ``keep`` writes.
+
     trained: such as "to 300", "30 of 300" meta-iterations, "diverged at 17", "not yet" or "kept".
     measured: "all", a percentage of the measurements, "not yet" or "kept".
     """
@@ -56,8 +58,8 @@ def run_state(study: Study, learner: str, seed: int) -> RunState:
     else:
         trained = f"to {reached}" if reached == steps[-1] else f"{reached} of {steps[-1]}"
     done, total = num_measured(study, learner, seed)
-    measured = "all" if done == total else f"{math.floor(100 * done / total)} %" if done else "not yet"
-    return RunState(trained, measured)
+    percentage = f"{math.floor(100 * done / total)} %" if done else "not yet"
+    return RunState(trained, "all" if done == total else percentage)
 
 
 def meta_iteration(study: Study, learner: str, seed: int) -> int | None:
@@ -97,9 +99,8 @@ def describe(study: Study) -> Iterator[str]:
         for part, made in (("verdicts", verdicts is not None), ("figures", bool(drawn)), ("report", report.exists()))
         if not made or part in outdated
     ]
-    state = (
-        "not complete" if not complete else f"all is measured; to do: {', '.join(missing)}" if missing else "complete"
-    )
+    to_do = f"all is measured; to do: {', '.join(missing)}" if missing else "complete"
+    state = to_do if complete else "not complete"
     yield f"study {config.name} ({config.digest[:12]}) in {study.path}: {state}"
     yield _set_up(study)
     # The names as they stand in the YAML, because the user's own files are not imported here.

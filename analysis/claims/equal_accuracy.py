@@ -33,8 +33,9 @@ CLAIM = "shot-equal-accuracy"
 def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts for every pair with and without SHOT and step group, on alpha rho and on alpha |Hg| / |g|.
 
-    g and H are the gradient and the Hessian of the support loss, rho = g'Hg / g'g, and alpha is the inner step size. If
-    the steps of one of the two learners are not alpha times the gradient, the verdicts are on rho and |Hg| / |g|.
+    A step group is a set of inner steps that the plan judges together. g and H are the gradient and the Hessian of the
+    support loss, rho = g'Hg / g'g, and alpha is the inner step size. If the steps of one of the two learners are not
+    alpha times the gradient, the verdicts are on rho and |Hg| / |g|.
     """
     # The query loss of regression gets a minus sign, so that a higher score is better in either case.
     scores = (1.0 if has_accuracy(ds) else -1.0) * mean_scores(ds)

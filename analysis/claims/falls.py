@@ -1,9 +1,10 @@
 """Claims that compare relative falls: by which fraction of its untrained value has meta-training lowered a quantity?
 
 A relative fall is 1 - trained / untrained, where both are means over the tasks of one seed and over the inner steps of
-a step group, and the untrained network is the learner's own start. It has no unit, so falls of different quantities and
-of learners with different inner step sizes can be compared. The ratio of two means is biased by about the squared
-relative error of its denominator; the jackknife over tasks (Quenouille 1956) removes this bias to first order.
+a step group (inner steps that the plan of the claims judges together). The untrained network is the learner's own
+start. A relative fall has no unit, so falls of different quantities and of learners with different inner step sizes can
+be compared. The ratio of two means is biased by about the squared relative error of its denominator; the jackknife over
+tasks (Quenouille 1956) removes this bias to first order.
 
 * "trajectory": along the inner trajectory the curvature falls more than elsewhere. The curvature there is
   rho = g'Hg / g'g, with the gradient g and the Hessian H of the support loss. rho is compared with the same quotient

@@ -1,4 +1,7 @@
-"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example."""
+"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example.
+
+A step group is a set of inner steps that the plan of the claims judges together.
+"""
 
 import math
 from collections import Counter
@@ -37,8 +40,9 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)
-    first = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
-    return [_finding(rows) for rows in first]
+    # False sorts before True, so that exploratory claims come last.
+    ordered = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
+    return [_finding(rows) for rows in ordered]
 
 
 def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:

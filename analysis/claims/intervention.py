@@ -16,7 +16,7 @@ If two learners have the same weight, the first one is taken. In a study's Datas
   last checkpoint. Over checkpoints, both change with training, so that this association shows no cause.
 
 alpha is the same for all learners of a series, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the
-evaluation tasks.
+evaluation tasks. The verdicts are made for each step group, a set of inner steps that the plan judges together.
 """
 
 from collections.abc import Mapping

@@ -42,6 +42,7 @@ def first_mistake(error: ValidationError, model: type) -> str:
         return f"{place}: give a list of at least {mistake['ctx']['min_length']}{got}"
     hint = ""
     if mistake["type"] == "literal_error":
+        # pydantic's text of what it expected holds the allowed values in quotes.
         hint = did_you_mean(str(mistake["input"]), re.findall(r"'([^']+)'", mistake["ctx"]["expected"]))
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}{hint}"
 
