@@ -153,7 +153,7 @@ def units(study: Study) -> list[Unit]:
     full_tasks, size = settings.full_tasks, tasks_of_a_unit(study)
     # A unit has at most ``size`` tasks, all of which get the same measurement, full or light.
     cuts = sorted({*range(0, full_tasks, size), *range(full_tasks, settings.tasks, size), settings.tasks})
-    groups = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    groups = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]  # None: loss and accuracy
     # Each row is (learners, seed, checkpoint), of which a unit is made for every group of tasks.
     rows, runs = [], study.runs_to_measure
     for names in study.alike_before_training:
@@ -194,6 +194,7 @@ def _chunks(folder: Path, level: int, blocks: int) -> TaskChunks:
 
     All these units share one object in a process. A number that was halved for want of memory then stays halved.
     """
+    # ``demanded`` makes it raise all other errors of the measuring, which it would otherwise take for a refusal of vmap.
     return TaskChunks(largest=blocks, demanded=True)
 
 

@@ -40,7 +40,7 @@ class Change:
     """A quantity of one learner before and after meta-training.
 
     untrained, trained: its means over the inner steps of a step group [seed, task]; NaN where it is not defined.
-    diverged: True for each unit [seed, task] that diverged before or after.
+    diverged: True for each unit (one task of one seed) [seed, task] that diverged before or after meta-training.
     """
 
     untrained: np.ndarray
@@ -54,7 +54,7 @@ class Change:
         num = keep.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             plain = 1 - trained_sum / untrained_sum
-            # The falls without each of the tasks [seed, task]. The jackknife needs them, and hence two tasks or more.
+            # [seed, task]: the fall where this task is left out, for which there must be another task.
             without_one = 1 - (trained_sum[:, None] - trained) / (untrained_sum[:, None] - untrained)
             mean = np.where(keep, without_one, 0.0).sum(axis=1) / num
         return np.asarray(np.where(num > 1, num * plain - (num - 1) * mean, np.where(num == 1, plain, np.nan)))

@@ -13,7 +13,7 @@ If two learners have the same weight, the first one is taken. In a study's Datas
 * "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|,
   which is minus its logarithm (base 2).
 * "association": the same slope without an intervention: over the checkpoints of each seed, and between the seeds at the
-  last checkpoint. Over checkpoints, both change with training, so that this association shows no cause.
+  last checkpoint. Over checkpoints, accuracy and curvature both change with training, so that this shows no cause.
 
 alpha is the same for all learners of a series, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the
 evaluation tasks. The verdicts are made for each step group, a set of inner steps that the plan judges together.
@@ -35,7 +35,7 @@ from analysis.evaluation import has_accuracy
 from analysis.schema import plain_learners, setting, trained_learners
 from analysis.statistics import slope_interval
 
-QUANTITY = "hg_ratio"
+QUANTITY = "hg_ratio"  # |Hg| / |g|
 # The coordinate of the Dataset that holds an instrument's weight, and the instrument in words.
 INSTRUMENTS = {"dose": "SHOT", "penalty": "the penalty"}
 LEAST_POINTS = 3  # the least number of weights, or of checkpoints, for a slope
