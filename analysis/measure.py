@@ -194,7 +194,7 @@ def _chunks(folder: Path, level: int, blocks: int) -> TaskChunks:
 
     All these units share one object in a process. A number that was halved for want of memory then stays halved.
     """
-    # ``demanded`` makes it raise all other errors of the measuring, which it would otherwise take for a refusal of vmap.
+    # ``demanded`` makes it raise all other errors, which it would otherwise take for a refusal of vmap.
     return TaskChunks(largest=blocks, demanded=True)
 
 

@@ -156,7 +156,7 @@ class Study:
 
     path: the folder of the study.
     device: where the tensors live.
-    device_share: the share of a card's memory that this process may take; it is below 1 where workers share the card.
+    device_share: the share of a GPU's memory that this process may take; it is below 1 where workers share the GPU.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
     kept: for each seed, the learners whose results lie in the folder as kept results, the small files that the command
@@ -184,7 +184,7 @@ class Study:
         )
 
     def limit_memory(self) -> None:
-        """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
+        """Keep this process to its share of the GPU's memory, so that the workers on a GPU leave room for each other.
 
         If the process asks for more than its share, only this process runs out of memory, and then computes fewer tasks
         or points at once.
@@ -234,7 +234,7 @@ class Study:
     def training(self, name: str, seed: int, *, folder: Path | None = None, start: Path | None = None) -> TrainConfig:
         """The settings of the training run of one learner with one seed.
 
-        folder: the folder in which the run is kept; by default it is not kept.
+        folder: the folder into which the run is written; by default nothing is written.
         start: the checkpoint file from which the run begins; by default it begins from the untrained network of the
             seed.
         """
@@ -304,6 +304,7 @@ class Study:
         return source_digest(target)
 
     def _load(self, target: str) -> object:
+        """The object with an import path, imported if the study is trusted; raises UserError if it is not."""
         return trusted_object(target, trust=self.problem.trust)
 
     @property
