@@ -47,9 +47,8 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
     if not only_train:
         work = units(study)
         left = [unit for unit in work if not is_measured(unit)]
-        num_units, num_left = (
-            Counter((learner, unit.seed) for unit in some for learner in unit.learners) for some in (work, left)
-        )
+        num_units = Counter((learner, unit.seed) for unit in work for learner in unit.learners)
+        num_left = Counter((learner, unit.seed) for unit in left for learner in unit.learners)
         to_do["measure"] = {run: num_left[run] / number for run, number in num_units.items()}
         yield f"to measure: {len(left)} of {len(work)} units, each some tasks at a checkpoint"
         yield "then: verdicts, figures, the report and the explorer's page"

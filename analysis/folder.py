@@ -1,4 +1,8 @@
-"""A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
+"""A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it.
+
+Kept results are the small files into which the command ``keep`` writes what was measured with a seed; see
+``analysis.kept``. A folder of kept results has no runs. A study may go on from it without making those runs again.
+"""
 
 import hashlib
 import os
@@ -180,7 +184,7 @@ def measurements(study: Study) -> xr.Dataset:
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:
-    """The verdicts on the claims, which the command ``test`` drew from a study's measurements."""
+    """The verdicts on the claims, which the command ``test`` has made from a study's measurements."""
     file = open_folder(path).path / VERDICTS
     if not file.exists():
         raise UserError(f"{file} does not exist yet; run 'hessian-tools test {file.parent}' first")

@@ -89,7 +89,7 @@ def describe(study: Study) -> Iterator[str]:
     states = {run: run_state(study, *run) for run in study.runs}
     complete = all(state.complete for state in states.values())
     measured = bool(study.kept) or any((study.run(*run) / store.NAME).exists() for run in study.runs)
-    # The parts that were made from other measurements than the present ones.
+    # The parts that were made from other measurements or other files than the present ones.
     outdated = stale_parts(study, measurements(study)) if measured else []
     verdicts = open_verdicts(study.path) if (study.path / VERDICTS).exists() else None
     drawn = sorted({path.stem for suffix in ("pdf", "png") for path in study.figures.glob(f"*.{suffix}")})
