@@ -203,6 +203,7 @@ def _rows_of_learners(study: Study, states: Mapping[tuple[str, int], RunState]) 
     """A table with a row for each learner; in a large study, those that are complete are summed up in the last row."""
     names = list(study.learners)
     if len(names) > MAX_ROWS:
+        # Rows are for learners with something left to do, and then for others; the order is that of the study.
         waiting = [name for name in names if not all(states[run].complete for run in states if run[0] == name)]
         names = [*waiting, *(name for name in names if name not in waiting)][: MAX_ROWS - 1]
         names = [name for name in study.learners if name in names]
@@ -222,9 +223,11 @@ def _row(study: Study, states: Mapping[tuple[str, int], RunState]) -> tuple[str,
     """The cells of a row: how far the runs are, by seeds where these differ, and the processor time of their parts."""
     seconds = dict.fromkeys(PARTS, 0.0)
     for learner, seed in states:
-        kept = learner in study.kept.get(seed, ())
-        facts = seed_facts(study.path, seed)["runs"][learner] if kept else {}
-        for part, time in (facts.get("cpu_seconds", {}) if kept else cpu_seconds(study.run(learner, seed))).items():
+        if learner in study.kept.get(seed, ()):
+            times = seed_facts(study.path, seed)["runs"][learner].get("cpu_seconds", {})
+        else:
+            times = cpu_seconds(study.run(learner, seed))
+        for part, time in times.items():
             seconds[part] += time
     trained = _by_seed({run: state.trained for run, state in states.items()})
     measured = _by_seed({run: state.measured for run, state in states.items()})

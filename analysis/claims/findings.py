@@ -48,8 +48,8 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
 def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
     """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
 
-    Only a comparison that ``findings`` does not count can be one: that with orthogonal gradients. The untrained network
-    passes it where its mean, whatever its interval, reaches the smallest effect of interest.
+    This can be so only for the comparison with orthogonal gradients, which ``findings`` does not count. The untrained
+    network passes it where its mean, whatever its interval, reaches the smallest effect of interest.
 
     verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
     """
@@ -99,7 +99,7 @@ def _answer(verdicts: list[Verdict]) -> str:
 
 
 def _outcome(verdict: Verdict) -> Outcome:
-    """The outcome of a verdict, of a primary one after the correction for their number."""
+    """The outcome of a verdict; for a primary verdict, the outcome after Holm's correction."""
     return verdict.corrected_outcome or verdict.outcome
 
 
@@ -127,7 +127,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _throughout(verdicts: list[Verdict]) -> str:
-    """Where a claim with matched comparisons is supported in all of them; "" for other claims."""
+    """The learners and steps for which all comparisons of a claim support it; "" for a claim without equal losses."""
     if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
         return ""
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
@@ -152,7 +152,7 @@ def _example(verdicts: list[Verdict]) -> str:
     plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
-    usual = Counter(verdict.outcome for verdict in verdicts).most_common(1)[0][0]
+    ((usual, _),) = Counter(verdict.outcome for verdict in verdicts).most_common(1)
     verdict = next((verdict for verdict in plain if verdict.outcome == usual), plain[0])
     values = number(verdict.effect, signed=True)
     if not math.isnan(verdict.trained_value):
