@@ -25,8 +25,8 @@ def keep(study: Study, out: Path, reporter: Reporter) -> list[int]:
 
     A seed is completely measured if all of its learners are. The files of other seeds in ``out`` are left alone, and a
     seed that is kept there already is replaced if its numbers have changed. The folder gets the study's settings with
-    the seeds that it holds, the plan of the claims and, where there was a search, its step sizes; ``test``, ``figures``
-    and ``report`` make the rest from these files alone.
+    the seeds that it holds, the plan of the claims and the result of a search for the step size, if there was one. The
+    commands ``test``, ``figures`` and ``report`` make verdicts, figures and report from these files alone.
 
     Raises UserError if no seed is complete, or if ``out`` holds anything but results of the same study.
     """

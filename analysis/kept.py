@@ -3,7 +3,7 @@
 A study's folder is large: each of its runs has checkpoints, metrics and a zarr store. What claims, figures and report
 read is small. ``write_seed`` puts all runs of one seed, reduced to that, into ``seeds/seed-<k>.nc`` (about 1 MB for 21
 learners), and the facts of these runs into ``seeds/seed-<k>.json``. A folder with such files can be kept in a
-repository. A study that goes on from it (``hessian-tools study --from``) copies them and runs only the rest.
+repository. A study that goes on from it (``hessian-tools study --from``) copies the files and makes only other runs.
 
 The reduction is this. The variables on which the primary claims rest (``EXACT``) become float32. The others are rounded
 to four significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits). Of variables

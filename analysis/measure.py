@@ -114,8 +114,8 @@ class Unit:
     def task_seed(self) -> int:
         """The seed of the held-out tasks.
 
-        It differs between the seeds of runs, so that means per seed are independent. It is the same for all learners,
-        so that differences between learners are paired.
+        Runs with other seeds have other held-out tasks, so that the means of the seeds are independent. All learners of
+        one seed have the same held-out tasks, so that learners can be compared task by task.
         """
         # A prime factor that is larger than any seed in use keeps the pairs (measure.seed, seed) apart.
         return 1_000_003 * self.study.config.measure.seed + self.seed

@@ -50,9 +50,9 @@ def compare_at_equal_loss(
     diverged: True for each unit (one task of one seed) [seed, task] that diverged on at least one side. Such a unit is
         left out of both sides, as in ``compare_task_by_task``.
 
-    The bootstrap resamples the tasks of both sides together, and matches the points of each resample anew. A seed is
-    left out if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer
-    than two seeds, the comparison has an obstacle, so that it is inconclusive.
+    Each resample of the bootstrap has the same tasks on both sides, and its points are matched anew. A seed is left out
+    if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer than two
+    seeds, the comparison has an obstacle, so that it is inconclusive.
     """
     keep = complete_units(trained, baseline, trained_loss, baseline_loss, diverged=diverged)
     # The logarithm of a loss of 0 is -inf. Such a point never has a match, and counts as a point without one.

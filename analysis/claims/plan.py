@@ -47,7 +47,7 @@ class ClaimPlan:
     kind: the verdicts on all "primary" claims are corrected for their number (Holm 1979). Those on "exploratory" claims
         are not.
     margin: the smallest effect of interest. margin_unit: the unit of the margin, in words.
-    corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty: all of them. The
+    corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty for all of them. The
         verdicts on its other comparisons count as exploratory.
     learners: of a primary claim, the learners whose verdicts are corrected: "all", or "plain" for those without SHOT
         and without the penalty on the curvature that are no controls. The verdicts on other learners count as

@@ -78,7 +78,7 @@ class LearnerConfig(Strict):
     rule: how an inner step follows from the gradients.
     minibatches: the number of parts into which training cuts the examples of an inner loop, of which each inner step
         takes one.
-    latent: the settings of leo.
+    latent: the settings of leo (LEO, Rusu et al. 2019).
     logarithmic: True if meta-sgd learns the logarithms of its inner step sizes, which keeps the step sizes positive;
         False if it learns the step sizes themselves.
     moves: the parameters that the inner loop moves ("head", "body", or names of modules); by default the head for anil,

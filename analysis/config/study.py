@@ -179,8 +179,8 @@ class MeasureConfig(Strict):
         checkpoint. All other measurements are ``light``.
     light: how much is measured wherever ``full`` does not apply.
     full: how much is measured of the first ``full_tasks`` tasks at the first and the last checkpoint.
-    block: the number of tasks that are stored together. On a CPU they are measured together, too; on a GPU as many
-        blocks are measured together as fit in its memory.
+    block: the number of tasks that are stored together. On a CPU these tasks are also measured together; on a GPU, as
+        many blocks as fit in its memory are measured together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
     quantities: what is measured: names in docs/quantities.md, "standard" or "all", or import paths or files of the
         user's own quantities, such as my_quantities.py:SHARPNESS.

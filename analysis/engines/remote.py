@@ -76,8 +76,8 @@ class RemoteEngine:
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
         """Do what :class:`analysis.engines.engine.Engine` says.
 
-        An error of a unit is raised as UnitFailed. Where jobs are lost, the others are waited for before WorkerLost is
-        raised, because what ends one job (a node, its memory, its time) need not end the others.
+        An error of a unit is raised as UnitFailed. Where a job is lost, the engine waits for all other jobs before it
+        raises WorkerLost, because what ends one job (a node, its memory, its time) need not end the others.
         """
         if not units:
             return

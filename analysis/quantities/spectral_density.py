@@ -15,7 +15,7 @@ from hessian_tools.curvature import spectral_density
 LINEAR, LARGEST, CELLS = 0.1, 30.0, 129
 # The number of Lanczos runs at each point, and of the products of each run.
 RUNS, PRODUCTS = 4, 24
-# Half the width of all cells together, and the width of one cell, in units of s.
+# The cells reach from -END to END in s, and each is CELL_WIDTH wide.
 END = math.asinh(LARGEST / LINEAR)
 CELL_WIDTH = 2 * END / CELLS
 
