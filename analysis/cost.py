@@ -138,7 +138,7 @@ class _Work:
 
     num_params: the number of parameters.
     support, query, held_out: the seconds of one forward pass over the support set of a task, over its query set in
-        training, and over that of a held-out task.
+        training, and over the query set of a held-out task.
     supports, queries: the same over the support sets, and over the query sets, of all tasks of a meta-iteration.
     """
 

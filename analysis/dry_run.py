@@ -100,7 +100,7 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
 
 
 def _recorded(study: Study, run: Run) -> dict[str, float]:
-    """The processor time that a run has taken so far; kept results hold that of their runs."""
+    """The processor time that a run has taken so far; for a kept run, the kept results hold it."""
     learner, seed = run
     if learner not in study.kept.get(seed, ()):
         return cpu_seconds(study.run(*run))

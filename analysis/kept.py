@@ -47,7 +47,7 @@ ENCODING = {"zlib": True, "complevel": 9, "shuffle": True}
 
 
 def files(folder: Path, seed: int) -> tuple[Path, Path]:
-    """The two files of a seed in a study's folder: that of its numbers, and that of the facts of its runs."""
+    """The file of a seed's numbers, and the file of the facts of its runs, in a study's folder."""
     return folder / FOLDER / f"seed-{seed}.nc", folder / FOLDER / f"seed-{seed}.json"
 
 
@@ -78,7 +78,7 @@ def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
 def _read(path: Path) -> xr.Dataset:
     """The Dataset in a netCDF file, with real numbers as float64.
 
-    It is that of ``xr.open_dataset(path, engine="h5netcdf")``, which takes five times as long.
+    It equals the result of ``xr.open_dataset(path, engine="h5netcdf")``, which takes five times as long.
     """
     variables = {}
     with h5py.File(path, "r", track_order=True) as file:

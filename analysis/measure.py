@@ -64,7 +64,7 @@ class Unit:
 
     learners: the learners into whose runs the results are written. Before training, the learners of one seed that adapt
         by the same inner loop have the same network, so checkpoint 0 is measured once for all of them. A later
-        checkpoint is that of a single learner.
+        checkpoint belongs to a single learner.
     checkpoint: the meta-iteration of the checkpoint.
     tasks: the indices of the held-out tasks on which curvature is measured, or None for the unit that measures loss
         and accuracy on the evaluation tasks.

@@ -143,7 +143,7 @@ def _drawable(
 
 
 def _figure(ds: xr.Dataset, name: str) -> StudyFigure:
-    """The figure of a name: one of the package, or that of a variable of the study."""
+    """The figure with a name: one of the package's figures, or the figure of a variable of the study."""
     if name in FIGURES:
         return FIGURES[name]
     if name in ds.data_vars:

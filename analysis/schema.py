@@ -122,7 +122,7 @@ LEARNER_COORDINATES = ("trained", "without_shot", "untrained_start", "no_alpha",
 def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags.
 
-    variables: those of the measured quantities; those of every run follow them.
+    variables: the variables of the measured quantities, after which those of every run come.
     """
     coords = sizes.coords
     data = {}

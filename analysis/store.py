@@ -81,7 +81,7 @@ def create(
 ) -> Path:
     """Make the store of a run, empty but for its scalars, and return its path; a store that exists is left as it is.
 
-    sizes: the coordinates or lengths of the dimensions. variables: those of the measured quantities.
+    sizes: the coordinates or lengths of the dimensions. variables: the variables of the measured quantities.
     block: the number of tasks in a chunk.
     scalars: the values of the variables without dimensions, such as the step size. attrs: attributes of the Dataset.
     """
@@ -173,7 +173,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
 
 
 def faults(path: Path) -> Iterator[Fault]:
-    """Every file of a store that is missing, was changed after it was written, or is that of another run.
+    """Every file of a store that is missing, was changed after it was written, or belongs to another run.
 
     Version 0.1 wrote no checksums, so a store of that version yields no fault, whatever has happened to it. A store
     that was made before units had records is checked without them.

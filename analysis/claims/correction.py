@@ -27,7 +27,7 @@ def holm(
     """Correct the primary verdicts of all studies together, and return the studies with the corrected verdicts.
 
     studies: the name and the verdicts of each study; an earlier correction of them is replaced.
-    confidence: that of the intervals; a p-value counts as small if it is below 1 - confidence.
+    confidence: the confidence of the intervals; a corrected p-value counts as small if it is below 1 - confidence.
     """
     level = 1 - confidence
     primary = [verdict for _, verdicts in studies for verdict in verdicts if verdict.kind == "primary"]

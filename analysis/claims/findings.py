@@ -33,9 +33,9 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
-    The answer is that of the primary comparisons, after their correction, where a claim has any. The primary claims
+    If a claim has primary comparisons, the answer follows from these alone, after their correction. The primary claims
     come first, in the order of the verdicts. A comparison that an untrained network may pass as well is not counted,
-    unless there is no other.
+    unless the claim has no other comparison.
     """
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:

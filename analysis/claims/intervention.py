@@ -43,7 +43,7 @@ LEAST_RANGE = 0.26  # halvings: a factor of 1.2 between the smallest and the lar
 
 
 def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
-    """The learners of a series by their weight, from the smallest weight on; the weight 0 is that of ``base``.
+    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
 
     instrument: the coordinate that holds the weight, "dose" or "penalty".
     """

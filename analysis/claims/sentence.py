@@ -58,7 +58,7 @@ def after_correction(verdict: "Verdict") -> str:
             f"Supported with {plural(verdict.num_seeds, 'seed')} without the correction for the number of comparisons, "
             f"but not after it{_seeds_to_pass(verdict)}: "
         )
-    # The second pattern is that of an earlier correction, which ``compare`` replaces by one over several studies.
+    # The optional part matches the words of an earlier correction, which ``compare`` replaces by one over its studies.
     return re.sub(r"^Supported with \d+ seeds?( without [^:]*)?: ", lambda _: beginning, verdict.sentence)
 
 

@@ -32,7 +32,7 @@ class Verdict(Question):
 
     A unit is one task of one seed, and a point is one inner step of a unit.
 
-    effect: trained minus baseline; its sign is that of the difference, whatever the claim predicts.
+    effect: trained minus baseline, also where the claim predicts a negative difference.
     low, high: the Student t interval over seeds; NaN with one seed.
     bootstrap_low, bootstrap_high: the interval from resampled tasks, with the seeds held fixed.
     margin: the smallest effect of interest, in the units of the quantity.
@@ -93,7 +93,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
     """Return the verdict on a comparison.
 
     margin: the smallest effect of interest, above 0, in the units of the quantity.
-    confidence: that of the interval over seeds.
+    confidence: the confidence of the interval over seeds.
     Raises ValueError for a negative margin.
     """
     if margin < 0:

@@ -148,7 +148,7 @@ class NetworkConfig(Strict):
 class LevelConfig(Strict):
     """How much of the curvature is measured at each parameter vector of an inner loop.
 
-    eigenvalues: the number of eigenvalues, those of largest magnitude. tolerance: their relative tolerance.
+    eigenvalues: how many eigenvalues of largest magnitude are sought. tolerance: their relative tolerance.
     probes: the number of random vectors for the trace.
     max_matvecs: the largest number of Hessian-vector products that the eigenvalues may cost.
     """

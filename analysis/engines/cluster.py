@@ -53,7 +53,7 @@ def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
 
 
 def _parameters(config: ClusterConfig) -> dict[str, Any]:
-    """The settings by submitit's names, where None means not given; for local jobs, submitit ignores those of SLURM."""
+    """The settings under submitit's names, None for one that is not given; local jobs ignore the settings of SLURM."""
     return {
         "name": "hessian-tools",
         "timeout_min": config.minutes,

@@ -58,7 +58,7 @@ class Share:
     """The units of work of one job, which are done one after the other.
 
     permit: the folder without which nothing is done. index: the number of the job, from 0 on.
-    versions: those of ``LIBRARIES`` in the command that has shared out the work.
+    versions: the versions of ``LIBRARIES`` in the command that has shared out the work.
     """
 
     work: Work

@@ -122,7 +122,7 @@ class Points:
     def extremes(self) -> Extremes:
         """The eigenpairs of largest magnitude, and the one at either end of the spectrum, at all points.
 
-        With ``eigenvectors``, those of largest magnitude end with one pair more than the level asks for.
+        With ``eigenvectors``, there is one eigenpair of largest magnitude more than the level asks for; it comes last.
         """
         magnitude = min(self.level.eigenvalues + self.eigenvectors, self.thetas.shape[-1])
         return extremal_eigenpairs(

@@ -28,8 +28,8 @@ class Quantity:
         a parameter vector of an inner loop.
     reference: where it comes from, as "author year"; "" for a definition of our own.
     products: True if it needs products with the Hessian. Its values on a task whose inner loop diverged are then NaN.
-    level: "full" if only the full measurements contain it, "light" if all do. A full measurement is that of a study's
-        first tasks at the first and the last checkpoint; all others are light.
+    level: "full" if only the full measurements contain it, "light" if all do. A study's first tasks are
+        measured in full at the first and the last checkpoint; all other measurements are light.
     eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one eigenpair more than there otherwise
         are.
     coords: a function that returns the coordinates of the dimensions that only this quantity has.
