@@ -203,6 +203,7 @@ def _stored_bytes(study: Study) -> float:
     measure, num_points = study.config.measure, study.config.inner.steps + 1
     numbers = NUMBERS_A_POINT + measure.full.eigenvalues + measure.full.probes
     at_a_checkpoint = measure.tasks * num_points * numbers + 2 * measure.evaluation_tasks  # 2: loss and accuracy
+    # 8 bytes for each number
     return 8.0 * at_a_checkpoint * sum(len(study.learners[name].checkpoints) for name, _ in study.runs_to_measure)
 
 
@@ -217,7 +218,8 @@ def _parameters(problem: Problem) -> tuple[int, int, bool]:
     except (RuntimeError, ValueError, OverflowError, TypeError) as e:
         # A network of the user's own may not work on the meta device; later checks build it as it is and report errors.
         return (UNCOUNTABLE if "overflow" in str(e).lower() else 0), 1, False
-    return sum(map(prod, shapes)), len(shapes), any(len(shape) == 4 for shape in shapes)
+    has_convolutions = any(len(shape) == 4 for shape in shapes)  # kernels of images have four axes
+    return sum(map(prod, shapes)), len(shapes), has_convolutions
 
 
 def _memory() -> float:

@@ -59,7 +59,8 @@ def compare_at_equal_loss(
     with np.errstate(divide="ignore"):
         sides = [trained, np.log(trained_loss), baseline, np.log(baseline_loss)]
     caliper = plan.equal_loss.caliper
-    estimates, shares, draws = [], [], []  # of each seed; draws: the effects in the resamples of the bootstrap
+    # estimates: both means of each seed. draws: of each seed that is compared, the effects in the bootstrap's resamples.
+    estimates, shares, draws = [], [], []
     for seed, tasks in enumerate(keep):
         y, x, y0, x0 = (side[seed, tasks] for side in sides)  # value and log loss: trained, then baseline
         each_task_once = np.ones((len(y), 1))

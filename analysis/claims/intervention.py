@@ -10,8 +10,8 @@ If two learners have the same weight, the first one is taken. In a study's Datas
 * "manipulation": does the instrument work, so that a larger weight lowers |Hg| / |g|? For each seed, a straight line in
   the rank of the weight is fitted to the logarithm (base 2) of the mean |Hg| / |g|. The effect is the fitted change
   from the smallest to the largest weight.
-* "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|,
-  which is minus its logarithm (base 2).
+* "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|
+  (minus the logarithm, base 2, of its mean over tasks).
 * "association": the same slope without an intervention: over the checkpoints of each seed, and between the seeds at the
   last checkpoint. Over checkpoints, accuracy and curvature both change with training, so that this shows no cause.
 
