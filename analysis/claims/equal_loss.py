@@ -59,7 +59,7 @@ def compare_at_equal_loss(
     with np.errstate(divide="ignore"):
         sides = [trained, np.log(trained_loss), baseline, np.log(baseline_loss)]
     caliper = plan.equal_loss.caliper
-    # estimates: both means of each seed. draws: of each seed that is compared, the effects in the bootstrap's resamples.
+    # estimates: both means of each seed. draws: for each seed that is compared, its effect in each resample.
     estimates, shares, draws = [], [], []
     for seed, tasks in enumerate(keep):
         y, x, y0, x0 = (side[seed, tasks] for side in sides)  # value and log loss: trained, then baseline

@@ -28,9 +28,8 @@ from hessian_tools.runs.files import FolderInUseError
 from hessian_tools.runs.worker_pool import Emit, Work, one_thread, sendable
 
 REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
-PATIENCE = (
-    90.0  # seconds that a job waits until an earlier job at work on the same run has seen that its permit is gone
-)
+# Seconds that a job waits until an earlier job, which is at work on the same run, has seen that its permit is gone.
+PATIENCE = 90.0
 LIBRARIES = ("hessian-tools", "torch", "numpy")  # numbers may differ between versions of these, so all must be equal
 
 _one_unit = threading.Lock()  # torch's settings belong to the process, so a process does one unit at a time
