@@ -1,4 +1,7 @@
-"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example."""
+"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example.
+
+A step group is a set of inner steps that the plan of the claims judges together.
+"""
 
 import math
 from collections import Counter
@@ -30,22 +33,23 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
-    The answer is that of the primary comparisons, after their correction, where a claim has any. The primary claims
+    If a claim has primary comparisons, the answer follows from these alone, after their correction. The primary claims
     come first, in the order of the verdicts. A comparison that an untrained network may pass as well is not counted,
-    unless there is no other.
+    unless the claim has no other comparison.
     """
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)
-    first = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
-    return [_finding(rows) for rows in first]
+    # False sorts before True, so that exploratory claims come last.
+    ordered = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
+    return [_finding(rows) for rows in ordered]
 
 
 def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
     """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
 
-    Only a comparison that ``findings`` does not count can be one: that with orthogonal gradients. The untrained network
-    passes it where its mean, whatever its interval, reaches the smallest effect of interest.
+    This can be so only for the comparison with orthogonal gradients, which ``findings`` does not count. The untrained
+    network passes it where its mean, whatever its interval, reaches the smallest effect of interest.
 
     verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
     """
@@ -68,6 +72,7 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
 
 
 def _finding(verdicts: list[Verdict]) -> str:
+    """The sentence for the verdicts on one claim."""
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
     title = verdicts[0].title
     primary = [verdict for verdict in verdicts if verdict.kind == "primary"]
@@ -80,7 +85,11 @@ def _finding(verdicts: list[Verdict]) -> str:
 
 
 def _answer(verdicts: list[Verdict]) -> str:
-    """What the outcomes of some comparisons of a claim say together."""
+    """The answer to a claim's question that the outcomes of its comparisons give, such as "Mostly yes".
+
+    An outcome of more than half of the comparisons gives the answer, with "Mostly" if there are other outcomes.
+    Otherwise the answer is "Divided" if all three outcomes occur, and else names both, such as "Yes or undecided".
+    """
     counts = Counter(_outcome(verdict) for verdict in verdicts)
     seen = [ANSWERS[outcome] for outcome in OUTCOMES if counts[outcome]]
     outcome, count = counts.most_common(1)[0]
@@ -90,7 +99,7 @@ def _answer(verdicts: list[Verdict]) -> str:
 
 
 def _outcome(verdict: Verdict) -> Outcome:
-    """The outcome of a verdict, of a primary one after the correction for their number."""
+    """The outcome of a verdict; for a primary verdict, the outcome after Holm's correction."""
     return verdict.corrected_outcome or verdict.outcome
 
 
@@ -118,7 +127,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _throughout(verdicts: list[Verdict]) -> str:
-    """Where a claim with matched comparisons is supported in all of them; "" for other claims."""
+    """The learners and steps for which all comparisons of a claim support it; "" for a claim without equal losses."""
     if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
         return ""
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
@@ -143,7 +152,7 @@ def _example(verdicts: list[Verdict]) -> str:
     plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
-    usual = Counter(verdict.outcome for verdict in verdicts).most_common(1)[0][0]
+    ((usual, _),) = Counter(verdict.outcome for verdict in verdicts).most_common(1)
     verdict = next((verdict for verdict in plain if verdict.outcome == usual), plain[0])
     values = number(verdict.effect, signed=True)
     if not math.isnan(verdict.trained_value):
