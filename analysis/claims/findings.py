@@ -60,7 +60,7 @@ def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
 
 
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Each (learner, step group) for which every comparison of a claim supports it.
+    """Each (learner, step group) for which every comparison of a claim supports it, after Holm's correction if primary.
 
     A claim on curvature is also compared at unit filter norm and at equal support loss. A fall counts as suppression
     only where these comparisons support it too. Otherwise it may be due to growing weights or to a lower loss.
@@ -68,7 +68,7 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     places: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         places.setdefault((verdict.learner, verdict.steps), []).append(verdict)
-    return [place for place, rows in places.items() if all(row.outcome == "supported" for row in rows)]
+    return [place for place, rows in places.items() if all(_outcome(row) == "supported" for row in rows)]
 
 
 def _finding(verdicts: list[Verdict]) -> str:
@@ -81,7 +81,7 @@ def _finding(verdicts: list[Verdict]) -> str:
     text = f"{title[:1].upper()}{title[1:]}? {_answer(judged)}: {_counted(judged)}{_without_correction(primary)}"
     if primary and exploratory:
         text += f"; {_counted(exploratory)}"
-    return f"{text}{_throughout(verdicts)}{_example(verdicts)}."
+    return f"{text}{_throughout(verdicts)}{_example(verdicts, usual=_most_frequent(judged))}."
 
 
 def _answer(verdicts: list[Verdict]) -> str:
@@ -138,8 +138,14 @@ def _throughout(verdicts: list[Verdict]) -> str:
     return f"; all comparisons support it for {_listed(places)}"
 
 
-def _example(verdicts: list[Verdict]) -> str:
-    """The numbers of the first plain comparison that has the most frequent outcome.
+def _most_frequent(verdicts: list[Verdict]) -> Outcome:
+    """The outcome that most verdicts have; of several, the one that occurs first."""
+    ((outcome, _),) = Counter(map(_outcome, verdicts)).most_common(1)
+    return outcome
+
+
+def _example(verdicts: list[Verdict], *, usual: Outcome) -> str:
+    """The numbers of the first plain comparison that has the usual outcome.
 
     A primary comparison is preferred, because an exploratory one may be that of a control, such as a network trained on
     shuffled labels. If no plain comparison has that outcome, the numbers are those of the first plain comparison. In a
@@ -152,8 +158,7 @@ def _example(verdicts: list[Verdict]) -> str:
     plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
-    ((usual, _),) = Counter(verdict.outcome for verdict in verdicts).most_common(1)
-    verdict = next((verdict for verdict in plain if verdict.outcome == usual), plain[0])
+    verdict = next((verdict for verdict in plain if _outcome(verdict) == usual), plain[0])
     values = number(verdict.effect, signed=True)
     if not math.isnan(verdict.trained_value):
         values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} {baseline(verdict)}"
