@@ -79,7 +79,7 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
 
 
 def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
-    """The legend entries of the quantities of a panel; they are black, because colours stand for methods."""
+    """The legend entries of the quantities that share a panel; they are black, because colours stand for methods."""
     return [entry(look.label, color="black", marker=look.marker, linestyle=look.linestyle) for look in looks.values()]
 
 
@@ -152,7 +152,10 @@ def warm_start_sentence(ds: xr.Dataset) -> str:
 
 
 def no_alpha_sentence(ds: xr.Dataset) -> str:
-    """The sentence that names the learners which have no alpha and are not drawn; "" if all have one."""
+    """The sentence on the learners that are not drawn because no single step size alpha scales all their inner steps.
+
+    "" if there are none.
+    """
     reasons = "; ".join(f"{method_label(name)}, {reason}" for name, reason in why_no_alpha(ds).items())
     return f"Learners whose inner steps are not alpha times the gradient are not drawn: {reasons}." if reasons else ""
 

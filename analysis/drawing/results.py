@@ -117,6 +117,7 @@ def _eigenvalue_markers(
     y, error, converged = (one.ds[part].transpose(*dims).values for part in parts)
     places = one.ds[dims[0]].values
     places = places + shift * np.min(np.diff(places), initial=1.0)
+    # All eigenvalues at a point have the same x.
     x = np.broadcast_to(places.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
     error_bars(ax, x.ravel(), y.ravel(), error.ravel(), color=one.color, name=name)
     size = 1.5 if len(places) > MANY_POINTS else None
@@ -180,6 +181,7 @@ def density(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
+    """Draw the density at one point, with its band and its isolated nodes. bottom: the lower end of the y axis."""
     x, y, low, high = (one.ds[name].values for name in ("curvature", "density", "density_low", "density_high"))
     ax.fill_between(x, low, high, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{one.label}")
     width = f"width {float(one.ds['width']):.2g}"
@@ -276,7 +278,7 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
     names = ds["finding"].attrs["flag_meanings"].split()
     for row, name in enumerate(names):
         value, allowed, verdict = (ds[part].values[row] for part in ("value", "allowed", "passed"))
-        ratio = value / allowed if allowed > 0 else 0.0
+        ratio = value / allowed if allowed > 0 else 0.0  # where no error is allowed, ``passed`` alone decides
         ratio = ratio if np.isfinite(ratio) else 1e3  # an error that is not finite is drawn at 1000
         if verdict == VERDICTS[None]:
             ax.text(1e-3, row, "not judged", color=GREY, va="center", ha="center", gid=f"open:{name}")
