@@ -22,6 +22,8 @@ State = Mapping[str, Any]
 each further dimension of the quantity), and log (True for a logarithmic axis)."""
 
 VIEWS = ("training", "inner", "tasks", "spectrum", "surface")
+# The templates: the beginning of the code, the computation of ``mean``, ``low`` and ``high`` by the kind of mean (see
+# ``kind_of_mean``), the drawing of a view or of a part of one, and the figure with its axes.
 _BEGIN = """\
 import matplotlib.pyplot as plt
 import numpy as np
@@ -94,7 +96,7 @@ TEMPLATES = {"begin": _BEGIN, "means": _MEANS, "bodies": _BODIES, "canvas": _CAN
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """The template with its placeholders replaced; a line that holds only a placeholder of an empty text is dropped."""
+    """The template with its placeholders replaced by texts; a line that holds only a placeholder for "" is left out."""
     lines = template.split("\n")
     kept = [line for line in lines if not (only := re.fullmatch(r"\{\{(\w+)\}\}", line)) or fields[only[1]]]
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], "\n".join(kept))
@@ -133,7 +135,7 @@ def task_dim(header: Mapping[str, Any], name: str) -> str | None:
 
 
 def kind_of_mean(header: Mapping[str, Any], state: State, name: str) -> str:
-    """Over what a variable is averaged: "seeds", the "tasks" of one seed, or nothing ("point")."""
+    """Over what a variable is averaged: "seeds" (tasks, then seeds), the "tasks" of one seed, or nothing ("point")."""
     if state["seed"] is None:
         return "seeds"
     return "tasks" if task_dim(header, name) and state["task"] is None else "point"

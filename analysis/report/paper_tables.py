@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from analysis import paper_numbers as paper
@@ -38,6 +39,7 @@ def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.
     if not has_accuracy(ds):
         return []
     study = _Accuracies(ds, config, confidence)
+    # A study with ``data.test_path`` is tested on other data than it is trained on, as in the paper's Table 3.
     makers = (_transfer,) if config.data.test_path else (_learners, _distances, _weights, _steps, _distance_alone, _leo)
     tables = [made for made in (make(study) for make in makers) if made is not None]
     if not tables:
@@ -78,9 +80,9 @@ class _Accuracies:
     def accuracy(self, name: str, *, first: bool = False) -> Interval:
         """The mean accuracy over tasks and seeds at the last checkpoint (or the first one), in %."""
         scores = self.scores.sel(learner=name)
-        known = scores.notnull().any(["seed", "evaluation_task"]).values.nonzero()[0]
+        known = scores.notnull().any(["seed", "evaluation_task"]).values.nonzero()[0]  # positions of checkpoints
         if not known.size:
-            return mean_interval(scores.values[:, :0], confidence=self.confidence)
+            return mean_interval(np.array([]), confidence=self.confidence)  # an interval that rests on no value
         at = scores.isel(checkpoint=int(known[0 if first else -1]))
         return mean_interval(seed_means(at.values), confidence=self.confidence)
 
@@ -273,7 +275,7 @@ def _distance_alone(study: _Accuracies) -> Html | None:
 
 
 def _leo(study: _Accuracies) -> Html | None:
-    """The paper's LEO without and with SHOT."""
+    """The paper's LEO (a learner that adapts a latent code; Rusu et al. 2019), without and with SHOT."""
     # The order is reversed so that, of several learners with the same use of SHOT, the first one is shown.
     learners = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
     rows = [
@@ -302,7 +304,7 @@ def _variant_table(
 ) -> Html:
     """The table of a variation of SHOT, next to the paper's numbers.
 
-    base: the learner without SHOT. column: the heading of the first column. what: what is varied, in words.
+    base: the learner without SHOT. column: the heading of the first column. what: the setting that varies, in words.
     data: the paper's data set. paper_shots: "5-shot" if the paper varies this with five support images per class alone.
     """
     head = study.paper_head(data)
@@ -332,6 +334,7 @@ def _difference(study: _Accuracies, name: str) -> Html:
 
 
 def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
+    """The cell of a mean in %, ± half the width of its interval if it rests on several seeds."""
     if not interval.num:
         return element("span", DASH, css="num")
     text = f"{interval.mean:{'+' if signed else ''}.1f}".replace("-", MINUS)
@@ -340,4 +343,5 @@ def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
 
 
 def _learner_label(method: str, use: str) -> str:
+    """The label of a row: the method, and how it uses SHOT (a key of ``SHOT_LABELS``)."""
     return f"{method_label(method)}, {SHOT_LABELS[use]}"
