@@ -121,7 +121,7 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
 
 
 def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
-    """The named learners in groups; the untrained networks of a group have equal values.
+    """Group the named learners by their untrained networks: those of the learners in one group have equal values.
 
     means: a quantity of the study [learner, checkpoint, ...]. Learners with the same inner loop start from the same
     network and have equal values; those with another inner loop or another step size do not. A learner that begins from
@@ -324,8 +324,8 @@ def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -
 def where_shown(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
     """The means at the states that the maps show, and NaN at all other states."""
     shown = xr.zeros_like(means, dtype=bool)
-    for one in maps:
-        shown[one.position] = True
+    for state in maps:
+        shown[state.position] = True
     return means.where(shown)
 
 

@@ -39,6 +39,7 @@ def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artis
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
+        # A trained learner is a line with markers, a control only one of the two.
         is_line, is_marker = (control_lines, not control_lines) if name in untrained_learners(ds) else (True, True)
         look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
         entries.append(entry(method_label(name), color=style.color, **look))
@@ -50,7 +51,7 @@ def training_entries(ds: xr.Dataset, starts: Sequence[Line2D]) -> list[Artist]:
 
     Each label is shown once.
     """
-    return list({str(entry.get_label()): entry for entry in (*starts, *learner_entries(ds))}.values())
+    return list({str(artist.get_label()): artist for artist in (*starts, *learner_entries(ds))}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:

@@ -72,6 +72,7 @@ def plot(
 
 MANY_POINTS = 40
 """The number of points above which markers of the usual size would merge."""
+# The marker and the label of the eigenvalues at the two ends of the spectrum, by variable.
 _ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "smallest algebraic")}
 
 

@@ -194,7 +194,8 @@ def _known(ds: xr.Dataset, name: str) -> bool:
 def _of_task(ds: xr.Dataset, label: str, name: str, **position: int) -> dict[str, xr.DataArray]:
     """The row of a variable that has one number for each task, with an added axis of inner steps of length 1.
 
-    There is no row if the study lacks the variable.
+    There is no row if the study lacks the variable. position: the position along a further dimension, as ``isel`` takes
+    it.
     """
     return {label: measured(ds, name).isel(position).expand_dims("inner_step")} if _known(ds, name) else {}
 

@@ -22,7 +22,7 @@ OPACITY = 0.75
 """The opacity of the colours."""
 
 MIN_CELL = 0.35
-"""The width of a column, in inches, below which the cells have no numbers, because the numbers would overlap."""
+"""The figure's width per column, in inches, below which cells have no numbers, because the numbers would overlap."""
 
 HAS_STEPS = False
 """The user cannot choose which points of the inner loop are shown."""
