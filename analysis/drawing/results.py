@@ -310,7 +310,8 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] | None = None) 
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
     steps, whose = ds["inner_step"].values, f"{ds.attrs['label']}, " if "label" in ds.attrs else ""
-    for name, color, linestyle in zip(names, (ds.attrs.get("color", DARK), GREY), ("-", "--"), strict=False):
+    looks = ((ds.attrs.get("color", DARK), "-"), (GREY, "--"))  # of the first and of the second variable
+    for name, (color, linestyle) in zip(names, looks, strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
         look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
         look["marker"] = "o" if len(steps) <= MANY_POINTS else None

@@ -104,6 +104,7 @@ def _those_that_fit(ds: xr.Dataset, known: Sequence[str]) -> tuple[list[str], li
     left_out: list[str] = []
     size = 0
     for name in dict.fromkeys([*first, *known]):
+        # A float32 number takes 4 bytes.
         more = sum(4 * ds[each].size for each in (name, _error(ds, name)) if each is not None)
         if taken and size + more > MAX_BYTES:
             left_out.append(name)

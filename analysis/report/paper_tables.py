@@ -90,8 +90,11 @@ class _Accuracies:
         """The mean accuracy of a learner, ± half the width of its interval over seeds."""
         return _number_cell(self.accuracy(name, first=first))
 
-    def paper(self, pair: paper.Pair | None) -> str:
-        """The paper's accuracy for the study's number of support images; both if this number is neither 1 nor 5."""
+    def paper_accuracy(self, pair: paper.Pair | None) -> str:
+        """The paper's accuracy for as many support images per class as in the study.
+
+        The pair has the accuracies for 1 and for 5. Any other number of support images gives both of them.
+        """
         if pair is None:
             return DASH
         return f"{pair[(1, 5).index(self.shots)]:.2f}" if self.shots in (1, 5) else f"{pair[0]:.2f} / {pair[1]:.2f}"
@@ -132,7 +135,10 @@ class _Accuracies:
 
 
 def _learners(study: _Accuracies) -> Html | None:
-    """The paper's main result: every learner without and with SHOT. For ResNet-12 the paper has MAML alone."""
+    """The paper's main result: every learner without and with SHOT.
+
+    For ResNet-12 the paper has only MAML, on three data sets.
+    """
     resnet = study.config.network.name == "resnet12"
     data = paper.DATA[:3] if resnet else paper.DATA
     learners: dict[tuple[str, str], str] = {}  # by method and use of SHOT
@@ -145,7 +151,7 @@ def _learners(study: _Accuracies) -> Html | None:
     if not known:
         return None
     rows = [
-        row((_learner_label(*key), *map(study.paper, pairs), *_cells(study, learners[key])))
+        row((_learner_label(*key), *map(study.paper_accuracy, pairs), *_cells(study, learners[key])))
         for key, pairs in known.items()
     ]
     caption = (
@@ -208,7 +214,7 @@ def _distances(study: _Accuracies) -> Html | None:
             row(
                 (
                     DISTANCES.get(kind, kind.replace("_", " ")),
-                    study.paper(paper.DISTANCES.get(kind)),
+                    study.paper_accuracy(paper.DISTANCES.get(kind)),
                     *_cells(study, name),
                 )
             )
@@ -249,7 +255,7 @@ def _steps(study: _Accuracies) -> Html | None:
         if len(by_steps) < 2:
             continue
         rows = [
-            row((f"T = {steps[0]}, R = {steps[1]}", study.paper(paper.STEPS.get(steps)), *_cells(study, name)))
+            row((f"T = {steps[0]}, R = {steps[1]}", study.paper_accuracy(paper.STEPS.get(steps)), *_cells(study, name)))
             for steps, name in sorted(by_steps.items())
         ]
         what = "the numbers of steps of SHOT's target (T) and reference (R)"
@@ -264,8 +270,8 @@ def _distance_alone(study: _Accuracies) -> Html | None:
         return None
     untrained, alone = paper.DISTANCE_ALONE
     rows = [
-        row(("untrained network", study.paper(untrained), study.cell(name, first=True))),
-        row(("after training by SHOT's distance alone", study.paper(alone), study.cell(name))),
+        row(("untrained network", study.paper_accuracy(untrained), study.cell(name, first=True))),
+        row(("after training by SHOT's distance alone", study.paper_accuracy(alone), study.cell(name))),
     ]
     caption = (
         "One of the paper's further results: the untrained network, and the network after training by SHOT's distance "
@@ -279,7 +285,7 @@ def _leo(study: _Accuracies) -> Html | None:
     # The order is reversed so that, of several learners with the same use of SHOT, the first one is shown.
     learners = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
     rows = [
-        row((_learner_label("leo", use), study.paper(pair), *_cells(study, learners[use])))
+        row((_learner_label("leo", use), study.paper_accuracy(pair), *_cells(study, learners[use])))
         for use, pair in paper.LEO.items()
         if use in learners
     ]

@@ -74,7 +74,7 @@ def points_of(learner: Learner, *, regression: bool = False, scale: float = 1.0)
         trajectory=stack(recorded),
         support=support,
         query=query,
-        other_support=support,
+        other_support=support,  # a study takes those of other tasks
         normalised=(),
         step_size=float("nan") if learner.why_no_alpha else learner.step_size,
         level=LevelConfig(eigenvalues=1, tolerance=1e-8, probes=2, max_matvecs=100),

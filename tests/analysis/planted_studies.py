@@ -132,6 +132,7 @@ def _planted(
     """
     seeds, _, tasks, _ = start["loss"].shape
     progress = np.sqrt(checkpoints / checkpoints[-1])[None, :, None, None]
+    # How far the change of each seed is from that of the learner, and the noise of single points after training.
     drift = {name: stream.randn(seeds, 1, 1, 1) * seed_spread for name in (*VARIED, "growth")}
     noise = {name: _spread(stream, (seeds, len(checkpoints), tasks, STEPS + 1), progress > 0) for name in VARIED}
 
@@ -139,6 +140,7 @@ def _planted(
     scale = (loss / 1.5) ** 2 if loss_driven else np.ones_like(loss)
 
     def grown(name: str, fall: float, value: float) -> np.ndarray:
+        """A curvature [seed, checkpoint, task, step] that begins around ``value`` and falls by ``fall``."""
         change = np.exp(-fall * progress) * (1 + progress * drift[name])
         return scale * value * start[name] * change * noise[name]
 

@@ -184,6 +184,7 @@ def _core(
     drift = numpy_stream(options.seed, "drift", name, run_seed).randn(3) * options.seed_spread
     change = np.where(step == 0, effect.first, effect.later)
     seed_drift = np.where(step == 0, drift[0], drift[1])
+    # Noise [checkpoint, task, step, 3]; the last axis is for the loss, alpha rho and the alignment.
     draws = numpy_stream(options.seed, "noise", name, run_seed).randn(len(progress), *shape, 3)
     draws = draws * (progress > 0)[:, None, None, None]  # no noise at checkpoint 0, where the learners are one network
     gain = progress[:, None, None]
