@@ -220,6 +220,7 @@ def capital_folders(root: Path) -> Path:
     """Write files <Part>/<class>/<e>.png, with a capital letter."""
     split_folders(root)
     for part in SYNSETS:
+        # By way of another name, because some file systems do not tell capital letters from small ones.
         (root / part).rename(root / "moved")
         (root / "moved").rename(root / part.capitalize())
     return root

@@ -79,10 +79,10 @@ def plane(ax: Axes) -> list[Line2D]:
     low, high = min(x_limits[0], y_limits[0]), max(x_limits[1], y_limits[1])
     # The diagonal needs many points, because it is not straight on axes that are linear only around 0.
     places = np.concatenate([-np.geomspace(max(-low, 1e-3), 1e-3, 50), np.geomspace(1e-3, max(high, 1e-3), 50)])
-    unstable, descent = (0, (4, 2)), (0, (1, 1.5))
+    dashed, dotted = (0, (4, 2)), (0, (1, 1.5))
     lines = [
-        ax.axhline(DESCENT_THRESHOLD, label=r"$\lambda_{\max}=2/\alpha$", gid="edge", linestyle=unstable, **look),
-        ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=descent, **look),
+        ax.axhline(DESCENT_THRESHOLD, label=r"$\lambda_{\max}=2/\alpha$", gid="edge", linestyle=dashed, **look),
+        ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=dotted, **look),
         ax.plot(places, places, label=r"$\rho=\lambda_{\max}$", gid="diagonal", **look | {"color": LIGHT_GREY})[0],
     ]
     ax.set_xlim(x_limits)

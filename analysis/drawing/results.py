@@ -84,17 +84,18 @@ def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
     """
     ends = {name: end for name, end in _ENDS.items() if name in ds}
     dim, series = over_points(ds, "eigenvalue", "eigen_index")
+    along_x = () if dim is None else (dim,)
+    # One eigenvalue at each point makes a curve. Several are not joined by lines, because the i-th by magnitude changes
+    # its sign from point to point.
+    is_curve = dim is not None and ds.sizes["eigen_index"] == 1
     for one in series:
-        # No lines join eigenvalues: the i-th by magnitude changes its sign from point to point.
-        _eigenvalue_markers(ax, one, "eigenvalue", ("eigen_index",) if dim is None else (dim, "eigen_index"), "o")
-        if dim is not None and one.ds.sizes["eigen_index"] == 1:  # one eigenvalue at each point makes a curve
+        _eigenvalue_markers(ax, one, "eigenvalue", (*along_x, "eigen_index"), "o")
+        if is_curve:
             ax.plot(one.ds[dim], one.ds["eigenvalue"].squeeze(), color=one.color, gid=f"curve:{one.label}")
         for name, (marker, _) in ends.items():
-            _eigenvalue_markers(
-                ax, one, name, ("end_index",) if dim is None else (dim, "end_index"), marker, shift=0.12
-            )
+            _eigenvalue_markers(ax, one, name, (*along_x, "end_index"), marker, shift=0.12)
         if one.label:
-            linestyle = "-" if dim is not None and one.ds.sizes["eigen_index"] == 1 else "none"
+            linestyle = "-" if is_curve else "none"
             ax.plot([], [], color=one.color, marker="o", linestyle=linestyle, label=one.label)
     for marker, label in ends.values():
         ax.plot([], [], color="black", marker=marker, linestyle="none", label=label)

@@ -158,14 +158,14 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     known = {dim: label for dim, label in one.items() if label is not None}
 
     def values(each: str) -> str:
+        """The code of a variable's values at the point that the view shows."""
         text = f'measured(ds, "{each}")' if header["has_status"] else f'ds["{each}"]'
         text = f"({text}{scale})" if scale else text
         return text + (f".isel({extra})" if extra else "") + (f".sel({at})" if at else "")
 
     names = {"checkpoint": "meta-iteration", "inner_step": "inner step"}
-    shown = [f"{names[dim]} {place[dim]}" for dim in fixed if dim in variable["dims"]]
-    shown = [f"{dim} {header['coords'][dim][index]}" for dim, index in state["extra"].items()] + shown
-    log = state["log"]
+    further_words = [f"{dim} {header['coords'][dim][index]}" for dim, index in state["extra"].items()]
+    point_words = [f"{names[dim]} {place[dim]}" for dim in fixed if dim in variable["dims"]]
     colors = _colors(header, state)
     return {
         "open": "" if header["source"] is None else "\nimport analysis",
@@ -183,9 +183,9 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
         "chosen": "" if state["seed"] is None else f".sel({_arguments(known)})",
         "x": "checkpoint" if view == "training" else "inner_step",
         "xlabel": "meta-iteration" if view == "training" else "inner step",
-        "label": _quoted(", ".join([name, *shown])),
-        "yscale": 'ax.set_yscale("log")' if log else "",
-        "tasks_scale": 'ax.set_xscale("log")' if log else "",
+        "label": _quoted(", ".join([name, *further_words, *point_words])),
+        "yscale": 'ax.set_yscale("log")' if state["log"] else "",
+        "tasks_scale": 'ax.set_xscale("log")' if state["log"] else "",
         "linear_width": "0.1" if header["step_size"] else "1",
         "spectrum_label": "eigenvalue times step size" if header["step_size"] else "eigenvalue",
     }

@@ -152,6 +152,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 def _lines(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> tuple[Html, Html]:
     """The row of numbers of a verdict and the row of its sentence. claim_verdicts: all verdicts on the claim."""
     levels = _change(verdict)
+    # Most verdicts are on alpha rho, which needs no remark.
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
         _sides(verdict),
@@ -181,6 +182,7 @@ def _sides(verdict: Verdict) -> str:
         return f"{learner} against its untrained start"
     if not verdict.baseline:
         return learner
+    # ``against`` is the baseline in words, if another learner's name does not say it.
     if verdict.against in ("", f"for {verdict.baseline}"):
         return f"{learner} against {method_label(verdict.baseline)}"
     return f"{learner} against the value {verdict.against}"

@@ -209,7 +209,8 @@ def warm_up() -> None:
         warnings.simplefilter("default")
         monkeypatch.chdir(base)
         Path("small.yaml").write_text(STUDY)
-        monkeypatch.setattr(pipeline, "figures_of", pipeline.figures_of)  # put back afterwards
+        # ``draw_few_figures`` replaces this function; set by monkeypatch, it is put back afterwards.
+        monkeypatch.setattr(pipeline, "figures_of", pipeline.figures_of)
         draw_few_figures()
         assert cli.run(ALL) == cli.run(["verify", "study"]) == 0
 

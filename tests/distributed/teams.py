@@ -59,7 +59,7 @@ def check_messages(
 def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
     """Run the cases in the process ``rank``, and save what they return in the folder after each of them."""
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # all processes are on this machine
     store = dist.FileStore(str(folder / "store"), SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=120))
     groups = {size: dist.new_group(list(range(size))) for size in SIZES}
