@@ -52,7 +52,7 @@ def other_quantities_section(ds: xr.Dataset, *, confidence: float = 0.95) -> lis
         for name, values in quantity.rows.items():
             cells = []
             for learner in learners:
-                untrained, trained = seed_ends(values.sel(learner=learner), slice(None))
+                untrained, trained = seed_ends(values.sel(learner=learner), slice(None))  # of all inner steps
                 cells.append(_cell(untrained, trained, confidence))
                 if untrained.size:
                     numbers_of_seeds.setdefault(learner, set()).add(untrained.size)
@@ -109,6 +109,7 @@ def quantities(ds: xr.Dataset) -> list[Quantity]:
 
 
 def _all(ds: xr.Dataset) -> Iterator[Quantity]:
+    """All quantities of the table. One that the study does not have has no rows."""
     yield Quantity(
         "Stretch of the inner loop",
         "The largest singular value of J = d theta_K / d theta_0: the factor by which the inner loop moves two nearby "
@@ -142,6 +143,8 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "curvature of the network itself.",
         {name: ds["step_size"] * values for name, values in _by_step(ds, "rho_gauss_newton").items()},
     )
+    # The entry j of the next two variables belongs to the span of the first j + 1 eigenvectors, the last one to that of
+    # all of them.
     num = ds.sizes.get("eigen_index", 0)
     yield Quantity(
         "Gradient in the top eigenspace",
@@ -184,17 +187,23 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
 
 
 def _known(ds: xr.Dataset, name: str) -> bool:
+    """True if the study has values of a variable."""
     return selection.lacks(ds, name) is None
 
 
 def _of_task(ds: xr.Dataset, label: str, name: str, **position: int) -> dict[str, xr.DataArray]:
-    """The row of a variable that has one number for each task, with the axis of inner steps; none if it is unknown."""
+    """The row of a variable that has one number for each task, with an added axis of inner steps of length 1.
+
+    There is no row if the study lacks the variable. position: the position along a further dimension, as ``isel`` takes
+    it.
+    """
     return {label: measured(ds, name).isel(position).expand_dims("inner_step")} if _known(ds, name) else {}
 
 
 def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int) -> dict[str, xr.DataArray]:
-    """The values of a variable at step 0 and at the later steps; none if the study lacks it.
+    """The rows of a variable at step 0 and at the later steps; none if the study lacks it.
 
+    position: the position along a further dimension of the variable, as ``isel`` takes it.
     at_end: False for a variable that is not defined at theta_K, from which no step is taken.
     """
     if not _known(ds, name):
@@ -205,7 +214,7 @@ def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int)
 
 
 def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """The scores at the smallest and at the largest multiple of the step size, and at the step size itself."""
+    """The scores after inner loops at the smallest and the largest multiple of alpha, and at alpha itself."""
     name = "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"
     factors = [float(factor) for factor in ds["alpha_factor"].values] if "alpha_factor" in ds else []
     rows: dict[str, xr.DataArray] = {}
@@ -216,8 +225,9 @@ def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """SHOT's distances for the corners of the grid of T and R, so that a long inner loop has no more rows."""
+    """SHOT's distances at corners of the grid of T and R, so that a longer inner loop has no more rows."""
     rows: dict[str, xr.DataArray] = {}
+    # The positions along the axes of T and of R: 0 is the smallest number of steps, and -1 the largest one.
     corners = {"KL": [(0, 0), (0, -1), (-1, -1)], "parameters": [(0, -1)]}
     for name, words in (("shot_kl_reference_target", "KL"), ("shot_l2", "parameters")):
         for target, reference in corners[words] if _known(ds, name) else []:

@@ -75,7 +75,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("last checkpoint", **look),
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
-        # The legend says how many units diverged, without the symbol of a cross: this figure draws none at its means.
+        # This figure has no crosses at its means, so the legend entry on the diverged units has no cross either.
         notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         entries = [*ends, *chance_lines[:1], *notes]
         panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), entries)
@@ -117,7 +117,7 @@ def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: s
         line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
         ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
         first = places[:1]
-        # Above the filled marker of an untrained control, which stands at the same place and would hide this one.
+        # The filled marker of an untrained control stands at the same place, so the open marker is drawn above it.
         front: dict[str, Any] = {"markerfacecolor": "white", "zorder": 5, "gid": f"first:{name}"}
         ax.plot(x[first], y[first], color=style.color, marker=style.marker, **front)
     last = places[-1]

@@ -30,6 +30,7 @@ RATIO = "alpha |Hg| / |g|"
 
 HAS_STEPS = False
 """The user cannot choose which points of the inner loop are shown."""
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -80,7 +81,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             ax.set_xlabel(WEIGHTS[weight])
         names = dict.fromkeys(name for series in columns.values() for name in series)
         dot = legend.entry("each seed", color="black", linestyle="none", marker="o", markersize=1.8)
-        # Only the learners without an intervention have legend entries: each series has the style of its own one.
+        # Each series is drawn in the style of its learner without an intervention, so only these have legend entries.
         entries = [entry for entry in legend.learner_entries(ds) if entry.get_label() in set(map(method_label, names))]
         notes = [dot, legend.entry(f"bar: {_bar_words(ds)}", color="black", marker="_", markersize=5)]
         panels.outside_legends(figure, entries, notes)
@@ -91,7 +92,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the learners of each series."""
     ds = choice.part(ds)
     counts = _seeds(ds)
-    # Where all learners have as many seeds, the sentence on the bars says how many.
+    # The number of seeds stands beside each learner if it differs between learners. If not, the sentence on the bars,
+    # which gives it in any case, is enough.
     words = {name: f", {num} seeds" if len(set(counts.values())) > 1 else "" for name, num in counts.items()}
     lists = [
         f"{method_label(name)}: "
@@ -123,7 +125,8 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     for name in trained_learners(ds):
         if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
             base = selection.base(ds, name)
-            learners = series.setdefault(base, {0.0: base})  # a learner that SHOT has pre-trained has the weight 0 too
+            # The base comes first, because a learner whose start SHOT has pre-trained has the weight 0 too.
+            learners = series.setdefault(base, {0.0: base})
             learners.setdefault(float(setting(ds, weight, name)), name)
     return {
         name: {learners[key]: key for key in sorted(learners)}
@@ -133,7 +136,7 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
 
 
 def _quantities(ds: xr.Dataset) -> dict[str, Summary]:
-    """What is drawn of all learners at the last checkpoint, by name."""
+    """The curvatures and the accuracy of all learners at the last checkpoint, by the labels of their rows."""
     last = ds.isel(checkpoint=-1)
     curvature = measured(last, "alpha_hg_ratio")
     later = mean_over(curvature.isel(inner_step=slice(1, None)), "inner_step")
