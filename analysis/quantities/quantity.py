@@ -26,7 +26,8 @@ class Quantity:
     library: the function of the library in which the formula stands.
     cost: what it takes, in words; products with the Hessian are those at each point, such as "one product with the
         Hessian".
-    reference: where it comes from, as "author year"; "" for a definition of our own.
+    reference: where it comes from, as "author year"; "ours" for a definition of this package. One of the user's own may
+        leave it out.
     products: True if it needs products with the Hessian. Its values on a task whose inner loop diverged are then NaN.
     level: "full" if only the full measurements contain it, "light" if all do.
     eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one pair more than the level asks for.
