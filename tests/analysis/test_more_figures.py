@@ -113,6 +113,27 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
     assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
 
 
+def test_the_dose_response_shows_the_untrained_network_from_which_its_learners_start(large):
+    # The untrained network has more curvature than any trained one, and the axis holds it all the same.
+    start = large["alpha_hg_ratio"].where(large["checkpoint"] > 0, 50.0)
+    study = large.assign(alpha_hg_ratio=start)
+    figure = FIGURES["dose_response"](study)
+    axes = np.array(figure.axes).reshape(3, 2)
+    scores = summarise(evaluation_scores(study)).mean.sel(learner="maml").isel(checkpoint=0)
+    for column, weight in enumerate(("dose", "penalty")):
+        for row, level in enumerate((50.0, 50.0, float(scores))):
+            drawn = line(axes[row, column], f"untrained:{weight}:maml")
+            assert list(drawn.get_ydata()) == pytest.approx([level, level])
+            low, high = axes[row, column].get_ylim()
+            assert low < level < high
+    assert "untrained" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "Dotted lines are the untrained networks" in FIGURES["dose_response"].caption(study)
+    later = study.isel(checkpoint=slice(1, None))  # a study that did not measure the untrained networks
+    assert "untrained" not in FIGURES["dose_response"].caption(later)
+    lines = FIGURES["dose_response"](later).axes[0].get_lines()
+    assert not any(str(each.get_gid()).startswith("untrained") for each in lines)
+
+
 def test_a_learner_that_shot_has_pre_trained_does_not_replace_the_one_without_shot(large):
     """It has the weight 0 too, and may come first in a study."""
     pretrained = large.sel(learner=["maml"]).assign_coords(
