@@ -18,9 +18,10 @@ from analysis.schema import trained_learners
 from analysis.statistics import mean_interval
 
 _EXPLORATORY = (
-    "This section is exploratory: no claim of the package judges these quantities, nothing about them was fixed before "
-    "the runs, and nothing is corrected for their number. K is the number of inner steps, theta_0 the network before "
-    "them and theta_K the network after them; H is the Hessian of the support loss and g its gradient."
+    "This section is exploratory: unless a row says so, no claim of the package judges these quantities; nothing about "
+    "them was fixed before the runs, and nothing is corrected for their number. K is the number of inner steps, "
+    "theta_0 the network before them and theta_K the network after them; H is the Hessian of the support loss, g its "
+    "gradient and alpha the inner step size."
 )
 
 
@@ -131,11 +132,12 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         },
     )
     yield Quantity(
-        "Length of SHOT's difference",
-        "The distance between the ends of one large and of K small steps, relative to the length that the expansion "
-        "for small steps predicts, (tau^2 / 2)(1/T - 1/R) |Hg| with T = 1, R = K and tau = alpha K. It is 1 where the "
-        "expansion holds. The claim on SHOT's distance judges the direction alone.",
-        _of_task(ds, "actual / predicted", "shot_direction_ratio"),
+        "SHOT's difference and its expansion",
+        "The difference between the ends of one large and of K small steps, against its expansion for small steps, "
+        "(tau^2 / 2)(1/T - 1/R) H g with T = 1, R = K and tau = alpha K: the cosine between the two, and the actual "
+        "length over the predicted one. Both are 1 where the expansion holds. The claim on SHOT's distance judges the "
+        "cosine after training alone.",
+        _of_task(ds, "cosine", "shot_direction_cosine") | _of_task(ds, "actual / predicted", "shot_direction_ratio"),
     )
     yield Quantity(
         "Length of the full meta-gradient",

@@ -221,6 +221,7 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
         trace_normalised=points + 11.0,
         grad_norm_ratio=points + xr.DataArray([1.0, 0.7, 0.6, 0.4], dims="inner_step"),
         gradient_cosine=task + gradients,
+        shot_direction_cosine=task + 0.9,
         shot_direction_ratio=task + 0.3,
         meta_gradient_ratio=task + 1.5,
         **{f"shot_{name}": task + distances for name in ("kl_reference_target", "kl_target_reference", "js", "l2")},
@@ -236,7 +237,7 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
     assert {normalised[f"{name}, later steps"] for name in ("Frobenius norm", "trace")} == {9, 11}
     assert means["Fall of the gradient"] == pytest.approx({"ratio": 0.4})
     assert means["Cosines of the inner gradients"] == pytest.approx({"g_0 and g_1": 0.1, "g_0 and g_2": 0.2})
-    assert means["Length of SHOT's difference"] == pytest.approx({"actual / predicted": 0.3})
+    assert means["SHOT's difference and its expansion"] == pytest.approx({"cosine": 0.9, "actual / predicted": 0.3})
     assert means["Length of the full meta-gradient"] == pytest.approx({"full / first-order": 1.5})
     far = "T\xa0=\xa01, R\xa0=\xa03"
     assert means["SHOT's distance"] == {
