@@ -105,7 +105,10 @@ def test_what_the_untrained_network_passes_as_well_is_marked_in_the_table_and_in
 
 
 def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):
-    figure = overlay.draw(comparison.studies, "maml")
+    studies = {
+        name: ds.assign(alpha_hg_ratio=ds["step_size"] * ds["hg_ratio"]) for name, ds in comparison.studies.items()
+    }
+    figure = overlay.draw(studies, "maml")
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels] == list(overlay.QUANTITIES)
     for ax in panels:
@@ -117,6 +120,15 @@ def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):
     expected = ds["alpha_rho"].sel(learner="maml").isel(inner_step=0).mean(["task", "seed"])
     line = next(line for line in panels[0].get_lines() if line.get_gid() == "mean:other")
     np.testing.assert_allclose(line.get_ydata(), expected)
+    expected = ds["hg_ratio"].sel(learner="maml").isel(inner_step=slice(1, None)).mean(["task", "seed", "inner_step"])
+    line = next(line for line in panels[3].get_lines() if line.get_gid() == "mean:other")
+    np.testing.assert_allclose(line.get_ydata(), float(ds["step_size"].mean()) * expected)
+    # A study that did not measure a quantity has no line in its panel, and one that no study measured has no panel.
+    without = ds.drop_vars("alpha_hg_ratio")
+    assert len([ax for ax in overlay.draw({"other": without}, "maml").axes if ax.get_visible()]) == 3
+    mixed = overlay.draw(studies | {"other": without}, "maml")
+    drawn = [line.get_gid() for line in mixed.axes[3].get_lines() if np.isfinite(line.get_ydata()).any()]
+    assert "mean:one" in drawn and "mean:other" not in drawn
 
 
 def folder(path, name, **plan):
