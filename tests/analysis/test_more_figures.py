@@ -126,6 +126,14 @@ def test_the_dose_response_shows_the_untrained_network_from_which_its_learners_s
             assert list(drawn.get_ydata()) == pytest.approx([level, level])
             low, high = axes[row, column].get_ylim()
             assert low < level < high
+            # The weights fill the axis, and the outermost ones have a margin.
+            weights = np.array(line(axes[row, column], f"mean:{weight}:maml").get_xdata())
+            first, last = (
+                axes[row, column]
+                .transAxes.inverted()
+                .transform(axes[row, column].transData.transform([(weights[0], level), (weights[-1], level)]))[:, 0]
+            )
+            assert 0.02 < first < 0.1 and 0.9 < last < 0.98
     assert "untrained" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "Dotted lines are the untrained networks" in FIGURES["dose_response"].caption(study)
     later = study.isel(checkpoint=slice(1, None))  # a study that did not measure the untrained networks

@@ -80,10 +80,11 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             for (weight, series), ax in zip(columns.items(), row, strict=True):
                 for name, learners in series.items():
                     _draw_series(ds, ax, summary, name, learners, weight)
-                    if name in starts:
-                        look = _untrained_look(ds, name)
-                        ax.axhline(float(untrained[label].sel(learner=name)), gid=f"untrained:{weight}:{name}", **look)
                 _weight_axis(ax, [float(w) for learners in series.values() for w in learners.values()])
+                # After the axis along x, whose limits a line across the panel would fix before it is logarithmic.
+                for name in (each for each in starts if each in series):
+                    look = _untrained_look(ds, name)
+                    ax.axhline(float(untrained[label].sel(learner=name)), gid=f"untrained:{weight}:{name}", **look)
             levels = untrained[label].sel(learner=starts).values
             _value_axes(list(row), summary, levels, positive=label.startswith(RATIO))
             row[0].set_ylabel(label.replace(f"{RATIO}, ", r"$\alpha\,|Hg|/|g|$" + "\n"))
