@@ -254,6 +254,18 @@ def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     assert start.get_zorder() > control.get_zorder()
 
 
+def test_a_learner_without_a_path_is_drawn_from_its_own_untrained_start(large):
+    ax = FIGURES["curvature_accuracy"](large).axes[0]
+    drawn = {str(each.get_gid()) for each in ax.get_lines()}
+    assert "path:maml" in drawn and "path:anil" not in drawn  # the study has too many learners for all paths
+    means = summarise(measured(large, "alpha_hg_ratio").isel(inner_step=0)).mean.sel(learner="anil")
+    scores = summarise(evaluation_scores(large)).mean.sel(learner="anil")
+    for gid, place in (("first:anil", 0), ("last:anil", -1)):
+        (x,), (y,) = line(ax, gid).get_data()
+        assert (x, y) == pytest.approx((float(means[place]), float(scores[place])))
+    assert float(scores[0]) != pytest.approx(float(summarise(evaluation_scores(large)).mean.sel(learner="maml")[0]))
+
+
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):
     for name, rows in (("spectra", 1), ("loss_surfaces", 2)):
         figure = FIGURES[name](ds)
