@@ -22,12 +22,25 @@ MARKERS = "o^sDvP"
 # The quantities by their labels; each is a function of a study's Dataset with the dimensions learner, seed, checkpoint
 # and, for a quantity along the inner loop, task. Step 0 and later steps are never averaged into one number.
 QUANTITIES: Mapping[str, Callable[[xr.Dataset], xr.DataArray]] = {
-    r"$\alpha\rho$, step 0": lambda ds: measured(ds, "alpha_rho").isel(inner_step=0),
-    r"$\alpha\rho$, later steps": lambda ds: (
-        measured(ds, "alpha_rho").isel(inner_step=slice(1, None)).mean("inner_step")
-    ),
+    r"$\alpha\rho$, step 0": lambda ds: _step_0(ds, "alpha_rho"),
+    r"$\alpha\rho$, later steps": lambda ds: _later_steps(ds, "alpha_rho"),
+    r"$\alpha\,|Hg|\,/\,|g|$, step 0": lambda ds: _step_0(ds, "alpha_hg_ratio"),
+    r"$\alpha\,|Hg|\,/\,|g|$, later steps": lambda ds: _later_steps(ds, "alpha_hg_ratio"),
     "query accuracy": evaluation_scores,
 }
+
+
+def _step_0(ds: xr.Dataset, name: str) -> xr.DataArray:
+    return _values(ds, name).isel(inner_step=0)
+
+
+def _later_steps(ds: xr.Dataset, name: str) -> xr.DataArray:
+    return _values(ds, name).isel(inner_step=slice(1, None)).mean("inner_step")
+
+
+def _values(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """The values of a variable at the points of the inner loop; NaN in a study that did not measure it."""
+    return measured(ds, name) if name in ds else measured(ds, "alpha_rho") * np.nan
 
 
 def styles(studies: Mapping[str, xr.Dataset]) -> dict[str, MethodStyle]:

@@ -86,6 +86,7 @@ QUANTITY = Quantity(
     library="hessian_tools.adaptation_jacobian, hessian_tools.singular_values",
     # A product with J'J takes two products with each of the K Hessians, and the check of a singular value takes three.
     cost=f"at most 2 max_matvecs + {3 * COUNT} products with the Hessian; none at theta_K, from which no step is taken",
+    reference="Finn, Abbeel, Levine 2017 (J in the meta-gradient); Lanczos 1950",
     level="full",
     coords=coords,
 )

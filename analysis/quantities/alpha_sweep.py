@@ -66,6 +66,7 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.inner.adapt.learner_path",
     cost="no product with the Hessian; 4 K gradients and five passes over the query set for each task",
+    reference="ours",
     products=False,
     coords=coords,
 )

@@ -59,4 +59,5 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.tensor_parts, .curvature_along",
     cost="one product with the Hessian for each parameter tensor, and one gradient",
+    reference="Sankar 2021 (Hessians of layers); Raghu 2020, Oh 2021 (head and body, ANIL and BOIL)",
 )

@@ -34,5 +34,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.record",
     cost="no product with the Hessian",
+    reference="Finn, Abbeel, Levine 2017 (the inner loop)",
     products=False,
 )

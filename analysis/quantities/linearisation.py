@@ -32,5 +32,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.linearisation_error",
     cost="no product with the Hessian; two forward and two backward passes over the query set for each task",
+    reference="Chizat, Oyallon, Bach 2019; Lee, Xiao 2019 (linearised networks)",
     products=False,
 )

@@ -60,5 +60,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.Operator.scaled, hessian_tools.top_eigenpairs",
     cost="at most as many products with the Hessian as the level's max_matvecs, and one for each probe",
+    reference="Dinh 2017 (rescaled weights); Li et al. 2018 (filter normalisation)",
     level="full",
 )

@@ -40,5 +40,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.path_ratio, .drop_ratio",
     cost="no product with the Hessian",
+    reference="ours (straightness); Conn, Gould, Toint 2000 (actual against predicted fall)",
     products=False,
 )

@@ -26,7 +26,8 @@ class Quantity:
     library: the function of the library in which the formula stands.
     cost: what it takes, in words, such as "one product with the Hessian". Products are counted at each point, which is
         a parameter vector of an inner loop.
-    reference: where it comes from, as "author year"; "" for a definition of our own.
+    reference: where it comes from, as "author year"; "ours" for a definition of this package. A quantity of the user's
+        own may leave it out.
     products: True if it needs products with the Hessian. Its values on a task whose inner loop diverged are then NaN.
     level: "full" if only the full measurements contain it, "light" if all do. A study's first tasks are
         measured in full at the first and the last checkpoint; all other measurements are light.

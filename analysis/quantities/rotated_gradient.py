@@ -43,4 +43,5 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.random_rotations, .curvature_along",
     cost="one product with the Hessian for each rotation, of which there are as many as probes",
+    reference="ours",
 )

@@ -1,4 +1,4 @@
-"""The table of a report that shows the measured quantities on which no claim, figure or other table of it rests."""
+"""The table of a report that shows the measured quantities which no claim judges and no other table shows."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,10 @@ from analysis.schema import trained_learners
 from analysis.statistics import mean_interval
 
 _EXPLORATORY = (
-    "This section is exploratory: no claim of the package judges these quantities, nothing about them was fixed before "
-    "the runs, and nothing is corrected for their number. K is the number of inner steps, theta_0 the network before "
-    "them and theta_K the network after them; H is the Hessian of the support loss and g its gradient."
+    "This section is exploratory: unless a row says so, no claim of the package judges these quantities; nothing about "
+    "them was fixed before the runs, and nothing is corrected for their number. K is the number of inner steps, "
+    "theta_0 the network before them and theta_K the network after them; H is the Hessian of the support loss, g its "
+    "gradient and alpha the inner step size."
 )
 
 
@@ -111,6 +112,41 @@ def quantities(ds: xr.Dataset) -> list[Quantity]:
 def _all(ds: xr.Dataset) -> Iterator[Quantity]:
     """All quantities of the table. One that the study does not have has no rows."""
     yield Quantity(
+        "Curvature along the gradient, relative to the sharpest direction",
+        "rho = g'Hg / g'g divided by the largest magnitude of an eigenvalue of H, so between -1 and 1. It falls where "
+        "training lowers the curvature along the gradient more than that of the sharpest direction. The claim on the "
+        "trajectory compares the falls of the two means; this is the mean of the ratios of single points.",
+        _by_step(ds, "rho_over_lambda_max"),
+    )
+    yield Quantity(
+        "The whole Hessian at unit filter norm",
+        "Three sizes of D H D, in which each filter that a normalisation layer follows has been scaled to norm 1: its "
+        "largest eigenvalue, its Frobenius norm and its trace. Growing weights do not lower them.",
+        {
+            f"{words}, {steps}": values
+            for words, name in (
+                ("largest eigenvalue", "lambda_max_normalised"),
+                ("Frobenius norm", "frobenius_normalised"),
+                ("trace", "trace_normalised"),
+            )
+            for steps, values in _by_step(ds, name).items()
+        },
+    )
+    yield Quantity(
+        "SHOT's difference and its expansion",
+        "The difference between the ends of one large and of K small steps, against its expansion for small steps, "
+        "(tau^2 / 2)(1/T - 1/R) H g with T = 1, R = K and tau = alpha K: the cosine between the two, and the actual "
+        "length over the predicted one. Both are 1 where the expansion holds. The claim on SHOT's distance judges the "
+        "cosine after training alone.",
+        _of_task(ds, "cosine", "shot_direction_cosine") | _of_task(ds, "actual / predicted", "shot_direction_ratio"),
+    )
+    yield Quantity(
+        "Length of the full meta-gradient",
+        "The norm of the full meta-gradient relative to that of the first-order one, which leaves out the Hessians of "
+        "the inner loop: 1 where these do not matter. The claim on the meta-gradients judges their directions alone.",
+        _of_task(ds, "full / first-order", "meta_gradient_ratio"),
+    )
+    yield Quantity(
         "Stretch of the inner loop",
         "The largest singular value of J = d theta_K / d theta_0: the factor by which the inner loop moves two nearby "
         "starts apart at most. Below 1 it would draw all of them together. The full meta-gradient contains J, the "
@@ -167,15 +203,28 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
     )
     yield Quantity(
         "SHOT's distance",
-        "The distance between the ends of T large and of R small steps of the same total time, relative to the "
-        "distance between theta_0 and theta_K: KL(reference || target) of the query outputs and, in the last row, the "
-        "distance of the parameters. It is 0 without curvature along the way; SHOT penalises it for one T and one R.",
+        "The distance between the ends of T large steps (the target) and of R small steps (the reference) of the same "
+        "total time, relative to the same distance between theta_0 and theta_K. All but the last row compare the "
+        "outputs on the query set: KL is KL(reference || target), and the Jensen-Shannon distance is symmetric in "
+        "both. The last row compares the parameters. Without curvature along the way, all are 0 but the cross-entropy, "
+        "which contains the entropy of the reference. SHOT penalises one of them for one T and one R.",
         _shot(ds),
     )
     yield Quantity(
         "Length of the path",
         "The length of the inner loop's path relative to the distance between its ends: 1 for a straight path.",
         _of_task(ds, "ratio", "path_ratio"),
+    )
+    yield Quantity(
+        "Cosines of the inner gradients",
+        "cos(g_i, g_j) between the gradients of two inner steps: 1 if they point the same way, 0 if they are "
+        "orthogonal. The alignment A, on which there is a claim, is made from all of them and from their norms.",
+        _gradient_cosines(ds),
+    )
+    yield Quantity(
+        "Fall of the gradient",
+        "The norm of the gradient at theta_K relative to that at theta_0, |g_K| / |g_0|.",
+        _at_end(ds, "ratio", "grad_norm_ratio"),
     )
     yield Quantity(
         "Fall of the support loss",
@@ -224,13 +273,36 @@ def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     return rows
 
 
-def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """SHOT's distances at corners of the grid of T and R, so that a longer inner loop has no more rows."""
+def _at_end(ds: xr.Dataset, label: str, name: str) -> dict[str, xr.DataArray]:
+    """The row of a variable at theta_K, after the inner loop; none if it is unknown."""
+    return {label: measured(ds, name).isel(inner_step=slice(-1, None))} if _known(ds, name) else {}
+
+
+def _gradient_cosines(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The cosines of the first inner gradient with the second and with the last one; none with a single inner step."""
+    last = ds.sizes.get("step_j", 1) - 1
     rows: dict[str, xr.DataArray] = {}
-    # The positions along the axes of T and of R: 0 is the smallest number of steps, and -1 the largest one.
-    corners = {"KL": [(0, 0), (0, -1), (-1, -1)], "parameters": [(0, -1)]}
-    for name, words in (("shot_kl_reference_target", "KL"), ("shot_l2", "parameters")):
-        for target, reference in corners[words] if _known(ds, name) else []:
+    for other in sorted({min(1, last), last} - {0}):
+        rows |= _of_task(ds, f"g_0 and g_{other}", "gradient_cosine", step_i=0, step_j=other)
+    return rows
+
+
+def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """SHOT's distances: KL at the corners of the grid of T and R, and the others where T and R differ most.
+
+    A long inner loop then has no more rows than a short one.
+    """
+    rows: dict[str, xr.DataArray] = {}
+    # The corners are positions along the axes of T and of R: 0 is the smallest number of steps, and -1 the largest one.
+    for words, name, corners in (
+        ("KL", "shot_kl_reference_target", [(0, 0), (0, -1), (-1, -1)]),
+        ("KL(target || reference)", "shot_kl_target_reference", [(0, -1)]),
+        ("Jensen-Shannon", "shot_js", [(0, -1)]),
+        ("cross-entropy", "shot_cross_entropy", [(0, -1)]),
+        ("squared error", "shot_squared_error", [(0, -1)]),
+        ("parameters", "shot_l2", [(0, -1)]),
+    ):
+        for target, reference in corners if _known(ds, name) else []:
             steps = f"T\xa0=\xa0{ds['shot_target'].values[target]}, R\xa0=\xa0{ds['shot_reference'].values[reference]}"
             rows |= _of_task(ds, f"{words}, {steps}", name, shot_target=target, shot_reference=reference)
     return rows
