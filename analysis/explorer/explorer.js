@@ -49,6 +49,8 @@ function render({ model, el }) {
 function load(app) {
   const header = app.model.get("header");
   const bytes = app.model.get("values");
+  // A page gives the buffer itself, a notebook a view into one, whose numbers may begin at any byte. The copy of them begins
+  // at byte 0, because a Float32Array has to begin at a multiple of 4.
   const buffer = bytes.buffer ? bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) : bytes;
   app.header = header;
   app.numbers = new Float32Array(buffer);
