@@ -37,7 +37,7 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     parts = [_levels(verdict, confidence)]
     head = f"{verdict.outcome.capitalize()} with {plural(verdict.num_seeds, 'seed')}: "
     if comparison.obstacle:
-        head = f"Inconclusive: {comparison.obstacle}. "
+        head = f"Inconclusive: {comparison.obstacle}; "
     elif verdict.outcome == "inconclusive":
         head += (_unmet(verdict, comparison) or _needed(verdict)) + "; "
     elif verdict.outcome == "not supported":
