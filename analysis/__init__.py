@@ -51,11 +51,12 @@ def __getattr__(name: str) -> Any:
     if name == "figures":
         return import_module("analysis.figures")
     if name in _MODULES:
-        found = getattr(import_module(_MODULES[name]), name)
-        if isinstance(found, FunctionType):
-            found = import_module("hessian_tools.entries").checked(found, module=__name__)
-        globals()[name] = found
-        return found
+        value = getattr(import_module(_MODULES[name]), name)
+        if isinstance(value, FunctionType):
+            # Before a call, ``checked`` checks the arguments, as for all public functions of hessian_tools.
+            value = import_module("hessian_tools.entries").checked(value, module=__name__)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Trust = Annotated[
     bool,
     Parameter(
-        negative="",
+        negative="",  # there is no option --no-trust
         help="Import the modules and files that the study names (network, quantities, claims), which runs their code.",
     ),
 ]
@@ -44,7 +44,7 @@ def _whole_number(_: object, tokens: Sequence[Token]) -> int:
 WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
 
 
-@Parameter(name="*")
+@Parameter(name="*")  # each field is an option of the command, without the name of this class before it
 @dataclass(frozen=True)
 class ComputeOptions:
     """The options of every command that trains or measures."""
@@ -147,7 +147,7 @@ class BeginOptions:
         from analysis.pipeline import prepare
 
         given = vars(self) | {"data": None if self.data is None else str(self.data)}
-        del given["dry_run"]
+        del given["dry_run"]  # the commands read this option themselves
         return prepare(source, **given, device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
 
 
@@ -291,7 +291,7 @@ def figures(
 
     opened = open_folder(folder)
     with pipeline.session(opened, progress=True) as (_, reporter):
-        if (only, learners, steps, width, labels, format, out) == (None,) * 7:
+        if (only, learners, steps, width, labels, format, out) == (None,) * 7:  # without any option
             paths = pipeline.figures(opened, measurements(opened), reporter)
         else:
             paths = own_figures(
@@ -303,7 +303,7 @@ def figures(
                 learners=learners,
                 steps=steps,
                 width=width,
-                labels=_named(labels),
+                labels=_labels_by_name(labels),
             )
         for path in paths:
             reporter.say(str(path))
@@ -402,7 +402,7 @@ def verify(folder: Folder) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
-    # Ended by SIGTERM, as by a job scheduler, the command answers as to Ctrl-C and ends its workers.
+    # SIGTERM, by which a job scheduler ends a command, has the effect of Ctrl-C, so that the workers are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(arguments))
 
@@ -419,7 +419,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(e), 2)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 1)
-    except BrokenPipeError:  # the process that read our pipe has ended
+    except BrokenPipeError:  # the process that read our output has ended, as ``head`` does
+        # Python writes the rest of the output at its exit. This sends it to nowhere, where it causes no second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
@@ -433,17 +434,19 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _mistake(error: CycloptsError) -> str:
-    """The message on a command line that does not fit the command, with the help that says what does."""
+    """The message on a command line that does not fit the command, with the command that shows the help."""
     command = " ".join(("hessian-tools", *(error.command_chain or ())))
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError):
-        said = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens or ())}"
+        message = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens or ())}"
     elif isinstance(error, MissingArgumentError) and error.argument is not None:
-        option, meaning = error.argument.name, (error.argument.parameter.help or "").partition(";")[0].removesuffix(".")
+        # The first clause of the option's or argument's help says what is missing.
+        name, meaning = error.argument.name, (error.argument.parameter.help or "").partition(";")[0].removesuffix(".")
         is_option = error.argument.field_info.kind is InspectParameter.KEYWORD_ONLY
-        said = f"{option} needs a value" if error.keyword else f"'{command}' needs {option if is_option else 'this'}"
-        said = f"{said}: {meaning[:1].lower()}{meaning[1:]}"
-    return f"{said if said.endswith('...') else said.removesuffix('.')}; see {command} --help"
+        lacking = f"{name} needs a value" if error.keyword else f"'{command}' needs {name if is_option else 'this'}"
+        message = f"{lacking}: {meaning[:1].lower()}{meaning[1:]}"
+    # A full stop is dropped before the semicolon, but not the three dots of a list that goes on.
+    return f"{message if message.endswith('...') else message.removesuffix('.')}; see {command} --help"
 
 
 def _describe(error: OSError) -> str:
@@ -470,12 +473,13 @@ def _status(error: Exception) -> int | None:
         return 1
     if isinstance(error, UnitFailed):
         return _status(error.error) or 1
-    damages = (DamagedFileError, ForeignRunError, FolderInUseError)
-    return 2 if isinstance(error, (UserError, NotMeasuredError, HiddenStateError, PlanError, *damages)) else None
+    mistakes = (UserError, NotMeasuredError, HiddenStateError, PlanError)
+    unusable_files = (DamagedFileError, ForeignRunError, FolderInUseError)
+    return 2 if isinstance(error, (*mistakes, *unusable_files)) else None
 
 
-def _named(labels: "Sequence[str] | None") -> dict[str, str] | None:
-    """The labels of learners by name, from words such as ``fomaml=first-order MAML``."""
+def _labels_by_name(labels: "Sequence[str] | None") -> dict[str, str] | None:
+    """The labels of learners by the learners' names, from words such as ``fomaml=first-order MAML``."""
     from analysis.errors import UserError
 
     for word in labels or ():

@@ -6,7 +6,7 @@ shows all studies.
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, isnan
 from pathlib import Path
@@ -100,11 +100,9 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 def lines(comparison: Comparison) -> Iterator[str]:
     """The verdicts as aligned lines for a terminal: a line for each question, a column for each study."""
-    width = max(len(_question(key)) for key in comparison.rows)
-    columns = {
-        name: max(len(name), *(len(_text(found.get(name))) for found in comparison.rows.values()))
-        for name in comparison.studies
-    }
+    texts = {key: _texts(comparison, found) for key, found in comparison.rows.items()}
+    width = max(len(_question(key)) for key in texts)
+    columns = {name: max(len(name), *(len(text[name]) for text in texts.values())) for name in comparison.studies}
     claim = ""
     for key, found in comparison.rows.items():
         if key[0] != claim:
@@ -112,7 +110,7 @@ def lines(comparison: Comparison) -> Iterator[str]:
             title = next(iter(found.values())).title
             yield f"{title[:1].upper()}{title[1:]}?"
             yield "  ".join(["", " " * width, *(f"{name:<{size}}" for name, size in columns.items())]).rstrip()
-        cells = [f"{_text(found.get(name)):<{size}}" for name, size in columns.items()]
+        cells = [f"{texts[key][name]:<{size}}" for name, size in columns.items()]
         yield "  ".join(["", f"{_question(key):<{width}}", *cells]).rstrip()
 
 
@@ -130,7 +128,8 @@ def primary_table(comparison: Comparison) -> str:
             claim = key[0]
             title = next(iter(primary.values())).title
             text.append(f"| **{title[:1].upper()}{title[1:]}?** " + "| " * len(studies) + "|")
-        cells = [_question(key), *(_text(primary.get(name)) for name in studies)]
+        written = _texts(comparison, primary)
+        cells = [_question(key), *(written[name] for name in studies)]
         text.append("".join(f"| {cell} " for cell in cells) + "|")
     return "\n".join(text) + "\n"
 
@@ -189,12 +188,22 @@ def _question(key: Key) -> str:
     return ", ".join(part for part in (sides, steps, comparison, quantity.replace("_", " ")) if part)
 
 
-def _text(verdict: Verdict | None) -> str:
+def _texts(comparison: Comparison, found: Mapping[str, Verdict]) -> dict[str, str]:
+    """The answer of each study to a question as plain text; "-" where it has none.
+
+    found: the verdicts on the question by the names of the studies.
+    """
+    return {name: _text(found.get(name), verdicts) for name, verdicts in comparison.verdicts.items()}
+
+
+def _text(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> str:
+    """A verdict, one of the ``verdicts`` of its study, as plain text."""
     if verdict is None:
         return "-"
     effect = "" if isnan(verdict.effect) else f" {verdict.effect:+.3g}"
     bounds = "" if isnan(verdict.low) else f" [{verdict.low:+.3g}, {verdict.high:+.3g}]"
-    return (verdict.corrected_outcome or verdict.outcome) + effect + bounds
+    weak = f"; {UNTRAINED_PASSES}" if untrained_passes(verdict, verdicts) else ""
+    return (verdict.corrected_outcome or verdict.outcome) + effect + bounds + weak
 
 
 def _cell(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> Html | str:

@@ -20,9 +20,9 @@ MAX_LAYERS = 100  # the same for num_layers, depth and the like; building 10,000
 FLOPS = 5e9  # operations of one core in a second
 LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter tensor of the network
 GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
-SECOND_ORDER = 3  # how much more an inner step costs where the outer gradient is taken through it
+SECOND_ORDER = 3  # the factor by which an inner step costs more where the outer gradient is taken through it
 PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
-POSITION_SHARE = 1 / 16  # of an image's pixels, at which a convolution is computed on average: networks shrink images
+POSITION_SHARE = 1 / 16  # share of an image's pixels at which a convolution is computed, as networks shrink images
 NUMBERS_A_POINT = 100  # the numbers that are stored for each parameter vector, besides eigenvalues and probes
 DISK_BLOCK = 4096  # the smallest space that a file takes on most file systems, in bytes
 BYTES_OF_PAGES = 5e6  # of the report, the explorer's page and the figures
@@ -82,8 +82,8 @@ def estimate_of_runs(study: Study) -> dict[str, dict[str, float]]:
     work = _work(study)
     seconds = {name: _seconds_of_run(study, work, name) for name in study.learners}
     return {
-        name: {"train": of["training"] + of["validation"], "measure": of["evaluation"] + of["curvature"]}
-        for name, of in seconds.items()
+        name: {"train": kinds["training"] + kinds["validation"], "measure": kinds["evaluation"] + kinds["curvature"]}
+        for name, kinds in seconds.items()
     }
 
 
@@ -108,6 +108,7 @@ def bytes_on_disk(study: Study) -> float:
 
 
 def _work(study: Study) -> "_Work":
+    """The processor time of one forward pass of a study's network over each of its sets of examples."""
     config, input_shape = study.config, study.problem.tasks.input_shape
     num_params, num_tensors, has_convolutions = _parameters(study.problem)
     latent_sizes = [learner.learner.latent.size for learner in study.learners.values() if learner.learner.latent]
@@ -117,6 +118,7 @@ def _work(study: Study) -> "_Work":
 
     def forward(examples_of_a_class: int, *, tasks: int = 1) -> float:
         examples = config.data.ways * examples_of_a_class * tasks
+        # At each position of each example, every parameter takes one multiplication and one addition.
         return max(2 * num_params * positions * examples / FLOPS, num_tensors * LAYER_SECONDS)
 
     return _Work(
@@ -132,11 +134,11 @@ def _work(study: Study) -> "_Work":
 
 @dataclass(frozen=True)
 class _Work:
-    """The processor time of the work on tasks.
+    """The processor time of the work on tasks, which is counted in forward passes.
 
     num_params: the number of parameters.
     support, query, held_out: the seconds of one forward pass over the support set of a task, over its query set in
-        training, and over that of a held-out task.
+        training, and over the query set of a held-out task.
     supports, queries: the same over the support sets, and over the query sets, of all tasks of a meta-iteration.
     """
 
@@ -151,6 +153,7 @@ class _Work:
         """The seconds of a number of meta-iterations."""
         inner = learner.learner.steps
         if learner.settings.shot:
+            # A loop of SHOT without a number of steps of its own is the inner loop itself, which is counted already.
             inner += (learner.settings.shot.reference_steps or 0) + (learner.settings.shot.target_steps or 0)
         order = 1 if learner.learner.first_order else SECOND_ORDER
         return meta_steps * GRADIENT * (inner * self.supports * order + self.queries)
@@ -165,11 +168,12 @@ def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
     config, measure, learner = study.config, study.config.measure, study.learners[name]
     num_checkpoints = len(learner.checkpoints)
     curvature = 0.0
-    # The full measurements are those at the first and the last checkpoint.
+    # The full measurements are those of the first ``full_tasks`` tasks at the first and the last checkpoint.
     for level, num_loops in ((measure.full, 2 * measure.full_tasks), (measure.light, num_checkpoints * measure.tasks)):
         num_points = num_loops * (config.inner.steps + 1)
         products = min(level.max_matvecs, work.num_params) + level.probes
-        curvature += num_points * (1 + len(measure.losses)) * products * PRODUCT * work.support
+        num_losses = 1 + len(measure.losses)  # the support loss and the further ones
+        curvature += num_points * num_losses * products * PRODUCT * work.support
     return {
         "training": work.training(learner, learner.checkpoints[-1]),
         "validation": num_checkpoints * work.evaluation(learner, config.train.validation_tasks, work.query),
@@ -189,8 +193,8 @@ def _seconds(study: Study, work: _Work) -> dict[str, float]:
     if isinstance(search, StepSizeSearch):
         learner = study.learners[search.learner]
         validation = work.evaluation(learner, search.validation_tasks, work.query)
-        of_one = work.training(learner, search.meta_steps) + validation
-        seconds["the search for the step size"] = len(search.candidates) * of_one
+        seconds_of_candidate = work.training(learner, search.meta_steps) + validation
+        seconds["the search for the step size"] = len(search.candidates) * seconds_of_candidate
     return dict(seconds)
 
 
@@ -199,6 +203,7 @@ def _stored_bytes(study: Study) -> float:
     measure, num_points = study.config.measure, study.config.inner.steps + 1
     numbers = NUMBERS_A_POINT + measure.full.eigenvalues + measure.full.probes
     at_a_checkpoint = measure.tasks * num_points * numbers + 2 * measure.evaluation_tasks  # 2: loss and accuracy
+    # 8 bytes for each number
     return 8.0 * at_a_checkpoint * sum(len(study.learners[name].checkpoints) for name, _ in study.runs_to_measure)
 
 
@@ -213,7 +218,8 @@ def _parameters(problem: Problem) -> tuple[int, int, bool]:
     except (RuntimeError, ValueError, OverflowError, TypeError) as e:
         # A network of the user's own may not work on the meta device; later checks build it as it is and report errors.
         return (UNCOUNTABLE if "overflow" in str(e).lower() else 0), 1, False
-    return sum(map(prod, shapes)), len(shapes), any(len(shape) == 4 for shape in shapes)
+    has_convolutions = any(len(shape) == 4 for shape in shapes)  # kernels of images have four axes
+    return sum(map(prod, shapes)), len(shapes), has_convolutions
 
 
 def _memory() -> float:

@@ -1,5 +1,6 @@
 """What a study would run and what that would take, for the option ``--dry-run``; nothing is written."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from analysis import kept
@@ -18,9 +19,9 @@ Run = tuple[str, int]  # a learner and a seed
 
 
 def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool = False) -> Iterator[str]:
-    """The lines that say what the command would do, which has been checked as far as it can be without doing it.
+    """The lines that say what the command would do. All that can be checked without doing it has been checked.
 
-    engine: what ``analysis.engines.engine.open_engine`` returns, which is not started.
+    engine: what ``analysis.engines.engine.open_engine`` returns; it is not entered, so no worker is started.
     plan: the text of the plan of the claims, as for ``analysis.folder.begin``.
     only_train: whether the command only trains.
 
@@ -32,11 +33,11 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
     yield f"study {config.name} in {study.path}: nothing is run or written, because this is a dry run"
     yield f"data: {summary(problem.tasks)}"
     yield f"network: {config.network.name}, {problem.layout.numel:,} parameters, on {study.device}"
-    num_kept = len(study.runs) - len(study.runs_to_measure)
+    num_kept = len(study.runs) - len(study.runs_to_measure)  # those whose results the command ``keep`` has stored
     kept_words = f", of which {num_kept} are kept already" if num_kept else ""
     yield f"runs: {len(study.runs)} ({len(study.learners)} learners, {len(config.seeds)} seeds){kept_words}"
     yield f"learners: {', '.join(study.learners)}; seeds: {', '.join(map(str, config.seeds))}"
-    to_do = {"train": _training_to_do(study)}
+    to_do = {"train": _training_to_do(study)}  # for each part of the work, the share of each run that is left
     goals = {run: study.learners[run[0]].checkpoints[-1] for run in study.runs_to_train}
     waiting = [run for run, share in to_do["train"].items() if share]
     steps = round(sum(share * goals[run] for run, share in to_do["train"].items()))
@@ -44,17 +45,12 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
         yield "before training: a search for the inner step size"
     yield f"to train: {len(waiting)} of {len(goals)} runs, {steps} of {sum(goals.values())} meta-iterations"
     if not only_train:
-        units_of: dict[Run, int] = {}
-        left_of: dict[Run, int] = {}
-        num_left = 0
-        for unit in (work := units(study)):
-            left = not is_measured(unit)
-            num_left += left
-            for learner in unit.learners:
-                run = (learner, unit.seed)
-                units_of[run], left_of[run] = units_of.get(run, 0) + 1, left_of.get(run, 0) + left
-        to_do["measure"] = {run: left_of[run] / number for run, number in units_of.items()}
-        yield f"to measure: {num_left} of {len(work)} units, each some tasks at a checkpoint"
+        work = units(study)
+        left = [unit for unit in work if not is_measured(unit)]
+        num_units = Counter((learner, unit.seed) for unit in work for learner in unit.learners)
+        num_left = Counter((learner, unit.seed) for unit in left for learner in unit.learners)
+        to_do["measure"] = {run: num_left[run] / number for run, number in num_units.items()}
+        yield f"to measure: {len(left)} of {len(work)} units, each some tasks at a checkpoint"
         yield "then: verdicts, figures, the report and the explorer's page"
     yield _time(study, engine, to_do)
     memory = megabytes(sum(estimate(study).num_bytes.values()))
@@ -75,33 +71,36 @@ def _training_to_do(study: Study) -> dict[Run, float]:
 
 
 def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> str:
-    """The line on the time that is left, from the times that runs took so far or, without any, an estimate."""
+    """The line on the time that is left: an estimate, corrected by the times that runs have taken so far.
+
+    to_do: for each of ``PARTS``, the share of each run that is left.
+    """
     estimates = estimate_of_runs(study)
-    seconds, measured = {}, False
+    seconds, corrected = {}, False
     for part, shares in to_do.items():
         left = sum(share * estimates[learner][part] for (learner, _), share in shares.items())
         took = sum(_recorded(study, run).get(part, 0.0) for run in study.runs)
+        # The estimate of the work that took this time: the share that is done of each run with a recorded time.
         estimated = sum(
             (1.0 - shares.get((learner, seed), 0.0)) * estimates[learner][part]
             for learner, seed in study.runs
             if _recorded(study, (learner, seed)).get(part)
         )
         if took and estimated:
-            # The runs so far took this much longer than the estimate of the same work, and the rest will too.
-            left, measured = left * took / estimated, True
+            left, corrected = left * took / estimated, True
         seconds[part] = left
     if study.step_size is None:
         seconds["train"] += estimate(study).seconds["the search for the step size"]
     total = sum(seconds.values())
     parts = ", ".join(f"{VERBS[part]} {duration(time)}" for part, time in seconds.items())
-    basis = "by the times so far" if measured else "a rough estimate, up to five times off"
+    basis = "by the times so far" if corrected else "a rough estimate, up to five times off"
     workers = engine.workers if isinstance(engine, WorkerPool) else 0
     shared = f", {duration(total / workers)} on {workers} workers" if workers > 1 else ""
     return f"time: {duration(total)} of processor time ({parts}){shared}; {basis}"
 
 
 def _recorded(study: Study, run: Run) -> dict[str, float]:
-    """The processor time that a run has taken so far; kept results hold that of their runs."""
+    """The processor time that a run has taken so far; for a kept run, the kept results hold it."""
     learner, seed = run
     if learner not in study.kept.get(seed, ()):
         return cpu_seconds(study.run(*run))

@@ -21,5 +21,5 @@ def shortened(message: str) -> str:
         text = " ".join(text.split("\n"))
     if len(text) <= MAX_MESSAGE:
         return text
-    # A message begins with what is wrong and ends with what to do, so both ends are kept.
+    # A message begins with what is wrong and ends with what to do, so both ends stay: 600 and 290 characters.
     return f"{text[: MAX_MESSAGE - 300]} [...] {text[-290:]}"

@@ -1,4 +1,7 @@
-"""The score of each evaluation on the further held-out tasks: the query accuracy or, for regression, the query loss."""
+"""The scores on the evaluation tasks: the query accuracy after adaptation or, for regression, the query loss.
+
+The evaluation tasks are the held-out tasks on which no curvature is measured.
+"""
 
 import numpy as np
 import xarray as xr
@@ -17,10 +20,11 @@ def score_name(ds: xr.Dataset) -> str:
 
 
 def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
-    """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
+    """The score on every evaluation task at every checkpoint; NaN where the inner loop diverged."""
     name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
     # Divergence is read from the loss, because outputs that are NaN still have an accuracy: their argmax is some class.
-    # An evaluation keeps no loss from before adaptation; the mean of that loss over the measured tasks stands for it.
+    # A loss counts as exploded by comparison with the loss before adaptation, which is not kept for evaluation tasks.
+    # The mean of that loss over the tasks with curvature stands for it.
     loss, first_losses = ds["evaluation_loss"], ds["query_loss"].isel(inner_step=0)
     first_loss = first_losses.where(np.isfinite(first_losses)).mean("task")
     return ds[name].where(np.isfinite(loss) & ~exploded(loss, first_loss) & np.isfinite(ds[name]))

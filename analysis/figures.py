@@ -4,6 +4,7 @@
 a table, ``caption(ds)``, and ``needs(ds)``, the reason why a study's figure cannot be drawn, or None. ``save`` writes a
 figure to files, and ``variable(ds, name)`` is the figure of any variable over meta-training. ``forest`` takes the
 verdicts of ``analysis.open_verdicts`` in place of the Dataset, such as ``figures.forest(verdicts, claims=["shot"])``.
+``figures_of(ds)`` has the figures that can be drawn of a study, and ``left_out(ds)`` says why the others cannot.
 
 >>> from analysis import figures
 >>> figures.alpha_rho

@@ -1,4 +1,8 @@
-"""A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
+"""A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it.
+
+Kept results are the small files into which the command ``keep`` writes what was measured with a seed; see
+``analysis.kept``. A folder of kept results has no runs. A study may go on from it without making those runs again.
+"""
 
 import hashlib
 import os
@@ -6,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +127,17 @@ def begin(study: Study, *, claims: str | None = None) -> None:
 
     The caller holds the lock of the folder.
     claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
+
+    The kept results from which the study goes on are copied into the folder.
     """
     plan = plan_to_begin(study, claims)
     write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
     if study.goes_on_from is not None:
-        step_size = study.goes_on_from / STEP_SIZE
-        for file in (
-            *(study.goes_on_from / kept.FOLDER).glob("seed-*.*"),
-            *([step_size] if step_size.exists() else []),
-        ):
-            copy = study.path / file.relative_to(study.goes_on_from)
-            write_atomic(copy, lambda part, file=file: shutil.copyfile(file, part))  # type: ignore[misc]
+        to_copy = [*(study.goes_on_from / kept.FOLDER).glob("seed-*.*"), study.goes_on_from / STEP_SIZE]
+        for file in to_copy:
+            if file.exists():  # there is no file of the step size where no search has chosen it
+                copy = study.path / file.relative_to(study.goes_on_from)
+                write_atomic(copy, partial(shutil.copyfile, file))
 
 
 def write_settings(config: StudyConfig, path: Path, *, plan: str) -> None:
@@ -179,7 +184,7 @@ def measurements(study: Study) -> xr.Dataset:
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:
-    """The verdicts on the claims, which the command ``test`` drew from a study's measurements."""
+    """The verdicts on the claims, which the command ``test`` has made from a study's measurements."""
     file = open_folder(path).path / VERDICTS
     if not file.exists():
         raise UserError(f"{file} does not exist yet; run 'hessian-tools test {file.parent}' first")
@@ -211,7 +216,7 @@ def content_digest(ds: xr.Dataset) -> str:
 
 
 def stale_parts(study: Study, ds: xr.Dataset) -> list[str]:
-    """The names of those parts, "verdicts", "figures" and "report", that rest on something other than what is there.
+    """The parts of a study ("verdicts", "figures", "report") that were made from other files than the present ones.
 
     All parts rest on the measurements, the verdicts also on the plan of the claims, and the report also on the verdicts
     and the figures. A part that does not exist is not named, and neither is a report of version 0.1, which kept no
@@ -220,6 +225,7 @@ def stale_parts(study: Study, ds: xr.Dataset) -> list[str]:
     verdicts, drawn, report = study.path / VERDICTS, study.figures / DRAWN, study.path / REPORT
     measured, plan = {"measurements": content_digest(ds)}, plan_of(study).digest
     stale = []
+    # A file of verdicts that does not hold the digest of its plan is compared by its measurements alone.
     if verdicts.exists() and _differs({"plan": plan} | read_json(verdicts), measured | {"plan": plan}):
         stale.append("verdicts")
     # DRAWN is written after the last figure, so figures without it come from a drawing that was cut short.
@@ -238,6 +244,7 @@ def report_basis(study: Study) -> dict[str, str]:
 
 
 def _differs(record: dict[str, Any], wanted: dict[str, str]) -> bool:
+    """True if a record lacks one of the wanted digests, or holds another one."""
     return any(record.get(name) != digest for name, digest in wanted.items())
 
 
@@ -289,9 +296,10 @@ def _refuse_another(study: Study, begun: StudyConfig) -> None:
 
 def _settings(config: StudyConfig, *, portable: bool = False) -> dict[str, Any]:
     """The settings of a study; if ``portable``, without the places of the data and of the user's own files."""
-    config = with_own_files(config, lambda file: Path(file.name)) if portable else config
-    settings = config.model_dump(mode="json")
-    for key in DATA_PATHS if portable else ():
+    if not portable:
+        return config.model_dump(mode="json")
+    settings = with_own_files(config, lambda file: Path(file.name)).model_dump(mode="json")
+    for key in DATA_PATHS:
         settings["data"][key] = bool(settings["data"][key])  # only whether a path is given counts
     return settings
 

@@ -25,8 +25,8 @@ def keep(study: Study, out: Path, reporter: Reporter) -> list[int]:
 
     A seed is completely measured if all of its learners are. The files of other seeds in ``out`` are left alone, and a
     seed that is kept there already is replaced if its numbers have changed. The folder gets the study's settings with
-    the seeds that it holds, the plan of the claims and, where there was a search, its step sizes; ``test``, ``figures``
-    and ``report`` make the rest from these files alone.
+    the seeds that it holds, the plan of the claims and the result of a search for the step size, if there was one. The
+    commands ``test``, ``figures`` and ``report`` make verdicts, figures and report from these files alone.
 
     Raises UserError if no seed is complete, or if ``out`` holds anything but results of the same study.
     """
@@ -44,7 +44,7 @@ def keep(study: Study, out: Path, reporter: Reporter) -> list[int]:
             if (study.path / STEP_SIZE).exists():
                 write_text(out / STEP_SIZE, (study.path / STEP_SIZE).read_text("utf-8"))
             outcome = kept.write_seed(out, seed, _runs(study, seed), _facts(study, seed))
-            file = kept.files(out, seed)[0]
+            file, _ = kept.files(out, seed)
             too_large = f"; more than {kept.MAX_BYTES / 1e6} MB, so measure fewer tasks or quantities"
             size = file.stat().st_size
             reporter.say(f"{file}: {outcome}, {size / 1e6:.2f} MB{too_large if size > kept.MAX_BYTES else ''}")
@@ -54,6 +54,7 @@ def keep(study: Study, out: Path, reporter: Reporter) -> list[int]:
 
 
 def _is_complete(study: Study, seed: int) -> bool:
+    """True if all runs of a seed are measured completely, or kept already."""
     runs = [run for run in study.runs if run[1] == seed]
     paths = [study.run(*run) / store.NAME for run in runs if run in study.runs_to_measure]
     return bool(runs) and all(path.exists() and store.is_complete(path) for path in paths)
@@ -87,6 +88,7 @@ def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
 
 
 def _runs(study: Study, seed: int) -> dict[str, xr.Dataset]:
+    """The measurements of each learner of a seed, from the results that are kept already or from the run's store."""
     learners = [name for name in study.learners if (name, seed) in study.runs]
     from_before = kept.runs_of(study.path, [(name, seed) for name in learners if name in study.kept.get(seed, ())])
     return {
@@ -98,9 +100,11 @@ def _runs(study: Study, seed: int) -> dict[str, xr.Dataset]:
 
 
 def _facts(study: Study, seed: int) -> dict[str, Any]:
+    """What is kept of the runs of a seed besides their numbers."""
     runs, digests = {}, {}
     for name in (name for name in study.learners if (name, seed) in study.runs):
         recorded = environment_of(study, name, seed)
+        # All runs of a study have the same data and plan, so the digests of the last run serve.
         digests = {key: recorded.get(key) for key in ("data_digest", "held_out_digest", "claims_digest")}
         runs[name] = {key: recorded[key] for key in (*MANIFEST_FACTS, "diverged", "begun", "cpu_seconds")}
     return {

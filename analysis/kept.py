@@ -3,12 +3,12 @@
 A study's folder is large: each of its runs has checkpoints, metrics and a zarr store. What claims, figures and report
 read is small. ``write_seed`` puts all runs of one seed, reduced to that, into ``seeds/seed-<k>.nc`` (about 1 MB for 21
 learners), and the facts of these runs into ``seeds/seed-<k>.json``. A folder with such files can be kept in a
-repository. A study that goes on from it (``hessian-tools study --from``) copies them and runs only the rest.
+repository. A study that goes on from it (``hessian-tools study --from``) copies the files and makes only other runs.
 
-Reduced means: the variables on which the primary claims rest are float32 (``EXACT``). The others are rounded to four
-significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits). Variables that are
-large and read only as means over tasks (``MEAN_DIMS``) are kept as this mean with its standard error. The samples of
-single probes and the inner products of gradients are left out, because other variables hold what follows from them.
+The reduction is this. The variables on which the primary claims rest (``EXACT``) become float32. The others are rounded
+to four significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits). Of variables
+that are large and read only as means over tasks (``MEAN_DIMS``), this mean and its standard error are kept. The samples
+of single probes and the inner products of gradients are left out, because other variables hold what follows from them.
 """
 
 import hashlib
@@ -32,19 +32,22 @@ LEFT_OUT = ("trace_sample", "gram")  # trace_stderr and rho_random_stderr, gradi
 MEAN_DIMS = ("layer", "grid")  # the dimensions of variables that are kept as means over tasks
 MEAN_ERROR = "_stderr_over_tasks"  # the end of the name of the standard error of such a mean
 VALUE_BITS, ERROR_BITS = 12, 8  # of the 23 bits of a mantissa in float32
-EXACT = {variable.name for quantity in REQUIRED for variable in QUANTITIES[quantity].variables} | {
-    *("evaluation_loss", "evaluation_accuracy", "step_size"),
-    *("rho_random", "rho_rotated", "eigenvalue", "eigenvalue_max"),  # with which the primary claims compare rho
-}
+EXACT = frozenset(
+    [
+        *(variable.name for quantity in REQUIRED for variable in QUANTITIES[quantity].variables),
+        *("evaluation_loss", "evaluation_accuracy", "step_size"),
+        *("rho_random", "rho_rotated", "eigenvalue", "eigenvalue_max"),  # with which the primary claims compare rho
+    ]
+)
 # The attributes in which netCDF keeps dimensions and versions; all others belong to the Dataset.
-NETCDF_ATTRIBUTES = {
-    *("CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties")
-}
+NETCDF_ATTRIBUTES = frozenset(
+    ["CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"]
+)
 ENCODING = {"zlib": True, "complevel": 9, "shuffle": True}
 
 
 def files(folder: Path, seed: int) -> tuple[Path, Path]:
-    """The files of the numbers and of the facts of a seed in a study's folder."""
+    """The file of a seed's numbers, and the file of the facts of its runs, in a study's folder."""
     return folder / FOLDER / f"seed-{seed}.nc", folder / FOLDER / f"seed-{seed}.json"
 
 
@@ -56,7 +59,8 @@ def kept_learners(folder: Path) -> dict[int, tuple[str, ...]]:
 
 def seed_facts(folder: Path, seed: int) -> dict[str, Any]:
     """What is known of the runs of a kept seed besides their numbers: versions, digests, times; see ``write_seed``."""
-    return read_json(files(folder, seed)[1])
+    _, facts_file = files(folder, seed)
+    return read_json(facts_file)
 
 
 def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
@@ -64,8 +68,9 @@ def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
 
     Raises DamagedFileError where the file is missing or was changed after it was written.
     """
-    path, facts = files(folder, seed)[0], seed_facts(folder, seed)
+    facts = seed_facts(folder, seed)
     refuse_damaged(folder, seed)
+    path, _ = files(folder, seed)
     ds = _read(path)
     return {name: ds.sel(learner=name, drop=True) for name in facts["learners"]}
 
@@ -73,7 +78,7 @@ def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
 def _read(path: Path) -> xr.Dataset:
     """The Dataset in a netCDF file, with real numbers as float64.
 
-    It is that of ``xr.open_dataset(path, engine="h5netcdf")``, which takes five times as long.
+    It equals the result of ``xr.open_dataset(path, engine="h5netcdf")``, which takes five times as long.
     """
     variables = {}
     with h5py.File(path, "r", track_order=True) as file:
@@ -89,12 +94,13 @@ def _read(path: Path) -> xr.Dataset:
 
 
 def _scalar(value: Any) -> Any:
+    """The value of an attribute, where HDF5 holds a single number as an array of one entry."""
     return value.ravel()[0] if isinstance(value, np.ndarray) and value.size == 1 else value
 
 
 def refuse_damaged(folder: Path, seed: int) -> None:
     """Raise DamagedFileError where the numbers of a kept seed are missing or were changed after they were written."""
-    path = files(folder, seed)[0]
+    path, _ = files(folder, seed)
     problem = "is missing" if not path.exists() else "was changed after it was written"
     if not path.exists() or _digest(path) != seed_facts(folder, seed)["measurements"]:
         raise DamagedFileError(f"{path} {problem}; put it back, or keep that seed again with 'hessian-tools keep'")
@@ -121,13 +127,13 @@ def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: M
         with h5netcdf.File(part, "w", libver=("v110", "v110")) as file:
             ds.dump_to_store(H5NetCDFStore(file), encoding=encoding)
 
-    known = {**facts, "learners": list(runs), "content": _content(ds)}
+    content = {**facts, "learners": list(runs), "content": _content(ds)}
     # Compared without the digest of the file, because other versions of HDF5 may write the same numbers in other bytes.
-    same = before is not None and before == {**known, "measurements": before["measurements"]}
-    if before is not None and same and path.exists() and _digest(path) == before["measurements"]:
+    is_same = before is not None and before == {**content, "measurements": before["measurements"]}
+    if before is not None and is_same and path.exists() and _digest(path) == before["measurements"]:
         return "unchanged"
     write_atomic(path, write)
-    write_json(facts_file, {**known, "measurements": _digest(path)})
+    write_json(facts_file, {**content, "measurements": _digest(path)})
     return outcome
 
 
@@ -148,11 +154,12 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
             values, stderr = _over_tasks(values.where(is_measured))
             kept[name + MEAN_ERROR] = _float32(stderr, bits=ERROR_BITS)
         is_error = name in errors or name.endswith(MEAN_ERROR)
-        kept[name] = _float32(values, bits=ERROR_BITS if is_error else None if name in EXACT else VALUE_BITS)
+        bits = None if name in EXACT else VALUE_BITS
+        kept[name] = _float32(values, bits=ERROR_BITS if is_error else bits)
     ds = xr.Dataset(kept, attrs=run.attrs)
     if "variables" in ds.attrs:
         ds.attrs["variables"] = list(kept)
-    for name, coordinate in ds.coords.items():  # they keep their attributes, whatever arithmetic has done to these
+    for name, coordinate in ds.coords.items():  # arithmetic may have dropped the attributes of coordinates
         coordinate.attrs = dict(run[name].attrs)
     return ds
 
@@ -178,8 +185,8 @@ def _float32(values: xr.DataArray, *, bits: int | None = None) -> xr.DataArray:
     with np.errstate(over="ignore"):
         array = values.values.astype(np.float32)
     if bits is not None:
-        # On the bits of a float32 as an integer, rounding adds half of the last bit that stays, and clears the unused
-        # bits below it.
+        # The bits of a float32 are read as an integer. Rounding adds half of the last bit that stays to it, and clears
+        # the unused bits below that one. (numpy reads the bits of a single number only through an axis of length 1.)
         unused = 23 - bits
         code = array.view(np.uint32) if array.ndim else array[None].view(np.uint32)[0]
         rounded = ((code + np.uint32(1 << (unused - 1))) & np.uint32(0xFFFFFFFF - ((1 << unused) - 1))).astype(

@@ -21,7 +21,7 @@ def learner_description(study: Study, name: str) -> str:
 
 
 def _inner_loop(learner: StudyLearner) -> list[str]:
-    """The settings in which a learner's inner loop differs from the default."""
+    """The settings in which a learner's inner loop differs from the default, in words."""
     settings, latent, particulars = learner.settings, learner.learner.latent, []
     if latent is not None:
         particulars.append(
@@ -44,7 +44,7 @@ def _inner_loop(learner: StudyLearner) -> list[str]:
 
 
 def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
-    """The settings in which a learner's training differs from the outer loop of the study."""
+    """The settings in which a learner's training differs from the outer loop of the study, in words."""
     settings, train_settings, particulars = learner.settings, study.config.train, []
     if settings.pretraining:
         particulars.append(f"SHOT's distance alone (SHOT_p), projector {settings.pretraining.projector}")
@@ -59,9 +59,9 @@ def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
 
 
 def _shot(shot: Shot) -> str:
-    """The settings of SHOT, the penalty on the distance between the ends of a target loop and a reference loop.
+    """The settings of SHOT, the penalty on the distance between the ends of two inner loops, in words.
 
-    T and R are the numbers of steps of these two loops, and K is that of the inner loop.
+    The target loop takes T large steps and the reference loop R small ones; K is the learner's own number of steps.
     """
     detached = "detached" if shot.detach_reference else "not detached"
     schedule = "" if shot.schedule == "constant" else f", {shot.schedule} over {shot.schedule_steps} meta-iterations"

@@ -1,13 +1,14 @@
 """Measures a study: records inner loops on held-out tasks, and measures the curvature along them.
 
-The work is split into units. A unit is a checkpoint of a run (one learner with one seed) and some held-out tasks, with
-all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the curvature at their parameter
-vectors, and writes the results into the store of the run. On the first tasks, at the first and the last checkpoint, the
-measurement is full; everywhere else it is light, with fewer eigenvalues and probes. These are its two levels.
+The work is split into units. A run is the training of one learner with one seed. A unit is one checkpoint of a run and
+some held-out tasks, with all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the
+curvature at their parameter vectors, and writes the results into the store of the run. On the first tasks, at the first
+and the last checkpoint, the measurement is full; everywhere else it is light, with fewer eigenvalues and probes. These
+are its two levels.
 
 On a CPU a unit has one block of tasks, as many as ``measure.block`` says. A GPU has enough work only if it computes at
-many points together. There a unit has all tasks of one level; as many blocks as fit in memory are measured together,
-and each block is stored as on a CPU.
+many parameter vectors together. On a GPU, a unit therefore has all tasks of one level. As many of its blocks as fit in
+memory are measured together, and each block is stored as on a CPU.
 """
 
 from collections.abc import Iterable
@@ -51,8 +52,9 @@ from hessian_tools.trajectory.record import record
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
 VECTORS = SaveAt(thetas=True, gradients=True)  # a recorded inner loop keeps these vectors
 
-# The tasks that are measured together on a GPU may take this share of its memory, where each of their points is assumed
-# to take VECTORS_OF_A_POINT vectors of length param. The rest is for the products and for what else the points hold.
+# The tasks that are measured together on a GPU may take this share of its memory. Each of their points (the parameter
+# vectors of their inner loops) is assumed to take VECTORS_OF_A_POINT vectors as long as the parameters. The rest of the
+# memory is for the Hessian-vector products and for what else the points hold.
 POINTS_SHARE = 1 / 4
 
 
@@ -61,8 +63,8 @@ class Unit:
     """One unit: a checkpoint of a run and some held-out tasks, one block or several.
 
     learners: the learners into whose runs the results are written. Before training, the learners of one seed that adapt
-        by the same inner loop have the same network, so checkpoint 0 is measured once for all of them. At later
-        checkpoints there is one learner.
+        by the same inner loop have the same network, so checkpoint 0 is measured once for all of them. A later
+        checkpoint belongs to a single learner.
     checkpoint: the meta-iteration of the checkpoint.
     tasks: the indices of the held-out tasks on which curvature is measured, or None for the unit that measures loss
         and accuracy on the evaluation tasks.
@@ -100,8 +102,8 @@ class Unit:
         """FULL for the first full_tasks tasks at the first and the last checkpoint of the study, LIGHT otherwise."""
         config = self.study.config
         ends = (config.train.checkpoints[0], config.train.checkpoints[-1])
-        first = self.tasks is not None and max(self.tasks) < config.measure.full_tasks
-        return FULL if first and self.checkpoint in ends else LIGHT
+        has_first_tasks = self.tasks is not None and max(self.tasks) < config.measure.full_tasks
+        return FULL if has_first_tasks and self.checkpoint in ends else LIGHT
 
     @property
     def diverged(self) -> bool:
@@ -112,8 +114,8 @@ class Unit:
     def task_seed(self) -> int:
         """The seed of the held-out tasks.
 
-        It differs between the seeds of runs, so that means per seed are independent. It is the same for all learners,
-        so that differences between learners are paired.
+        Runs with other seeds have other held-out tasks, so that the means of the seeds are independent. All learners of
+        one seed have the same held-out tasks, so that learners can be compared task by task.
         """
         # A prime factor that is larger than any seed in use keeps the pairs (measure.seed, seed) apart.
         return 1_000_003 * self.study.config.measure.seed + self.seed
@@ -151,7 +153,7 @@ def units(study: Study) -> list[Unit]:
     full_tasks, size = settings.full_tasks, tasks_of_a_unit(study)
     # A unit has at most ``size`` tasks, all of which get the same measurement, full or light.
     cuts = sorted({*range(0, full_tasks, size), *range(full_tasks, settings.tasks, size), settings.tasks})
-    groups = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    groups = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]  # None: loss and accuracy
     # Each row is (learners, seed, checkpoint), of which a unit is made for every group of tasks.
     rows, runs = [], study.runs_to_measure
     for names in study.alike_before_training:
@@ -188,7 +190,11 @@ def blocks_at_once(unit: Unit) -> int:
 
 @cache
 def _chunks(folder: Path, level: int, blocks: int) -> TaskChunks:
-    """The chunks of blocks of all units of a study and a level: once for a process, so that none runs out again."""
+    """How many blocks are computed at once in the units of a study's folder and a level.
+
+    All these units share one object in a process. A number that was halved for want of memory then stays halved.
+    """
+    # ``demanded`` makes it raise all other errors, which it would otherwise take for a refusal of vmap.
     return TaskChunks(largest=blocks, demanded=True)
 
 
@@ -283,14 +289,15 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
 
     def measure_blocks(chosen: range) -> None:
         blocks = left[chosen.start : chosen.stop]
+        # The single block of the unit that measures loss and accuracy is None, and has no such tasks.
         tasks = tuple(task for block in blocks for task in block or ())
         values = _measurements(unit, tasks) if tasks else _evaluation(unit)
         start = 0
         for block in blocks:
             stop = start + len(block or ())
-            own = values if block is None else {name: value[start:stop] for name, value in values.items()}
+            of_block = values if block is None else {name: value[start:stop] for name, value in values.items()}
             for path in waiting[block]:
-                store.write_unit(path, row, _place(block), own)
+                store.write_unit(path, row, _place(block), of_block)
             start = stop
 
     if left:
@@ -303,7 +310,7 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
 
 
 def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The values of every variable on tasks of a unit, [task, ...]."""
+    """The values of every variable on some tasks of a unit, [task, ...]."""
     num_tasks = len(tasks)
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
@@ -312,8 +319,8 @@ def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
     finite = ~points.trajectory.diverged  # [task]
     values["status"][finite.cpu().numpy()] = MEASURED
     for quantity in _quantities(unit):
-        # ``quantity.products`` is True where the quantity needs products with the Hessian; see ``Quantity``. Without
-        # finite parameters there are none.
+        # ``quantity.products`` is True where the quantity needs products with the Hessian; see ``Quantity``. There are
+        # none if the inner loops of all tasks diverged.
         if quantity.products and not finite.any():
             continue
         dims = {variable.name: variable.dims for variable in quantity.variables}
@@ -349,16 +356,16 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
     requires a learner and a seed, but neither has an effect here: the loss contains no inner loop, and the parameters
     that the seed draws are not used.
     """
-    return task_loss(
-        TrainConfig(
-            learner=untrained(1, 1.0),
-            tasks=problem.tasks,
-            network=problem.network,
-            seed=seed,
-            head=problem.network_config.head,
-            device=device,
-        )
-    )[0]
+    config = TrainConfig(
+        learner=untrained(1, 1.0),  # any number of steps and any step size
+        tasks=problem.tasks,
+        network=problem.network,
+        seed=seed,
+        head=problem.network_config.head,
+        device=device,
+    )
+    loss, _ = task_loss(config)
+    return loss
 
 
 def network(unit: Unit) -> tuple[Loss, Tensor]:

@@ -27,7 +27,11 @@ FOREST = "forest"  # the figure of all verdicts, which is a function of these an
 
 @dataclass(frozen=True)
 class _OwnForest:
-    """The forest plot of a study's verdicts, with those methods of a ``StudyFigure`` that ``own_figures`` calls."""
+    """The forest plot of a study's verdicts, with those methods of a ``StudyFigure`` that ``own_figures`` calls.
+
+    The methods get the measurements and all options, as those of a ``StudyFigure`` do. ``**_`` takes the options that a
+    forest plot does not use.
+    """
 
     verdicts: Sequence[Verdict]
 
@@ -76,7 +80,7 @@ def own_figures(
     """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
 
     only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
-        drawn so. The reporter says which cannot.
+        drawn with these options. The reporter says which cannot.
     formats: pdf, png, svg, and csv for the numbers.
     The other arguments are those of ``analysis.figures``.
     """
@@ -84,17 +88,17 @@ def own_figures(
     choice: dict[str, Any] = {"learners": learners, "steps": steps, "width": width, "labels": labels}
     saved: list[Path] = []
     try:
-        forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        chosen_formats = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
-        pictures = [form for form in forms if form != "csv"]
+        picture_formats = [form for form in chosen_formats if form != "csv"]
         drawable = _drawable(_chosen_figures(study, ds, only), ds, choice, reporter, all_or_none=only is not None)
         with reporter.stage("draw", len(drawable), "figures") as advance:
             for name, figure in drawable.items():
-                if pictures:
-                    saved += save(figure(ds, **choice), out / name, formats=pictures)
-                if "csv" in forms:
+                if picture_formats:
+                    saved += save(figure(ds, **choice), out / name, formats=picture_formats)
+                if "csv" in chosen_formats:
                     saved.append(figure.save_data(ds, out / name, **choice))
                 advance(1, name)
     except ValueError as e:
@@ -103,7 +107,7 @@ def own_figures(
 
 
 def _chosen_figures(study: Study, ds: xr.Dataset, only: Sequence[str] | None) -> dict[str, StudyFigure | _OwnForest]:
-    """The figures that the user has named or, if ``only`` is None, all for which the study has what they show.
+    """The figures that the user has named or, if ``only`` is None, all whose variables the study has.
 
     Without ``only`` the forest plot comes last, because the error of the first figure is the one that the user reads.
     """
@@ -139,7 +143,7 @@ def _drawable(
 
 
 def _figure(ds: xr.Dataset, name: str) -> StudyFigure:
-    """The figure of a name: one of the package, or that of a variable of the study."""
+    """The figure with a name: one of the package's figures, or the figure of a variable of the study."""
     if name in FIGURES:
         return FIGURES[name]
     if name in ds.data_vars:

@@ -13,7 +13,7 @@ from rich.table import Column
 SECONDS_BETWEEN_LINES = 5.0
 # Until this fraction of a stage is done, no remaining time is shown, because the time of starting up would distort it.
 MIN_FRACTION_DONE = 0.05
-# The characters of the name of a stage, and those that a note gets before the bar becomes longer.
+# The characters for the name of a stage, and for the note. If there is room for more, the bar becomes longer.
 NAME_WIDTH, NOTE_WIDTH = 12, 28
 
 ProgressOption = Literal[True] | Callable[[int, int], None] | None
@@ -76,7 +76,7 @@ class Lines:
             nonlocal done, last_line
             done += amount
             now = monotonic()
-            if now - last_line < SECONDS_BETWEEN_LINES or done >= total:
+            if now - last_line < SECONDS_BETWEEN_LINES or done >= total:  # the end has a line of its own, below
                 return
             last_line = now
             left = ""

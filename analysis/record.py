@@ -21,9 +21,10 @@ def record_of(file: Path) -> dict[str, str]:
     Raises DamagedFileError where the page was cut or changed after it was written.
     """
     refuse_unreadable(file)
-    page, has_record, comment = file.read_bytes().rpartition(BEGIN.encode())
+    page, has_record, comment = file.read_bytes().rpartition(BEGIN.encode())  # without a record, all is ``comment``
     try:
         facts: dict[str, str] = json.loads(comment.removesuffix(END.encode())) if has_record else {}
+        # A page without a record was not cut if it has the end of an HTML page.
         undamaged = facts.pop("page") == hashlib.sha256(page).hexdigest() if facts else comment.endswith(b"</html>\n")
     except (ValueError, KeyError, AttributeError):
         undamaged = False

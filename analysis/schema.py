@@ -1,9 +1,9 @@
 """The form of a study's measurements: what a variable is, the dimensions, and the variables that every study has.
 
 The quantities that a study measures declare their own variables (``analysis.quantities``); the variables here describe
-the run and the state of its measurement. The code that measures fills them, and the code that tests, draws or reports
-reads nothing else. A run (one learner with one seed) is a Dataset with the dimensions below. A study stacks its runs
-along two more dimensions: ``learner``, whose coordinate holds the learners' names, and ``seed``. The coordinates
+the run and the state of its measurement. The code that measures fills these variables, and the code that tests, draws
+or reports reads only them. A run (one learner with one seed) is a Dataset with the dimensions below. A study stacks its
+runs along two more dimensions: ``learner``, whose coordinate holds the learners' names, and ``seed``. The coordinates
 ``seed`` and ``checkpoint`` hold seeds and meta-iterations; the others count from 0, unless a quantity says otherwise.
 On disk, where zarr has no portable strings, a run keeps its learner's name as an attribute, and ``layer`` is an integer
 code whose meaning is in the CF attributes ``flag_values`` and ``flag_meanings``.
@@ -122,7 +122,7 @@ LEARNER_COORDINATES = ("trained", "without_shot", "untrained_start", "no_alpha",
 def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags.
 
-    variables: those of the measured quantities; those of every run follow them.
+    variables: the variables of the measured quantities, after which those of every run come.
     """
     coords = sizes.coords
     data = {}
@@ -217,16 +217,15 @@ def describe_learners(
         given = (by_learner.get(name) for name in names)
         return "learner", np.array([label if label in allowed else "" for label in given], dtype=object)
 
-    starts = {name: name for name in names} if untrained_start is None else untrained_start
-    reasons = no_alpha or {}
-    controls = {name: "" if trained[name] else "untrained" for name in names} if control is None else control
-
     def texts(by_learner: Mapping[str, str]) -> tuple[str, np.ndarray]:
         return labels(by_learner, list(by_learner.values()))
 
     def numbers(by_learner: Mapping[str, float] | None, dtype: type) -> tuple[str, np.ndarray]:
         return "learner", np.array([(by_learner or {}).get(name, 0) for name in names], dtype=dtype)
 
+    starts = {name: name for name in names} if untrained_start is None else untrained_start
+    reasons = no_alpha or {}
+    controls = {name: "" if trained[name] else "untrained" for name in names} if control is None else control
     return ds.assign_coords(
         trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
         without_shot=labels(without_shot, names),
@@ -349,4 +348,5 @@ def learner_code(ds: xr.Dataset, name: str) -> str:
 
 
 def _concat(parts: list[xr.Dataset], dim: str) -> xr.Dataset:
+    """The Datasets side by side along a new dimension; where a part lacks a coordinate's value, its numbers are NaN."""
     return xr.concat(parts, dim=dim, join="outer", combine_attrs="override", data_vars="all", coords="minimal")

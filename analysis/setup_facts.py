@@ -61,7 +61,10 @@ def facts(study: Study) -> dict[str, str]:
 
 
 def described(study: Study) -> dict[str, Any]:
-    """What a report says of the data and the network; it is kept with results, which are read without the data."""
+    """What a report says of the data and the network.
+
+    The command ``keep`` stores it with the results, because a report on kept results is made without the data.
+    """
     for seed in study.kept:  # the first one serves, because all kept seeds have the same data and network
         return dict(kept.seed_facts(study.path, seed)["described"])
     tasks = study.problem.tasks
@@ -90,7 +93,7 @@ def command(study: Study) -> str:
 
 def notes(study: Study) -> list[str]:
     """Notes that a reader must not overlook, on learners that are unlike the others and on runs that diverged."""
-    stopped = {run: environment_of(study, *run)["diverged"] for run in study.runs}
+    diverged = {run: environment_of(study, *run)["diverged"] for run in study.runs}  # the meta-iteration, or None
     return [
         *supervised_notes(study),
         *no_alpha_notes(study),
@@ -98,7 +101,7 @@ def notes(study: Study) -> list[str]:
         *_warm_starts(study),
         *(
             f"{learner}, seed {seed}, diverged at meta-iteration {step}: its later checkpoints hold no numbers."
-            for (learner, seed), step in stopped.items()
+            for (learner, seed), step in diverged.items()
             if step is not None
         ),
     ]
@@ -110,7 +113,7 @@ def _fewer_seeds(study: Study) -> str:
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in study.learners:
         groups.setdefault(config.seeds_of(name), []).append(name)
-    groups.pop(config.seeds, None)
+    groups.pop(config.seeds, None)  # the learners with all seeds
     return "".join(
         f"; {', '.join(names)}: only {', '.join(map(str, seeds)) or 'none'}" for seeds, names in groups.items()
     )
@@ -141,6 +144,7 @@ def _warm_starts(study: Study) -> list[str]:
 
 
 def _how_chosen(study: Study) -> str:
+    """The clause that says how the study's inner step size was chosen."""
     search = study.config.inner.step_size
     if not isinstance(search, StepSizeSearch):
         return "set in the study file, for all learners without a step size of their own"

@@ -89,9 +89,9 @@ def t_test(estimate: float, standard_error: float, degrees: int) -> float:
 def slope_interval(x: np.ndarray, y: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """The Student t interval for the slope of y on x by least squares, with num - 2 degrees of freedom.
 
-    x, y: one value for each seed; pairs with a NaN are left out, and ``num`` pairs remain. With fewer than three, or
-    where x does not vary, the bounds are NaN. ``sd`` is the standard error times the square root of ``num``, so that
-    ``seeds_to_decide`` may take it.
+    x, y: one value for each seed; pairs with a NaN are left out, and ``num`` pairs remain. With fewer than three pairs,
+    or where x does not vary, all numbers but ``num`` are NaN. ``sd`` is the standard error times the square root of
+    ``num``, so that ``seeds_to_decide`` can take it for a standard deviation over seeds.
     """
     both = np.isfinite(x) & np.isfinite(y)
     x, y, num = x[both], y[both], int(both.sum())
@@ -133,7 +133,7 @@ def task_bootstrap(
     """The bootstrap's percentile interval for the mean over seeds of the task means.
 
     effects: one value for each task [seed, task]; NaN is left out.
-    seed: the seed of the random draws, from which the result is reproducible.
+    seed: the seed of the random draws; the same seed gives the same result.
 
     Tasks are resampled within each seed, independently of the other seeds, because each seed has tasks of its own. The
     seeds stay fixed. So the interval tells how well these seeds were measured and nothing about other seeds: it
@@ -200,5 +200,6 @@ def seeds_to_decide(
 
     if max_seeds < 2 or not decided(max_seeds):
         return None
-    # Bisection works because the interval shrinks around a fixed mean: once decided, it stays decided.
+    # Bisection works because the interval shrinks around a fixed mean: what some number of seeds decides is decided by
+    # more seeds, too.
     return bisect_left(range(max_seeds), True, lo=2, key=decided)

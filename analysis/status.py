@@ -30,6 +30,8 @@ MAX_TEXT = 76  # characters of a list of names
 class RunState:
     """How far a run of a study is, in words.
 
+    A run is kept if only its results are there, in the small files that the command ``keep`` writes.
+
     trained: such as "to 300", "30 of 300" meta-iterations, "diverged at 17", "not yet" or "kept".
     measured: "all", a percentage of the measurements, "not yet" or "kept".
     """
@@ -56,8 +58,8 @@ def run_state(study: Study, learner: str, seed: int) -> RunState:
     else:
         trained = f"to {reached}" if reached == steps[-1] else f"{reached} of {steps[-1]}"
     done, total = num_measured(study, learner, seed)
-    measured = "all" if done == total else f"{math.floor(100 * done / total)} %" if done else "not yet"
-    return RunState(trained, measured)
+    percentage = f"{math.floor(100 * done / total)} %" if done else "not yet"
+    return RunState(trained, "all" if done == total else percentage)
 
 
 def meta_iteration(study: Study, learner: str, seed: int) -> int | None:
@@ -87,7 +89,7 @@ def describe(study: Study) -> Iterator[str]:
     states = {run: run_state(study, *run) for run in study.runs}
     complete = all(state.complete for state in states.values())
     measured = bool(study.kept) or any((study.run(*run) / store.NAME).exists() for run in study.runs)
-    # The parts that were made from other measurements than the present ones.
+    # The parts that were made from other measurements or other files than the present ones.
     outdated = stale_parts(study, measurements(study)) if measured else []
     verdicts = open_verdicts(study.path) if (study.path / VERDICTS).exists() else None
     drawn = sorted({path.stem for suffix in ("pdf", "png") for path in study.figures.glob(f"*.{suffix}")})
@@ -97,9 +99,8 @@ def describe(study: Study) -> Iterator[str]:
         for part, made in (("verdicts", verdicts is not None), ("figures", bool(drawn)), ("report", report.exists()))
         if not made or part in outdated
     ]
-    state = (
-        "not complete" if not complete else f"all is measured; to do: {', '.join(missing)}" if missing else "complete"
-    )
+    to_do = f"all is measured; to do: {', '.join(missing)}" if missing else "complete"
+    state = to_do if complete else "not complete"
     yield f"study {config.name} ({config.digest[:12]}) in {study.path}: {state}"
     yield _set_up(study)
     # The names as they stand in the YAML, because the user's own files are not imported here.
@@ -124,6 +125,8 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
     if study is None:
         yield f"a training run of no study, in {path}"
         yield f"learner: {entries(path).get('training', {}).get('learner', 'not recorded')}"
+        if stopped is not None:
+            yield f"trained: diverged at {stopped}"
     else:
         learner, seed = run_of(study, path)
         yield f"run of the learner {learner} with seed {seed}, of the study {study.config.name}: {path}"
@@ -131,8 +134,6 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         yield _set_up(study)
         state = run_state(study, learner, seed)
         yield f"trained: {state.trained}; measured: {state.measured}"
-    if study is None and stopped is not None:
-        yield f"trained: diverged at {stopped}"
     # Of many checkpoints, the first three and the last ones.
     shown = saved if len(saved) <= MAX_ROWS else [*saved[:3], *saved[3 - MAX_ROWS :]]
     yield f"checkpoints: {len(saved)}" + (f", of which {len(shown)} are listed" if len(shown) < len(saved) else "")
@@ -159,7 +160,7 @@ def run_of(study: Study, path: Path) -> tuple[str, int]:
 def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] | None:
     """A number of seeds with which more verdicts would probably be decided, and how many; None if there is none.
 
-    It is twice the present number or, if that would decide none, the smallest number that would decide one.
+    The first is twice the present number of seeds or, if that would decide none, the smallest number that would.
     """
     undecided = [v for v in verdicts if (v.corrected_outcome or v.outcome) == "inconclusive"]
     needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None]
@@ -177,6 +178,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
         return None
     number, decided = suggestion
     seeds = list(study.config.seeds)
+    # The smallest seeds that the study does not have are added.
     seeds += [seed for seed in range(number + len(seeds)) if seed not in seeds][: number - len(seeds)]
     undecided = sum((verdict.corrected_outcome or verdict.outcome) == "inconclusive" for verdict in verdicts)
     listed = " ".join(map(str, seeds)) if len(seeds) <= 20 else f"... ({number} seeds)"
@@ -187,6 +189,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
 
 
 def _set_up(study: Study) -> str:
+    """The line on a study's tasks, network, inner loop and seeds."""
     data, inner = study.config.data, study.config.inner
     tasks = data.source if data.source == "sine-line" else f"{data.source} {data.ways}-way {data.shots}-shot"
     step_size = "not chosen yet" if study.step_size is None else f"{study.step_size:g}"
@@ -200,6 +203,7 @@ def _rows_of_learners(study: Study, states: Mapping[tuple[str, int], RunState]) 
     """A table with a row for each learner; in a large study, those that are complete are summed up in the last row."""
     names = list(study.learners)
     if len(names) > MAX_ROWS:
+        # Rows are for learners with something left to do, and then for others; the order is that of the study.
         waiting = [name for name in names if not all(states[run].complete for run in states if run[0] == name)]
         names = [*waiting, *(name for name in names if name not in waiting)][: MAX_ROWS - 1]
         names = [name for name in study.learners if name in names]
@@ -219,9 +223,11 @@ def _row(study: Study, states: Mapping[tuple[str, int], RunState]) -> tuple[str,
     """The cells of a row: how far the runs are, by seeds where these differ, and the processor time of their parts."""
     seconds = dict.fromkeys(PARTS, 0.0)
     for learner, seed in states:
-        kept = learner in study.kept.get(seed, ())
-        facts = seed_facts(study.path, seed)["runs"][learner] if kept else {}
-        for part, time in (facts.get("cpu_seconds", {}) if kept else cpu_seconds(study.run(learner, seed))).items():
+        if learner in study.kept.get(seed, ()):
+            times = seed_facts(study.path, seed)["runs"][learner].get("cpu_seconds", {})
+        else:
+            times = cpu_seconds(study.run(learner, seed))
+        for part, time in times.items():
             seconds[part] += time
     trained = _by_seed({run: state.trained for run, state in states.items()})
     measured = _by_seed({run: state.measured for run, state in states.items()})
@@ -240,13 +246,16 @@ def _by_seed(states: Mapping[tuple[str, int], str]) -> str:
     for (_, seed), state in states.items():
         seeds.setdefault(state, []).append(seed)
     if len(seeds) <= 1:
-        return "".join(seeds)
+        return "".join(seeds)  # the only state, or nothing
     if len(seeds) > 3 or len({learner for learner, _ in states}) > 1:
         return f"{len(states)} runs, of {len(seeds)} states"
-    return "; ".join(f"{state} (seed {_listed(map(str, dict.fromkeys(of)))})" for state, of in seeds.items())
+    return "; ".join(
+        f"{state} (seed {_listed(map(str, dict.fromkeys(in_state)))})" for state, in_state in seeds.items()
+    )
 
 
 def _counted(verdicts: Sequence[Verdict] | None) -> str:
+    """How many verdicts have each outcome, without the correction for their number."""
     if verdicts is None:
         return "none yet"
     outcomes = [verdict.outcome for verdict in verdicts]
@@ -269,6 +278,7 @@ def _sizes(folder: Path) -> str:
         if not path.is_symlink():
             facts = path.stat()
             # Blocks rather than bytes, because a store has hundreds of files and folders that are smaller than a block.
+            # The operating system counts them in units of 512 bytes.
             taken = 512 * facts.st_blocks if hasattr(facts, "st_blocks") else facts.st_size
             part = _part(path.relative_to(folder).parts)
             num_bytes[part] = num_bytes.get(part, 0) + taken
@@ -323,5 +333,5 @@ def _command(study: Study, name: str) -> str:
 
 def study_above(path: Path) -> Path | None:
     """The folder of the study to which the folder of a run belongs, if any."""
-    above = path.resolve().parents[1]
+    above = path.resolve().parents[1]  # a run is in STUDY/runs/RUN
     return above if (above / STUDY).is_file() else None

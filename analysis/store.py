@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
+from hessian_tools.failures import first_line
 from hessian_tools.runs.files import (
     ASIDE,
     DamagedFileError,
@@ -53,7 +55,7 @@ RECORDS = "measurements.units"  # beside the store: the folder of the records of
 COMPRESSORS = (ZstdCodec(level=0), Crc32cCodec())
 FLAGS = ("done", "evaluation_done")
 CHANGED = "was changed after it was written"
-# The position of a unit's checkpoint and of its chunk of tasks, which is None for the unit that evaluates accuracy.
+# The positions of a unit's checkpoint and of its chunk of tasks; the unit that evaluates accuracy has None for a chunk.
 _UnitIndex = tuple[int, int | None]
 
 
@@ -80,14 +82,14 @@ def create(
 ) -> Path:
     """Make the store of a run, empty but for its scalars, and return its path; a store that exists is left as it is.
 
-    sizes: the coordinates or lengths of the dimensions. variables: those of the measured quantities.
+    sizes: the coordinates or lengths of the dimensions. variables: the variables of the measured quantities.
     block: the number of tasks in a chunk.
     scalars: the values of the variables without dimensions, such as the step size. attrs: attributes of the Dataset.
     """
     path = folder / NAME
     if path.exists():
         return path
-    part = folder / f".{NAME}.{os.getpid()}.partial"
+    unfinished = folder / f".{NAME}.{os.getpid()}.partial"
     blank = blank_run(sizes, variables).assign_attrs(attrs)
     for name, value in scalars.items():
         blank[name][...] = value
@@ -98,15 +100,15 @@ def create(
         if values.dims:
             encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
-        blank.to_zarr(_DurableStore(part), zarr_format=3, consolidated=False, encoding=encoding)
+        blank.to_zarr(_DurableStore(unfinished), zarr_format=3, consolidated=False, encoding=encoding)
         in_no_unit = [str(name) for name in [*blank.coords, *scalars]]  # these belong to the store as a whole
-        _write(part, {name: (..., blank[name].to_numpy()) for name in in_no_unit})
-        files = [file for name in in_no_unit for file in (part / name).rglob("*") if file.is_file()]
-        write_json(folder / DIGESTS, _file_digests(part, files))
-        os.rename(part, path)  # a store under its final name is complete
+        _write(unfinished, {name: (..., blank[name].to_numpy()) for name in in_no_unit})
+        files = [file for name in in_no_unit for file in (unfinished / name).rglob("*") if file.is_file()]
+        write_json(folder / DIGESTS, _file_digests(unfinished, files))
+        os.rename(unfinished, path)  # a store under its final name is complete
         fsync(folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return path
 
 
@@ -172,7 +174,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
 
 
 def faults(path: Path) -> Iterator[Fault]:
-    """Every file of a store that is missing, was changed after it was written, or is that of another run.
+    """Every file of a store that is missing, was changed after it was written, or belongs to another run.
 
     Version 0.1 wrote no checksums, so a store of that version yields no fault, whatever has happened to it. A store
     that was made before units had records is checked without them.
@@ -193,6 +195,7 @@ def faults(path: Path) -> Iterator[Fault]:
         yield Fault(path / name, CHANGED if name in present else "is missing", None)
     if changed:
         return
+    # A version that lists more than the zarr.json files also wrote the records of units; see DIGESTS.
     has_records = any(not name.endswith("zarr.json") for name in recorded)
     arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
     # For each flagged unit, the checksums of its chunks by variable, as its record has them; empty without a record.
@@ -201,8 +204,10 @@ def faults(path: Path) -> Iterator[Fault]:
     for name in sorted(arrays, key=lambda name: name not in FLAGS):
         dims = tuple(arrays[name].get("dimension_names") or ())
         for index, file in _chunk_files(path / name, arrays[name]):
-            unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
-            unit = None if dims == (name,) else unit  # a coordinate belongs to the whole store
+            unit: _UnitIndex | None = None
+            is_coordinate = dims == (name,)  # it belongs to the whole store
+            if dims[:1] == ("checkpoint",) and not is_coordinate:
+                unit = (index[0], index[1] if "task" in dims else None)
             if not file.exists():
                 if name not in FLAGS and (unit is None or unit in measured):
                     yield Fault(file, "is missing", unit)
@@ -211,11 +216,10 @@ def faults(path: Path) -> Iterator[Fault]:
             if not _undamaged(chunk):
                 yield Fault(file, CHANGED, unit)
             elif name in FLAGS and unit is not None:
-                record, measured[unit] = _record_file(path, unit), {}
-                if record.exists() or has_records:
-                    problem, measured[unit] = _read_record(path, record)
-                    if problem:
-                        yield Fault(record, problem, unit)
+                record = _record_file(path, unit)
+                problem, measured[unit] = _read_record(path, record) if record.exists() or has_records else ("", {})
+                if problem:
+                    yield Fault(record, problem, unit)
             elif _checksum(chunk) != measured.get(unit, {}).get(name, _checksum(chunk)):  # equal without a record
                 yield Fault(file, "is not the one that was measured, but perhaps that of another run", unit)
 
@@ -232,8 +236,9 @@ def discard(path: Path, fault: Fault) -> None:
         return
     if fault.file.exists():
         set_aside(fault.file)
-    checkpoint, tasks = fault.unit
-    flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
+    # The chunk of an array at the position (i, j) is the file c/i/j in the array's folder.
+    checkpoint, chunk = fault.unit
+    flag = path / f"evaluation_done/c/{checkpoint}" if chunk is None else path / f"done/c/{checkpoint}/{chunk}"
     flag.unlink(missing_ok=True)  # a flag without a file is 0
 
 
@@ -303,19 +308,19 @@ def _write_record(path: Path, checkpoint: int, block: slice | None) -> None:
     A block of tasks that takes several chunks gets a record for each of them, as its flag has a chunk for each.
     """
     arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
-    tasks: Iterable[int | None] = [None]
+    chunks_of_tasks: Iterable[int | None] = [None]
     if block is not None:
-        length = arrays["done"]["chunk_grid"]["configuration"]["chunk_shape"][1]
-        tasks = range(block.start // length, -(-block.stop // length))
-    for task in tasks:
-        place = [str(position) for position in (checkpoint, task) if position is not None]
-        chunks = {}
+        _, length = arrays["done"]["chunk_grid"]["configuration"]["chunk_shape"]  # checkpoints and tasks of a chunk
+        chunks_of_tasks = range(block.start // length, ceil(block.stop / length))
+    for chunk in chunks_of_tasks:
+        place = [str(position) for position in (checkpoint, chunk) if position is not None]
+        checksums = {}
         for name, description in arrays.items():
             dims = tuple(description.get("dimension_names") or ())
-            if name not in FLAGS and _in_unit(dims, evaluation=task is None):
+            if name not in FLAGS and _in_unit(dims, evaluation=chunk is None):
                 rest = ["0"] * (len(dims) - len(place))  # along the other dimensions there is one chunk
-                chunks[name] = _checksum(_content(path.joinpath(name, "c", *place, *rest)))
-        write_json(_record_file(path, (checkpoint, task)), {**_run_digests(path), "chunks": chunks})
+                checksums[name] = _checksum(_content(path.joinpath(name, "c", *place, *rest)))
+        write_json(_record_file(path, (checkpoint, chunk)), {**_run_digests(path), "chunks": checksums})
 
 
 def _read_record(path: Path, record: Path) -> tuple[str, dict[str, str]]:
@@ -331,8 +336,9 @@ def _read_record(path: Path, record: Path) -> tuple[str, dict[str, str]]:
 
 
 def _record_file(path: Path, unit: _UnitIndex) -> Path:
-    checkpoint, tasks = unit
-    return path.parent / RECORDS / f"{checkpoint}-{'evaluation' if tasks is None else tasks}.json"
+    """The file of a unit's record."""
+    checkpoint, chunk = unit
+    return path.parent / RECORDS / f"{checkpoint}-{'evaluation' if chunk is None else chunk}.json"
 
 
 def _run_digests(path: Path) -> dict[str, str]:
@@ -359,7 +365,7 @@ def _readable_json(file: Path, *needed: str) -> dict[str, Any] | None:
 def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], Path]]:
     """The position and the file of every chunk that an array can have; an array without dimensions has one chunk."""
     chunk_shape = description["chunk_grid"]["configuration"]["chunk_shape"]
-    counts = [-(-length // chunk) for length, chunk in zip(description["shape"], chunk_shape, strict=True)]
+    counts = [ceil(length / chunk) for length, chunk in zip(description["shape"], chunk_shape, strict=True)]
     for index in product(*map(range, counts)):
         yield index, folder.joinpath("c", *map(str, index))
 
@@ -382,7 +388,9 @@ def _checksum(chunk: bytes) -> str:
 
 
 def _undamaged(chunk: bytes) -> bool:
-    # A power cut can leave a file empty. The checksum of no bytes is 0, as is the number that no bytes stand for.
+    """True if the bytes of a chunk have the checksum with which it ends."""
+    # A power cut can leave a file empty. Without the comparison of its length, an empty file would pass: the checksum
+    # of no bytes is 0, and int.from_bytes makes 0 of no bytes.
     return len(chunk) > 4 and google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
 
 
@@ -392,5 +400,5 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+        reason = first_line(e)[:100]
         raise DamagedFileError(f"{path} is damaged ({reason}); {ASIDE}") from e

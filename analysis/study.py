@@ -1,6 +1,7 @@
 """The objects that a configuration describes: the learners, tasks, network, inner step size and runs of a study.
 
-:func:`build` makes one :class:`Study` of a configuration, and all other modules receive that object.
+:func:`build` makes one :class:`Study` of a configuration, and all other modules receive that object. A run is the
+training of one learner with one seed.
 """
 
 from collections.abc import Callable, Mapping
@@ -155,7 +156,7 @@ class Study:
 
     path: the folder of the study.
     device: where the tensors live.
-    device_share: the share of a card's memory that this process may take; it is below 1 where workers share the card.
+    device_share: the share of a GPU's memory that this process may take; it is below 1 where workers share the GPU.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
     kept: for each seed, the learners whose results lie in the folder as kept results, the small files that the command
@@ -183,7 +184,7 @@ class Study:
         )
 
     def limit_memory(self) -> None:
-        """Keep this process to its share of the card's memory, so that the workers on a card leave room for each other.
+        """Keep this process to its share of the GPU's memory, so that the workers on a GPU leave room for each other.
 
         If the process asks for more than its share, only this process runs out of memory, and then computes fewer tasks
         or points at once.
@@ -233,7 +234,7 @@ class Study:
     def training(self, name: str, seed: int, *, folder: Path | None = None, start: Path | None = None) -> TrainConfig:
         """The settings of the training run of one learner with one seed.
 
-        folder: the folder in which the run is kept; by default it is not kept.
+        folder: the folder into which the run is written; by default nothing is written.
         start: the checkpoint file from which the run begins; by default it begins from the untrained network of the
             seed.
         """
@@ -268,7 +269,7 @@ class Study:
     def quantities(self) -> list[Quantity]:
         """The quantities that the study measures; the user's own are imported.
 
-        Raises UserError for one that does not exist, and for one of the user's own without trust.
+        Raises UserError for a quantity that does not exist, and for one of the user's own if the study is not trusted.
         """
         settings = self.config.measure
         try:
@@ -280,26 +281,30 @@ class Study:
     def own_claims(self) -> dict[str, Judge]:
         """The functions of the user's own claims, which are imported, by the names of the claims.
 
-        Raises UserError for one that does not exist or is no function, and without trust.
+        Raises UserError for one that does not exist or is no function, and for any if the study is not trusted.
         """
         judges: dict[str, Judge] = {}
         for name, target in self.config.claims.items():
             try:
-                found = self._load(target)
+                judge = self._load(target)
             except (ValueError, UserError) as e:
                 raise UserError(f"claims.{name}: {e}") from None
-            if not callable(found) or isinstance(found, type):
-                kind = found.__name__ if isinstance(found, type) else type(found).__name__
+            if not callable(judge) or isinstance(judge, type):
+                kind = judge.__name__ if isinstance(judge, type) else type(judge).__name__
                 raise UserError(f"claims.{name}: {target} is a {kind}, not a function of the Dataset and the plan")
-            judges[name] = found
+            judges[name] = judge
         return judges
 
     def source_digest(self, target: str) -> str:
-        """The digest of the source file of an object of the user's own, which is imported; see ``source_digest``."""
+        """The digest of the source file of an object of the user's own, which is imported.
+
+        See ``hessian_tools.importing.source_digest``.
+        """
         self._load(target)  # called for its error where there is no trust
         return source_digest(target)
 
     def _load(self, target: str) -> object:
+        """The object with an import path, imported if the study is trusted; raises UserError if it is not."""
         return trusted_object(target, trust=self.problem.trust)
 
     @property
@@ -371,12 +376,12 @@ class Study:
 
     @property
     def relations(self) -> dict[str, dict[str, Any]]:
-        """How the learners are related, by the names of arguments of ``analysis.schema.describe_learners``.
+        """How the learners are related, as arguments of ``analysis.schema.describe_learners``, which explains each.
 
         Two learners are of one family if their settings differ only in SHOT, in the penalty on the curvature and in
         ``first_order``; the family is named after its first learner.
         """
-        configs, built = self.config.learners, self.learners
+        configs = self.config.learners
         plain: dict[LearnerConfig, str] = {}  # the learners without SHOT and penalty, by their settings
         families: dict[LearnerConfig, str] = {}  # the first learner of each family, by the settings that it shares
         for name, settings in configs.items():
@@ -385,9 +390,9 @@ class Study:
             families.setdefault(self._bare(settings, first_order=False), name)
         bare = {name: self._bare(settings) for name, settings in configs.items()}
         # Training by SHOT's distance alone (pretraining) has no query loss beside which SHOT could have a weight.
-        weighted = {name: each.shot for name, each in configs.items() if each.shot and each.pretraining is None}
+        weights = {name: each.shot.weight for name, each in configs.items() if each.shot and each.pretraining is None}
         return {
-            "dose": {name: weighted[name].weight if name in weighted else 0.0 for name in configs},
+            "dose": {name: weights.get(name, 0.0) for name in configs},
             "penalty": {name: each.penalty.weight if each.penalty else 0.0 for name, each in configs.items()},
             "without_intervention": {
                 name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]
@@ -395,11 +400,14 @@ class Study:
             "control": {name: _control(settings) for name, settings in configs.items()},
             "family": {name: families[self._bare(settings, first_order=False)] for name, settings in configs.items()},
             "algorithm": {name: settings.algorithm for name, settings in configs.items()},
-            "first_order": {name: learner.learner.first_order for name, learner in built.items()},
+            "first_order": {name: learner.learner.first_order for name, learner in self.learners.items()},
         }
 
     def _bare(self, settings: LearnerConfig, **changes: Any) -> LearnerConfig:
-        """The same settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty."""
+        """The settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty.
+
+        changes: further settings to replace.
+        """
         removed: dict[str, Any] = {"shot": None, "pretraining": None, "penalty": None}
         if settings.start is not None and self.config.learners[settings.start].pretraining is not None:
             removed["start"] = None
@@ -435,6 +443,7 @@ def build(
 
 
 def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:
+    """The learners of a study with its inner step size, which is None until the search has chosen it."""
     train_settings, learners = config.train, {}
     for name, settings in config.learners.items():
         try:
@@ -474,12 +483,13 @@ def check(study: Study) -> None:
             f"measure.full.eigenvalues={eigenvalues} is more than the {num_params} parameters of the network;"
             f" ask for at most {num_params}"
         )
-    _ = study.quantities, study.own_claims
+    _ = study.quantities, study.own_claims  # read for their errors
     for name in study.learners:
         _check_learner(study, name)
 
 
 def _check_learner(study: Study, name: str) -> None:
+    """Raise UserError where a learner does not fit the data and the network."""
     # On the CPU, because these errors do not depend on the device and this process may have no GPU.
     training = replace(study.training(name, study.config.seeds[0]), device="cpu")
     learner, tasks = training.learner, training.tasks

@@ -72,7 +72,7 @@ def _nearest(path: Path) -> str:
 
 
 def parse_study(text: str, *, source: str) -> StudyConfig:
-    """The configuration in a YAML text; UserError names the first mistake, its place and what is allowed there."""
+    """The configuration in a YAML text. Raises UserError, which names the first mistake and what is allowed there."""
     try:
         settings = parse_yaml(text)
     except ValueError as e:
@@ -83,7 +83,11 @@ def parse_study(text: str, *, source: str) -> StudyConfig:
 
 
 def study_of(settings: Mapping[str, Any], *, source: str | None = None) -> StudyConfig:
-    """The configuration in nested mappings; UserError names the first mistake after the ``source``, if one is given."""
+    """The configuration in nested mappings.
+
+    source: the name of the file or text from which they were read, with which the message of an error begins.
+    Raises UserError, which names the first mistake, its place and what is allowed there.
+    """
     try:
         return StudyConfig.model_validate(settings)
     except ValidationError as e:
@@ -98,7 +102,7 @@ def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
     """
     if path is None:
         return config
-    bundled = get_args(DataConfig.model_fields["name"].annotation)
+    bundled = get_args(DataConfig.model_fields["name"].annotation)  # the names of the bundled data sets
     if "\0" in path:
         raise UserError(f"data={path!r} holds a NUL character, which no path does; give the folder or file of the data")
     # The functions of os.path are used because Path's would fail on an unknown user, as in ~nobody, and on a link that

@@ -1,13 +1,13 @@
 """The processor time that each run of a study took, as lines in files of the run's folder.
 
-Several processes of a machine measure one run at the same time. Each adds whole lines of its own to the end of one
-file, which the operating system does not mix. File systems that machines share do mix them, so a process on another
-machine has a file of its own. Work that was cut off leaves no line, so that the sum is the time of completed work.
+Several processes of a machine may measure one run at the same time. All add whole lines to the end of one file, and the
+operating system does not mix their lines. A file system that machines share may mix them, so a process on another
+machine has a file of its own. Work that was cut off leaves no line, so the sum is the time of completed work.
 """
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from time import process_time
@@ -48,12 +48,12 @@ def apart(process: str) -> Iterator[None]:
 def cpu_seconds(run: Path) -> dict[str, float]:
     """The processor time in seconds that each part took in a run; nothing for a run of an earlier version."""
     total = dict.fromkeys(PARTS, 0.0)
-    for line in (line for path in sorted(run.glob("times*.jsonl")) for line in path.read_text("utf-8").splitlines()):
-        try:
-            row = json.loads(line)
-            total[row["part"]] += row["cpu_seconds"]
-        except (ValueError, KeyError, TypeError):  # a line that a killed process left half-written
-            continue
+    for path in sorted(run.glob("times*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            # A process that was killed may leave a line half-written, which is passed over.
+            with suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                total[row["part"]] += row["cpu_seconds"]
     return {part: round(seconds, 1) for part, seconds in total.items() if seconds}
 
 

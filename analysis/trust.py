@@ -1,4 +1,4 @@
-"""Decides which objects that a study names may be used, and finds them.
+"""Decides which objects that a study names, such as networks and functions, may be used, and finds them.
 
 Importing a module runs its code, and a study may come from a stranger. So nothing that a study names is imported unless
 the user trusts the study, by ``--trust`` or ``trust=True``. The networks of this library and the modules of
@@ -13,11 +13,11 @@ from analysis.errors import UserError
 from hessian_tools import nets
 from hessian_tools.importing import import_object
 
+NETWORKS = (nets.Conv4, nets.ResNet12, nets.VisionTransformer, nets.MLP)
 # The objects that need no trust, by their import paths: our networks, and the classes of modules of torch. Only classes
 # of torch's own package ``modules`` count; what else ``torch.nn`` holds may do anything when it is called.
 HARMLESS: dict[str, Any] = {
-    **{f"hessian_tools.nets:{kind.__name__}": kind for kind in (nets.Conv4, nets.ResNet12, nets.VisionTransformer)},
-    "hessian_tools.nets:MLP": nets.MLP,
+    **{f"hessian_tools.nets:{kind.__name__}": kind for kind in NETWORKS},
     **{
         f"torch.nn:{name}": value
         for name, value in vars(nn).items()

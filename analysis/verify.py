@@ -81,6 +81,7 @@ def refuse_incomplete(study: Study) -> None:
 
 def mend(study: Study, reporter: Reporter) -> None:
     """Set aside what is damaged and can be made again by training and measuring, and say so."""
+    # Lists, because setting a file aside changes the folders that the generators are reading.
     for check in list(_training_checks(study)):
         try:
             check.read()
@@ -160,7 +161,7 @@ def _refuse_changed_figure(file: Path, digest: str) -> None:
 
 
 def _stale(study: Study) -> Iterator[str]:
-    """A line for each part of a study that rests on something other than what is there."""
+    """A line for each part of a study that was made from other files than the present ones."""
     for part in stale_parts(study, measurements(study)):
         verb, basis = ("rests", "measurements, verdicts or figures") if part == "report" else ("rest", "measurements")
         command = part.replace("verdicts", "test")
@@ -209,10 +210,8 @@ def _trained_to(folder: Path) -> int:
 def _check_metrics(study: Study, learner: str, folder: Path) -> None:
     """Raise DamagedFileError if a line of a run's metrics was changed or lost."""
     file, reached = folder / metrics.NAME, max(_trained_to(folder), 0)
-    rows = metrics.read(file)
-    if study.learners[learner].settings.trained and [row["meta_step"] for row in rows[:reached]] != [
-        *range(1, reached + 1)
-    ]:
+    steps = [row["meta_step"] for row in metrics.read(file)[:reached]]
+    if study.learners[learner].settings.trained and steps != list(range(1, reached + 1)):
         raise DamagedFileError(
             f"{file} lacks lines of the {reached} meta-iterations that were trained; put it back, or run"
             f" 'hessian-tools study {study.path}', which trains that run again"
@@ -238,7 +237,7 @@ def _training_checks(study: Study) -> Iterator[Check]:
                 yield Check(partial(read_json, folder / name, "meta_step"), partial(set_aside, folder / name))
         saved = folder / checkpoints.FOLDER
         for file in sorted(saved.glob("*.safetensors")):
-            if file.stem.isdigit():
+            if file.stem.isdigit():  # a checkpoint, which is named after its meta-iteration
                 yield Check(partial(checkpoints.load_checkpoint, folder, int(file.stem)), partial(set_aside, file))
             else:
                 at_least = num_parameters(folder)

@@ -31,6 +31,8 @@ def main(*, settings: Settings = DEFAULTS) -> None:
         sys.exit(str(error))
     if settings.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
+    if settings.before is not None and not (settings.before / "benchmarks" / "worker.py").exists():
+        sys.exit(f"--before {settings.before}: there is no benchmarks/worker.py; give a checkout of this project")
     run(rows, settings)
 
 

@@ -1,7 +1,8 @@
 """Counts the Python calls of the library's own code in a Hessian-vector product and in a search for eigenvalues.
 
-``python -m benchmarks.calls`` prints for every engine the number of calls, and the largest number of stack frames of a
-product. Only functions defined in ``hessian_tools`` are counted, and nothing inside the loss (the user's network).
+An engine is one of the library's ways to compute a product. For every engine, ``python -m benchmarks.calls`` prints the
+number of calls, and the largest number of stack frames of a product. Only functions defined in ``hessian_tools`` are
+counted, and nothing inside the loss (the user's network).
 """
 
 import sys
@@ -41,6 +42,7 @@ class Profile:
         return self
 
     def _count(self, frame: FrameType, event: str, _: Any) -> None:
+        """Python calls this at every call and return of a function while ``run`` is active."""
         if event not in ("call", "return") or not frame.f_code.co_filename.startswith(LIBRARY):
             return
         step = 1 if event == "call" else -1

@@ -1,4 +1,7 @@
-"""Turns samples into medians, ratios and errors, and decides whether a goal is reached."""
+"""Turns samples into medians, ratios and errors, and decides whether a goal is reached.
+
+A sample is one timed run of a contestant: of this library ("ours") or of a rival ("theirs").
+"""
 
 from dataclasses import dataclass
 from statistics import median
@@ -18,7 +21,8 @@ class Figures:
     """The figures of one contestant for a row of the table, which is a quantity measured on a work load.
 
     seconds: the median over the rounds of the time of one run; in a "products" row, of the time of one product.
-    first: seconds of the whole first call in every row, because tracing is done once, however many products follow.
+    first: the seconds of the whole first call. This is not divided by the number of products in a "products" row,
+    because the network is traced once, however many products follow.
     error: the error of the values against the reference, as ``error`` measures it. matvecs: the number of products at
     one point.
     """
@@ -76,17 +80,18 @@ def compare(row: Row, entries: list[Entry], points: int, clock: Clock = "wall") 
 
 
 def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock: Clock) -> Line:
+    """The comparison of our entry with that of one rival."""
     absent = f"ours: {ours.absent}" if ours.absent else theirs.absent
     if absent or not (ours.samples and theirs.samples):
         return Line(row, rival, absent or "no round")
 
-    def ratio(a: float, b: float) -> float:
-        return a / b if row.at_most else b / a
+    def ratio(our_time: float, their_time: float) -> float:
+        return our_time / their_time if row.at_most else their_time / our_time
 
     own, peers = (_figures(row, entry, points, clock) for entry in (ours, theirs))
-    a, b = (_times(row, entry.samples, clock) for entry in (ours, theirs))
-    cpu_a, cpu_b = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
-    ratios = [ratio(x, y) for x, y in zip(a, b, strict=True)]
+    our_times, their_times = (_times(row, entry.samples, clock) for entry in (ours, theirs))
+    our_cpu, their_cpu = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
+    ratios = [ratio(a, b) for a, b in zip(our_times, their_times, strict=True)]
     last, share = theirs.samples[-1], None
     if "matmul_flop_per_second" in last:  # only the contestant "floor" measures this, and only on a GPU
         share = float(last["product_flop"] / own.seconds / last["matmul_flop_per_second"])
@@ -98,7 +103,7 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
         ratio=ratio(own.seconds, peers.seconds),
         low=min(ratios),
         high=max(ratios),
-        cpu_ratio=ratio(median(cpu_a), median(cpu_b)),
+        cpu_ratio=ratio(median(our_cpu), median(their_cpu)),
         share=share,
     )
 
@@ -112,6 +117,7 @@ def _figures(row: Row, entry: Entry, points: int, clock: Clock) -> Figures:
 
 
 def _times(row: Row, samples: list[dict[str, Any]], clock: Clock) -> list[float]:
+    """The seconds of each sample; in a "products" row, those of one product."""
     products = row.quantity == "products"
     return [sample[CLOCKS[clock]] / (sample["num_matvecs"] if products else 1) for sample in samples]
 

@@ -3,10 +3,10 @@
 The Hessian of a linear regression is X'X / n, whose population is the covariance of the examples. 1,000 data sets are
 drawn for each line. Run as ``python -m benchmarks.coverage``; it takes five minutes and prints a table in Markdown.
 
-"covered" is the share of the 95 % intervals that contain the population's value. "stderr" in the last three columns is
-the root mean square of the reported standard errors. They are divided by the standard deviation of the values over the
-data sets ("error / spread"), and divide the mean error of the values ("bias / stderr") and the mean of
-``Jackknife.second_order``.
+"covered" is the share of the 95 % intervals that contain the population's value. The last three columns use ``stderr``,
+the root mean square of the reported standard errors. "error / spread" is ``stderr`` divided by the standard deviation
+of the values over the data sets. "bias / stderr" is the mean error of the values divided by ``stderr``. The last column
+is the mean of ``Jackknife.second_order`` divided by ``stderr``.
 """
 
 from typing import NamedTuple
@@ -42,14 +42,14 @@ def half_squares(theta: Tensor, x: Tensor) -> Tensor:
 def cases() -> list[Case]:
     """All lines of the table."""
     sizes = {"24 batches of 16": [16] * 24, "12 of 32 and 12 of 8": [32] * 12 + [8] * 12, "6 of 16": [16] * 6}
-    found = [Case(name, "trace", "first_order", FAR, each) for name, each in sizes.items()]
+    lines = [Case(name, "trace", "first_order", FAR, each) for name, each in sizes.items()]
     for spectrum in (FAR, NEAR):
         for name, each in sizes.items():
-            found += [
+            lines += [
                 Case(name, "top_eigenvalue", method, spectrum, each) for method in ("first_order", "leave_one_out")
             ]
-        found.append(Case("100 of 64", "top_eigenvalue", "first_order", spectrum, [64] * 100))
-    return found
+        lines.append(Case("100 of 64", "top_eigenvalue", "first_order", spectrum, [64] * 100))
+    return lines
 
 
 def measure(case: Case, data_sets: int) -> Jackknife:

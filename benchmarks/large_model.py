@@ -1,9 +1,9 @@
 """The trace and the largest eigenvalue of a transformer of a hundred million parameters, with the memory they took.
 
 Run as ``python -m benchmarks.large_model [--parameters 1e8] [--tokens 128] [--threads 1]``; Linux only. The model is a
-language model with untrained weights in float32, whose blocks are recomputed and whose cross-entropy is computed by
-chunks. The plan is made before each calculation. "Added" is the peak of the resident memory over that before the
-calculation.
+language model with untrained weights in float32. The activations of its blocks are recomputed in the backward pass, and
+its cross-entropy is computed by chunks. "Planned" is the memory that ``ht.plan`` predicts before a calculation. "Added"
+is the peak of the resident memory less what it was before the calculation.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PROBES, RTOL, MAX_MATVECS = 8, 1e-2, 100
 
 
 class Block(nn.Module):
-    """Causal attention and a layer of four times the width, each added to its normalised input."""
+    """Causal attention, then a hidden layer of four times the width; both take normalised inputs and are residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder that returns the cross-entropy of each next token; its embedding is its output layer, too."""
+    """A decoder that returns the cross-entropy of each next token; its embedding matrix is also its output layer."""
 
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ def width_for(num_params: float) -> int:
     return min(widths, key=lambda w: abs(12 * DEPTH * w**2 + VOCABULARY * w - num_params))
 
 
-def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callable[[], object]) -> object:
-    """The result of a calculation, after a line with its time and its memory beside the plan."""
+def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callable[[], object]) -> None:
+    """Run a calculation, and print its result, its time, and its memory beside the planned memory."""
     print(f"{planned}\n", flush=True)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # tells Linux to count the peak from here on
@@ -83,7 +83,6 @@ def measured(H: ht.Operator, planned: ht.curvature.MemoryPlan, calculate: Callab
         f"({100 * (added / planned.bytes_added - 1):+.1f} %)\n",
         flush=True,
     )
-    return result
 
 
 def hessian_at(width: int, tokens: int) -> ht.Operator:
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    hessian_at(HEADS, 8).mv(torch.ones(hessian_at(HEADS, 8).num_params))  # warms up the process
+    hessian_at(HEADS, 8).mv(torch.ones(hessian_at(HEADS, 8).num_params))  # a tiny model, to warm up the process
     H = hessian_at(width_for(options.parameters), options.tokens)
     print(f"{H!r}, {options.tokens} tokens, {options.threads} threads, torch {torch.__version__}\n", flush=True)
     measured(H, ht.plan(H, "trace", num_probes=PROBES), lambda: ht.trace(H, num_probes=PROBES, method="probes", seed=0))

@@ -24,6 +24,7 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """The name of the processor's model on Linux; elsewhere the name of its architecture."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

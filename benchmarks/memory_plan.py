@@ -2,7 +2,7 @@
 
 Run as ``python -m benchmarks.memory_plan [parameters]``; it prints a table in Markdown. Each line is measured in a
 process of its own, which is warmed up by the same calculation of a small network. "Added" is the peak of the resident
-memory over that before the calculation.
+memory less what it was before the calculation.
 """
 
 import subprocess
@@ -17,12 +17,12 @@ import hessian_tools as ht
 
 INPUTS, OUTPUTS, EXAMPLES = 1000, 10, 16
 CALCULATIONS = ("product", "trace", "top_eigenpairs")
-# A plan counts as kept if the memory that the process adds differs from it by at most this share of the plan or by at
-# most this number of bytes, whichever is larger.
+# The column "kept" says whether the calculation kept to its plan: the memory that the process adds may differ from the
+# plan by at most this share of the plan or by at most this number of bytes, whichever is larger.
 SHARE, BYTES = 0.1, 64 * 2**20
 
 
-def matrix(num_params: int) -> ht.Operator:
+def hessian_of_size(num_params: int) -> ht.Operator:
     """The Hessian of a network with one hidden layer and about this many parameters."""
     width = max(1, num_params // (INPUTS + OUTPUTS + 1))
     model = nn.Sequential(nn.Linear(INPUTS, width), nn.Tanh(), nn.Linear(width, OUTPUTS))
@@ -47,8 +47,9 @@ def resident(name: str) -> int:
 
 def measure(calculation: str, num_params: int) -> None:
     """Print the line of one calculation."""
-    calculate(matrix(5000), calculation)
-    H = matrix(num_params)
+    calculate(hessian_of_size(5000), calculation)  # warms up the process
+    H = hessian_of_size(num_params)
+    # The plan gets the same options as the calculation in ``calculate``.
     options = {"trace": {"num_probes": 4}, "top_eigenpairs": {"k": 5, "vectors": True, "max_matvecs": 30}}
     planned = ht.plan(H, calculation, **options.get(calculation, {}))  # type: ignore[arg-type]
     before = resident("VmRSS")

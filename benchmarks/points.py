@@ -6,9 +6,11 @@ The points are the parameter vectors at which the Hessian is taken.
     python -m benchmarks.points scale             # time for each point, and memory, of 1 to 10 000 points
     python -m benchmarks.points scale --largest 1000 --out points.json
 
-The work loads are W1 to W3 of ``benchmarks.workloads``, with W3 at 1 and at 100 points. Everything runs on one thread,
-and all times are processor times. The floor is that of ``benchmarks.peers.floor``. The routes and the floor take turns;
-the figures are medians over the turns, and a ratio is the median of the ratios within each turn.
+A route is one of the library's ways to compute a product, which the argument ``route`` names. The work loads are W1 to
+W3 of ``benchmarks.workloads``, with W3 at 1 and at 100 points. Everything runs on one thread, and all times are
+processor times. The floor of a product (``benchmarks.peers.floor``) is the time that its convolutions alone would take.
+The routes and the floor are measured in turns; the figures are medians over the turns, and a ratio is the median of the
+ratios within each turn.
 """
 
 import json
@@ -71,7 +73,7 @@ def speed_rows(name: str, turns: int) -> list[dict[str, Any]]:
         {
             "work load": name,
             "route": route,
-            "taken": operators[route].route,
+            "taken": operators[route].route,  # the route that was used, which may be another than the requested one
             "ms": 1e3 * median(times[route]),
             "ratio": median(a / b for a, b in zip(times[route], times["floor"], strict=True)),
             "to": "floor" if convolutional else "kept graph",
@@ -143,7 +145,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
 
 
 def mapped_problem(network: str, points: int, folder: Path) -> tuple[ht.Loss, Tensor, tuple[Tensor, Tensor]]:
-    """A problem whose thetas are mapped from a file: those of 10 000 points of a Conv4-64 take 4.5 GB."""
+    """A problem whose parameter vectors are mapped from a file: 10 000 of a 4-conv network of width 64 take 4.5 GB."""
     problem = drawn_problem(WORKLOADS[network]).first(1)
     (theta,), x = problem.thetas, problem.x
     file = np.memmap(folder / "thetas", np.float32, "w+", shape=(points, len(theta)))

@@ -1,4 +1,7 @@
-"""What passes between the harness and a contestant: the problem, the job that it prepares, and the answer of a run."""
+"""What the benchmark and a contestant exchange: the problem, the job that the contestant prepares, and its answer.
+
+A contestant is this library or one of its peers.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from hessian_tools.data import Episode
 
-# The largest number of entries of a meta-gradient that are kept and compared; a whole one has up to millions.
+# The largest number of entries of a meta-gradient that are returned and compared; a whole one may have millions.
 GRADIENT_ENTRIES = 4096
 
 
@@ -125,7 +128,7 @@ class Job:
 
 def sampled_entries(gradient: Tensor) -> Tensor:
     """At most ``GRADIENT_ENTRIES`` evenly spaced entries of a gradient [param], as a tensor [1, entry]."""
-    stride = -(-len(gradient) // GRADIENT_ENTRIES)
+    stride = -(-len(gradient) // GRADIENT_ENTRIES)  # rounded up
     return gradient[::stride][None].clone()
 
 

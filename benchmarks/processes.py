@@ -1,4 +1,4 @@
-"""Several gloo processes on one machine: time and traffic of a product, and the memory of a sharded model.
+"""Several processes on one machine (torch's backend gloo): time and traffic of a product, memory of a sharded model.
 
     python -m benchmarks.processes data [--processes 1 2 4]
     python -m benchmarks.processes sharded [--processes 1 4] [--width 2000]
@@ -43,6 +43,7 @@ def main() -> None:
 
 
 def _serve(rank: int, size: int, folder: str, run: Any, width: int) -> None:
+    """The main function of each process: join the group and measure; the first process prints the line."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(Path(folder) / "store"), size), rank=rank, world_size=size)
     line = run(rank, size, width)
@@ -53,20 +54,25 @@ def _serve(rank: int, size: int, folder: str, run: Any, width: int) -> None:
 
 
 def _sent() -> int:
-    """The bytes that this machine has sent over its loopback device; -1 where the system does not say."""
+    """The bytes that this machine has sent over its loopback device; -1 where the system does not say.
+
+    All processes are on this machine, so this is the sum of what they have sent.
+    """
     path = Path("/proc/net/dev")
     if not path.exists():
         return -1
     line = next(line for line in path.read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[8])
+    return int(line.split(":")[1].split()[8])  # eight numbers on what was received come before the bytes that were sent
 
 
 def _data(rank: int, size: int, _: int) -> str:
+    """Measure products of a Hessian whose batches are shared between the processes; returns the line to print."""
     model = ht.seeded(lambda: ht.MLP((64, 256, 256, 256, 10)), seed=0)
     theta, layout = ht.flatten(model)
     loss = ht.make_loss(model, F.cross_entropy, layout)
     draw = torch.Generator().manual_seed(0)
     batches = [(torch.randn(128, 64, generator=draw), torch.randint(0, 10, (128,), generator=draw)) for _ in range(8)]
+    # The route "kept" keeps the graph of the gradient in memory.
     H = ht.hessian(loss, theta, data_parallel(batches[rank::size]), route="kept")
     v = torch.ones_like(theta)
     H.mv(v)
@@ -82,7 +88,9 @@ def _data(rank: int, size: int, _: int) -> str:
 
 
 def _sharded(rank: int, size: int, width: int) -> str:
-    F.cross_entropy(nn.Linear(8, 8)(torch.ones(2, 8)), torch.tensor([0, 1])).backward()  # what torch loads at first use
+    """Compute eigenpairs of a model in shards (or, with one process, of the whole model); returns the line to print."""
+    # A first backward pass, so that what torch loads at the first use does not count as memory of the model.
+    F.cross_entropy(nn.Linear(8, 8)(torch.ones(2, 8)), torch.tensor([0, 1])).backward()
     before = _peak_memory()
     model = ht.seeded(
         lambda: nn.Sequential(*[m for _ in range(5) for m in (nn.Linear(width, width), nn.Tanh())]), seed=0
@@ -108,7 +116,7 @@ def _sharded(rank: int, size: int, width: int) -> str:
 
 def _peak_memory() -> int:
     """The largest resident memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux states it in KiB
 
 
 if __name__ == "__main__":

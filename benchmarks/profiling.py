@@ -49,9 +49,10 @@ def main(
 ) -> None:
     """Print the milliseconds of one product, or of the top 5 eigenvalues at one point, by kind of operation."""
     torch.set_num_threads(threads)
-    problem = drawn_problem(workload).first(points or 10**9)
+    problem = drawn_problem(workload).first(points or 10**9)  # more than any work load has, which means all of them
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
+    # All figures below are divided by the number of products or, for eigenvalues, by the number of points.
     unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)
@@ -60,7 +61,7 @@ def main(
     print(f"{workload}, {len(problem.thetas)} points, {task}; all figures are for one {unit_name}")
     print(f"{1e3 * wall / unit:.3f} ms without the profiler")
     print(f"{1e3 * processor / unit:.3f} ms of this is processor time; {faults / unit:.0f} page faults")
-    if workload != "W3":  # W3 has no convolutions, of which the floor is made
+    if workload != "W3":  # the floor is the time of the convolutions alone, and W3 has none
         print(f"floor of one product: {1e3 * floor_seconds(problem)[1]:.3f} ms of processor time")
     for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MAX_ROWS]:
         print(f"  {kind:32s} {1e3 * seconds / unit:9.4f} ms  {calls / unit:9.1f} calls")

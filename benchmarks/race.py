@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row
+from benchmarks.rows import BEFORE, Row
 
 ALLOCATORS: dict[str, dict[str, str]] = {
     "default": {},
@@ -65,19 +65,22 @@ def race(
     threads: int,
     device: str,
     allocator: str,
+    before: Path | None,
     say: Callable[[str], None],
 ) -> list[Entry]:
     """Measure all contestants of a row: first one call of each, and then ``rounds`` rounds in turns.
 
     file: the file of the work load. count: the number of its points (or tasks) that are used. say: a function that
-    takes each progress message.
+    takes each progress message. before: the checkout from which the contestant "before" is taken.
     """
     entries = []
     with ExitStack() as stack:
         workers: dict[str, _Worker] = {}
         for name in row.contestants:
-            order = Order(row.workload, name, row.quantity, count, threads, device)
-            workers[name] = worker = _Worker(file, order, environment(threads, allocator))
+            root = before if name == BEFORE and before else ROOT
+            contestant = "ours" if name == BEFORE else name
+            order = Order(row.workload, contestant, row.quantity, count, threads, device)
+            workers[name] = worker = _Worker(file, order, root, environment(threads, allocator))
             stack.callback(worker.close)
             ready = worker.answer()
             entry = Entry(name, note=ready.get("note", ""), absent=ready.get("missing") or ready.get("failed"))
@@ -97,17 +100,23 @@ def environment(threads: int, allocator: str) -> dict[str, str]:
     count = str(threads)
     fixed = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**inherited, **fixed, **ALLOCATORS[allocator], "PYTHONPATH": path}
+    return {**inherited, **fixed, **ALLOCATORS[allocator]}
 
 
 class _Worker:
-    """A process that measures one contestant on each request, and answers with one line of JSON."""
+    """A process that measures one contestant on each request, and answers with one line of JSON.
 
-    def __init__(self, file: Path, order: Order, env: dict[str, str]) -> None:
+    root: the checkout whose code it runs.
+    """
+
+    def __init__(self, file: Path, order: Order, root: Path, env: dict[str, str]) -> None:
         order_text = json.dumps(asdict(order))
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(file), order_text]
-        self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(file.absolute()), order_text]
+        env = env | {"PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        # Python looks for modules in its working directory first, and then in PYTHONPATH.
+        self.process = subprocess.Popen(
+            command, cwd=root, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

@@ -1,10 +1,10 @@
 """Reference values in float64, with eigenvalues compared by two methods that share no code.
 
-For a top-5, the reference is our result in float64 to a residual of 1e-10. It is checked twice by
-reverse-over-reverse products of plain torch: by the residuals of our eigenvectors under these products, and by SciPy's
-eigsh on these products from another start vector, which would show a missed eigenvalue. For whole spectra, the
-reference is LAPACK on the matrix of reverse-over-reverse products. For meta-gradients, it is a plain loop over tasks
-and inner steps.
+For the five eigenvalues of largest magnitude, the reference is our result in float64 to a residual of 1e-10. It is
+checked twice by reverse-over-reverse products of plain torch: by the residuals of our eigenvectors under these
+products, and by SciPy's eigsh on these products from another start vector, which would show a missed eigenvalue. For
+whole spectra, the reference is LAPACK on the matrix of reverse-over-reverse products. For meta-gradients, it is a plain
+loop over tasks and inner steps.
 """
 
 from typing import Any
@@ -29,16 +29,16 @@ EIGSH_RTOL = 1e-6
 
 
 def reference(problem: Problem | TrainingProblem, quantity: str) -> dict[str, Any]:
-    """Return the reference values [point][number] and, for a top-5, how well they are confirmed.
+    """Return the reference values [point][number] and, for the five largest eigenvalues, how well they are confirmed.
 
-    problem: the problem in float64. residual: the largest relative residual of our eigenpairs. disagreement: the
-    largest relative difference from eigsh.
+    problem: the problem in float64. The entry "residual" is the largest relative residual of our eigenpairs, and
+    "disagreement" is the largest relative difference from SciPy's eigsh.
     """
     if isinstance(problem, TrainingProblem):
         return {"values": sampled_entries(plain_meta_gradient(problem)).tolist()}
     points = range(len(problem.thetas))
     if quantity == "spectrum":
-        return {"values": [_dense(problem, point).tolist() for point in points]}
+        return {"values": [_all_eigenvalues(problem, point).tolist() for point in points]}
     pairs = ht.top_eigenpairs(operator(problem), k=K, rtol=RTOL, vectors=True, max_matvecs=600)
     assert pairs.vectors is not None
     residuals = [_residual(problem, i, pairs.values[i], pairs.vectors[i]) for i in points]
@@ -53,6 +53,7 @@ def reference(problem: Problem | TrainingProblem, quantity: str) -> dict[str, An
 
 
 def _residual(problem: Problem, point: int, values: Tensor, vectors: Tensor) -> float:
+    """The largest residual |Hv - lambda v| / |lambda| of our eigenpairs at a point."""
     product = reverse_over_reverse(problem, point)
     HV = torch.stack([product(v) for v in vectors.mT], dim=-1)
     return float(((HV - values * vectors).norm(dim=0) / values.abs()).max())
@@ -67,7 +68,7 @@ def _scipy_operator(problem: Problem, point: int) -> LinearOperator:
     return LinearOperator((n, n), matvec=matvec, dtype=np.float64)
 
 
-def _dense(problem: Problem, point: int) -> Tensor:
+def _all_eigenvalues(problem: Problem, point: int) -> Tensor:
     """All eigenvalues at a point, in ascending order."""
     product = reverse_over_reverse(problem, point)
     eye = torch.eye(problem.thetas.shape[-1], dtype=torch.float64, device=problem.device)

@@ -4,7 +4,7 @@ The work loads W1 to W3 and M1 to M10 are those of ``benchmarks.workloads``. The
 the quantities of W1 to W3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Every contestant is asked for the top 5 eigenvalues to a relative tolerance of 1e-3. If our true relative error is
 # this large or larger, the goal is missed at any speed.
@@ -13,6 +13,9 @@ META_GRADIENT = "meta-gradient"
 # The quantity that compares the time of a meta-gradient with and without SHOT, which is a penalty on the distance
 # between the ends of few large and of many small inner steps (Lee, Yoo and Kwak, 2023).
 SHOT_COST = "shot"
+BEFORE = "before"  # the contestant "ours" of the checkout that ``--before`` names
+# Against it, the time of ours may rise by this factor.
+MAX_SLOWDOWN = 1.05
 UNLIMITED = 100  # the limit of rounds for rows that need none, far above the default of 5
 
 
@@ -53,6 +56,11 @@ class Row:
     @property
     def contestants(self) -> tuple[str, ...]:
         return ("ours", *(rival.contestant for rival in self.rivals))
+
+    @property
+    def with_before(self) -> "Row":
+        """The same row, with "ours" of another checkout as the only rival."""
+        return replace(self, rivals=(Rival(BEFORE, MAX_SLOWDOWN if self.at_most else 1 / MAX_SLOWDOWN),))
 
 
 def _products(workload: str, *, goal: float, points: int, quick: int) -> Row:

@@ -27,6 +27,8 @@ def run(rows: tuple[Row, ...], settings: Settings) -> Path:
     """
     settings.out.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, highlight=False)
+    if settings.before is not None:
+        rows = tuple(row.with_before for row in rows)
     files = {name: save(name, settings.out) for name in sorted({row.workload for row in rows})}
     counts = [num_points(row, settings) for row in rows]
     references = [
@@ -54,6 +56,7 @@ def run(rows: tuple[Row, ...], settings: Settings) -> Path:
                 threads=settings.threads,
                 device=settings.device,
                 allocator=allocator,
+                before=settings.before and settings.before.absolute(),
                 say=lambda text: progress.print(f"  {text}"),
             )
             for entry in entries:

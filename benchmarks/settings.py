@@ -37,6 +37,10 @@ class Settings:
     ] = "both"
     device: Literal["cpu", "cuda"] = "cpu"
     clock: Annotated[Clock, Parameter(help="The clock for ratios; cpu is fairer on a busy machine.")] = "wall"
+    before: Annotated[
+        Path | None,
+        Parameter(help="The folder of another checkout, such as an earlier commit, which is raced instead of peers."),
+    ] = None
     out: Annotated[Path, Parameter(help="The folder for the JSON, the problems and their reference values.")] = Path(
         "runs/benchmarks"
     )

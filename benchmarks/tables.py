@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.comparison import Line, compare
 from benchmarks.race import Entry
-from benchmarks.rows import ROWS
+from benchmarks.rows import BEFORE, ROWS
 from benchmarks.settings import Clock
 
 SIDES = ("ours", "theirs")
@@ -66,8 +66,11 @@ def cells(line: Line) -> list[str]:
 
 
 def _lines(stored: dict[str, Any], clock: Clock) -> list[Line]:
+    """The lines of a stored row, one for each rival."""
     row = next(row for row in ROWS if (row.workload, row.quantity) == (stored["workload"], stored["quantity"]))
-    return compare(row, [Entry(**contestant) for contestant in stored["contestants"]], stored["points"], clock)
+    entries = [Entry(**contestant) for contestant in stored["contestants"]]
+    row = row.with_before if entries[-1].contestant == BEFORE else row
+    return compare(row, entries, stored["points"], clock)
 
 
 def _number(value: float | None) -> str:

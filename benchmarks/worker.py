@@ -33,7 +33,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     job, message = _ready(Path(path), order)
     print(json.dumps(message), file=answers)
-    for _ in sys.stdin if job else ():
+    for _ in sys.stdin if job else ():  # each line of the standard input asks for one run
         assert job is not None
         print(json.dumps(_measured(job, order.device)), file=answers)
 
@@ -56,6 +56,7 @@ def _ready(path: Path, order: Order) -> tuple[Job | None, dict[str, Any]]:
 
 
 def _measured(job: Job, device: str) -> dict[str, Any]:
+    """Run the job once; returns its time, its memory and its results as the entries of an answer."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     if device == "cuda":
         torch.cuda.synchronize()

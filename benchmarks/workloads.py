@@ -1,8 +1,8 @@
 """The work loads: W1 to W3 are problems in curvature, and M1 to M10 are outer steps of meta-training.
 
-W1 and W2 are a 4-conv network on drawings, and W3 is a small regression network. Their points are the parameter vectors
-theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from seeded initial parameters.
-Everything is drawn from one seed and saved to a file, which every contestant reads.
+W1 and W2 use a network of four convolutions ("4-conv") on drawings, and W3 a small regression network. Their points
+are the parameter vectors theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from
+seeded initial parameters. Everything is drawn from one seed and saved to a file, which every contestant reads.
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks.problem import Problem, SquaredError, TrainingProblem
 from hessian_tools.data import SineLineTasks, TaskSource, open_tasks
 
 SEED = 0
-_LINE = (1,)  # the input shape of regression tasks
+_ONE_NUMBER = (1,)  # the input shape of regression tasks
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Workload:
     """A network, its tasks, and the inner loop that adapts the network to each task.
 
     input_shape: (channel, height, width) of an image, or (1,) for regression. tasks: a function that opens the source
-    of tasks. steps, step_size: those of the inner loop.
+    of tasks. steps, step_size: the number and the size of the inner steps.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def criterion(self) -> nn.Module:
-        return SquaredError() if self.input_shape == _LINE else nn.CrossEntropyLoss()
+        return SquaredError() if self.input_shape == _ONE_NUMBER else nn.CrossEntropyLoss()
 
     def enlarged(self, x: Tensor, index: int) -> Tensor:
         """The drawings of a task, 28x28, enlarged and tinted if the network takes larger images in colour."""
@@ -61,6 +61,7 @@ class CurvatureWorkload(Workload):
 
     @property
     def size(self) -> int:
+        """The number of points."""
         return self.num_tasks * self.steps
 
     def draw(self) -> dict[str, Tensor]:
@@ -97,6 +98,7 @@ class TrainingWorkload(Workload):
 
     @property
     def size(self) -> int:
+        """The number of tasks."""
         return self.num_tasks
 
     def draw(self) -> dict[str, Tensor]:
@@ -134,12 +136,14 @@ def _mlp() -> nn.Module:
 
 
 def _conv4_step(channels: int, side: int, *, shots: int, num_tasks: int, order: str = "second") -> TrainingWorkload:
+    """An outer step of MAML with the 4-conv network. order: the order of its derivatives, "first" or "second"."""
     title = f"4-conv, width 64, {channels}x{side}x{side}, 5-way {shots}-shot, 15 queries a class, {num_tasks} tasks"
     fields = _conv4(channels, side, shots=shots, num_tasks=num_tasks, steps=5)
     return TrainingWorkload(f"{title}, 5 steps, {order} order", first_order=order == "first", **fields)
 
 
 def _resnet12_step(num_tasks: int) -> TrainingWorkload:
+    """An outer step of MAML with ResNet-12 on enlarged drawings."""
     return TrainingWorkload(
         f"ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, {num_tasks} tasks, 2 steps, second order",
         network=partial(ht.ResNet12, 5),
@@ -152,6 +156,7 @@ def _resnet12_step(num_tasks: int) -> TrainingWorkload:
 
 
 def _sines_step(order: str) -> TrainingWorkload:
+    """An outer step of MAML on the regression tasks. order: as in ``_conv4_step``."""
     title = f"MLP 1-40-40-1 on sines and lines, 5 shots, 45 queries, 25 tasks, 5 steps, {order} order"
     return TrainingWorkload(
         title,
@@ -160,7 +165,7 @@ def _sines_step(order: str) -> TrainingWorkload:
         num_tasks=25,
         steps=5,
         step_size=0.001,
-        input_shape=_LINE,
+        input_shape=_ONE_NUMBER,
         first_order=order == "first",
     )
 
@@ -180,7 +185,7 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
         num_tasks=20,
         steps=5,
         step_size=0.01,
-        input_shape=_LINE,
+        input_shape=_ONE_NUMBER,
     ),
     "M1": _conv4_step(1, 28, shots=5, num_tasks=4),
     "M2": _conv4_step(1, 28, shots=5, num_tasks=4, order="first"),

@@ -84,7 +84,7 @@ __all__ += [
     "check_operator",
     "audit",
 ]
-# Their spectrum: single eigenvalues, all of them, sums over them, their density.
+# The spectrum of these matrices: single eigenvalues, all eigenvalues, sums over them, and their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
 # What a calculation will hold in memory.
@@ -92,7 +92,7 @@ __all__ += ["plan"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
 __all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
 __all__ += ["subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
-# A result that result.save(path) wrote.
+# Reads a result that result.save(path) wrote.
 __all__ += ["load"]
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
@@ -103,7 +103,7 @@ check_entries(sys.modules[__name__])  # from here on, the arguments of public fu
 # ``__getattr__`` seems to them to have every attribute.
 if not TYPE_CHECKING:
     # For each subpackage, the names in it that this package used to export.
-    _ROOMS = {
+    _FORMER_EXPORTS = {
         "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton Hessian Moments "
         "Ragged SingularValues Spectrum gradient_share subspace_error",
         "inner.collapse": "Homogeneity homogeneity",
@@ -121,5 +121,7 @@ if not TYPE_CHECKING:
         "cubic_term": f"{__name__}.third_derivative",
         "explained_by_gauss_newton": f"{__name__}.gauss_newton_share",
     }
-    _MOVED = {name: f"{__name__}.{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
+    _MOVED = {
+        name: f"{__name__}.{package}.{name}" for package, names in _FORMER_EXPORTS.items() for name in names.split()
+    }
     __getattr__ = old_names(__name__, _MOVED | _RENAMED)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hessian_tools.failures import described, short
 from hessian_tools.validation import check_whole
 
-# For the messages: how a user makes an object of a class, by the name of the class.
+# For the messages: how a user makes an object of a class, by the name of the class; ht stands for hessian_tools.
 MADE_BY = {
     "AdaptationJacobian": "ht.adaptation_jacobian(H, step_size)",
     "EigenPairs": "ht.top_eigenpairs(H, vectors=True)",
@@ -48,13 +48,18 @@ AT_LEAST = {
     "num_tasks outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps "
     "ways width",
 }
+# The floating-point numbers that must be above 0, and those that may also be 0.
 POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
 NOT_NEGATIVE = "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
 SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
 
 
 class Rule(NamedTuple):
-    """What an annotation accepts: the test of a value, what is expected in words, and the tensors that it may be."""
+    """What an annotation accepts.
+
+    accepts: the test of a value. expected: what the value should be, in words. tensor: the rule of the tensors among
+    the accepted values; None if there are none, or if several rules could apply.
+    """
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -66,8 +71,8 @@ class TensorRule:
     """The dtypes of a tensor, and the names of its axes.
 
     kind: the dtypes in words, such as "floating-point". dims: the axes that are always there. points: the name of all
-    axes before these, "" if they have no name; None if there may be no others. broadcasts: whether axes of length one
-    may stand for any length.
+    axes before these, "" if they have no name; None if there may be no others. In the annotation "*point param", for
+    example, dims is ("param",) and points is "point". broadcasts: whether axes of length one may stand for any length.
     """
 
     dtypes: frozenset[torch.dtype]
@@ -78,7 +83,7 @@ class TensorRule:
 
     @cached_property
     def named(self) -> list[tuple[int, str]]:
-        """The axes that are always there and have names, with their positions among these."""
+        """The position in ``dims`` and the name of each axis there that has a name."""
         return [(i, name) for i, name in enumerate(self.dims) if name.isidentifier() and name != "_"]
 
     def accepts(self, value: Any) -> bool:
@@ -88,7 +93,7 @@ class TensorRule:
         return value.ndim == len(self.dims) if self.points is None else value.ndim >= len(self.dims)
 
     def sizes(self, value: Tensor) -> list[tuple[str, Any]]:
-        """The names and sizes of the axes; those that may differ from the sizes of another tensor are left out."""
+        """The names and sizes of the axes that must agree in size with axes of the same name of other tensors."""
         shape = value.shape
         first = len(shape) - len(self.dims)
         sizes: list[tuple[str, Any]] = [(name, shape[first + i]) for i, name in self.named]
@@ -141,12 +146,13 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
 
 
 def _plain(size: Any) -> Any:
+    """The size of one axis, or of several axes as a tuple, for a message."""
     return tuple(size) if isinstance(size, torch.Size) else size
 
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
-    # check_whole has a more exact message. Where a list of whole numbers is expected, 1 is not accepted.
+    # check_whole has a more exact message. The rule of a list of whole numbers has these words too, but refuses 1.
     if isinstance(value, Real) and WHOLE[None].expected in rule.expected and rule.accepts(1):
         check_whole(at_least=LEAST.get(name), **{name: value})
     if name in ("theta", "thetas") and not isinstance(value, Tensor | np.ndarray):
@@ -196,6 +202,7 @@ def rules_of(function: Callable[..., Any]) -> Rules:
 
 
 def _is_whole(value: Any) -> bool:
+    # The first test is the quicker one, and answers most calls. A bool is an Integral, but no whole number here.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
@@ -235,7 +242,7 @@ SCALARS: dict[Any, Rule] = {
     str: Rule(lambda v: isinstance(v, str), "a str"),
     Path: Rule(_is_path, "a path without a NUL character"),
     type(None): NONE,
-    Tensor: Rule(
+    Tensor: Rule(  # any dtype and any axes
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
         "a tensor, not empty",
         TensorRule(frozenset(), "", (), "", broadcasts=True),
@@ -274,7 +281,7 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _callable_rule(*inside)
     if hasattr(hint, "dim_str"):
         return _tensor_rule(hint)
-    # The protocol is known by its name only, because ``loss`` stands above this module.
+    # The protocol is recognised by its name, because ``hessian_tools.loss`` is in a higher layer and not imported here.
     if getattr(hint, "__name__", "") == "LossFunction":
         return LOSS_FUNCTION
     if isinstance(hint, type) and hint is not object:
@@ -326,7 +333,7 @@ def _tuple_rule(parts: Sequence[Rule]) -> Rule:
 
 
 def _iterable_rule(part: Rule) -> Rule:
-    """The rule of anything that gives one value after the other. A tensor gives those along its first axis."""
+    """The rule of an iterable. A tensor is an iterable of its rows, and must itself pass the rule of the entries."""
     return Rule(
         # Only a list is looked into, because looking into an iterator would use it up.
         lambda v: (
@@ -389,11 +396,11 @@ def _tensor_rule(hint: Any) -> Rule:
     axes = hint.dim_str.split()  # in jaxtyping, "*" is any number of axes, and "#" an axis that may have length one
     points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
     dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
-    kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"
-    kind = "real" if torch.float32 in dtypes and torch.int64 in dtypes else kind
+    # The kind by (whether floating-point, whether whole numbers are allowed); "such" for neither, such as booleans.
+    kinds = {(True, True): "real", (True, False): "floating-point", (False, True): "whole", (False, False): "such"}
     tensor = TensorRule(
         dtypes,
-        kind,
+        kinds[torch.float32 in dtypes, torch.int64 in dtypes],
         tuple(axis for axis in axes if axis != points),
         points.strip("*#.") if points is not None else None,
         "#" in (points or ""),

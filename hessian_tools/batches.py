@@ -51,12 +51,13 @@ def refuse_random_loader(loader: Any) -> None:
             "shuffle=False and without a sampler, or give list(loader) to keep one reading"
         )
     sampler = loader.sampler
+    # total_size: the number of examples that all processes read, with those that it repeats.
     if isinstance(sampler, DistributedSampler) and sampler.total_size != len(loader.dataset):  # type: ignore[arg-type]
         raise ValueError(
             f"the DistributedSampler makes {sampler.total_size} examples of {len(loader.dataset)}, by repeating some "  # type: ignore[arg-type]
             "or leaving some out; give each process a Subset of its own, which may differ in size"
         )
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader.dataset, IterableDataset):  # it need not have a length
         return
     examples = len(loader.dataset)  # type: ignore[arg-type]
     if loader.drop_last and loader.batch_size and examples % loader.batch_size:

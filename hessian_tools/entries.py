@@ -25,7 +25,8 @@ from hessian_tools.processes import Share
 from hessian_tools.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
+# Every function that these packages export is checked, and in three modules of the package ``inner`` the functions that
+# FUNCTIONS names.
 PACKAGES = (curvature, nets, data, train, trajectory)
 FUNCTIONS = {
     learners: "maml anil boil meta_sgd reptile leo supervised untrained",
@@ -34,8 +35,8 @@ FUNCTIONS = {
 }
 # A stream is made in microseconds and checks its seed itself.
 UNCHECKED = ("stream",)
-# The methods that are checked; "__init__" is the constructor. Those of an operator that multiply check their vectors
-# themselves, because nothing may stand between a caller and a product.
+# The methods that are checked; "__init__" is the constructor. The methods by which an operator multiplies are not among
+# them, because this check would slow products down; they check their vectors themselves.
 METHODS: dict[type, str] = {
     **dict.fromkeys((nets.MLP, nets.Conv4, nets.ResNet12, nets.VisionTransformer), "__init__"),
     **dict.fromkeys((learners.Learner, learners.Latent, shot.Shot, steps.Momentum, steps.Preconditioned), "__init__"),
@@ -53,7 +54,7 @@ BATCHES = ("batch", "data", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
-    """The function behind a check of its arguments. module: the package in which pickle finds the result by name."""
+    """The function behind a check of its arguments. module: the package in which pickle finds it by its name."""
 
     @wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
@@ -107,6 +108,7 @@ def _refuse_second_batch(function: Callable[..., Any], args: tuple[Any, ...], kw
 def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
     """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
     parameters = signature(function).parameters
+    # A batch that is None by default, and was not given, is left out.
     names = [name for name in BATCHES if name in given and not (given[name] is parameters[name].default is None)]
     if not names:
         return None
@@ -137,6 +139,7 @@ def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) 
 
 def _why_tensors_do_not_mix(given: Mapping[str, Any], error: Exception) -> str | None:
     """Which tensors differ in dtype or device, if torch could not compute with them together; else None."""
+    # Torch says "expected ... to have the same dtype" or "... to be on the same device".
     if not isinstance(error, RuntimeError) or "same" not in str(error):
         return None
     tensors = [(name, each) for name, each in given.items() if isinstance(each, Tensor) and each.is_floating_point()]

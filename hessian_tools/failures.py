@@ -1,9 +1,12 @@
 """What a wrong value is, in words, and why a loss fails on a batch."""
 
+import sys
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from dis import opmap
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,25 @@ def short(value: object) -> str:
     """The repr of a value on one line, cut off after 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut off after 300 characters; its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that calls this library.
+
+    Functions of torch and of contextlib may stand between the functions of the library, so the outermost one is sought.
+    """
+    frame: FrameType | None = sys._getframe()
+    level = depth = 1
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(LIBRARY):
+            level = depth + 1
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batch: bool) -> str | None:
@@ -137,6 +159,7 @@ def says_enough(error: Exception) -> bool:
 
 
 def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    """All entries of a traceback, of which the last is the line that raised the error."""
     while traceback is not None:
         yield traceback
         traceback = traceback.tb_next

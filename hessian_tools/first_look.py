@@ -8,7 +8,6 @@ parameters have no gradient, to see whether the loss depends on them all the sam
 writes by hand are compared with differences (:mod:`hessian_tools.hand_written`).
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from hessian_tools.failures import warn
 from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative, wrong_words
 from hessian_tools.hidden_state import (
     HOOKED,
@@ -42,8 +42,9 @@ from hessian_tools.watches import BackwardWatch, ForwardWatch
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
-# How many further values are compared with the first one if random numbers were drawn, but perhaps only by beartype. A
-# loss that tosses one coin at each call gives 8 equal values, and is not noticed, with probability 1/256.
+# How many further values are compared with the first one if random numbers were drawn, but perhaps only by the type
+# checker beartype (see ``Drew``). A loss that tosses one coin at each call gives 8 equal values, and is not noticed,
+# with probability 1/256.
 VALUES_AFTER_DRAWING = 8
 # A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
 Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]
@@ -85,15 +86,16 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
                     "so it is no function of theta alone"
                 )
         _refuse_embeddings(watch)
+        # A plain function may use stored parameters as constants. They are refused only if theta holds their numbers.
         for stored in {id(p): p for p in watch.used}.values():
-            if name := _where_in(theta, stored):
+            if entries := _where_in(theta, stored):
                 raise HiddenStateError(
-                    f"the loss uses a stored parameter of shape {tuple(stored.shape)}, whose numbers are {name}, but "
-                    "not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,)), or "
+                    f"the loss uses a stored parameter of shape {tuple(stored.shape)}, whose numbers are {entries}, "
+                    "but not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,)), or "
                     "detach() it if it is a constant"
                 )
         gradient, backward = _backward(value, [leaf], is_stored, [])
-        if gradient is None:
+        if gradient is None:  # torch has no derivative of an operation, which the engines explain
             return
         if watch.hooked:
             raise HiddenStateError(HOOKED)
@@ -130,14 +132,15 @@ def look_at_network(
         return isinstance(leaf, Tensor) and id(leaf) in names
 
     def value_at(pieces: Mapping[str, Tensor]) -> Tensor:
+        """The loss for parameters by name."""
         passes = evaluate(pieces, buffers(), batch)
-        next(passes)
+        next(passes)  # the outputs
         return next(passes)
 
     with _ordinary_mode(theta):
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
         leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), ForwardWatch(is_stored)
-        pieces = parameters(leaf)
+        pieces = parameters(leaf)  # the parameters by name
         first = _first_pass(evaluate, pieces, copies, batch, model=model, leaf=leaf, theta=theta, watch=watch)
         if first is None:
             return
@@ -198,6 +201,7 @@ def _first_pass(
     """
     before = global_states(theta.device)
     try:
+        # torch.utils.checkpoint sets such hooks, and so fails here with an error that says RECOMPUTED.
         with disable_saved_tensors_hooks(RECOMPUTED), watch:
             passes = evaluate(pieces, buffers, batch)
             outputs = next(passes)
@@ -242,7 +246,8 @@ def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[A
     the last bit. Outputs that are not finite are not compared: a NaN in them differs from itself.
     """
     outputs, repeated = ([t.detach() for t in tensors_of(o)] for o in (first.outputs, next(again)))
-    if not _repeat(outputs, repeated) and all(t.isfinite().all() for t in outputs):
+    same = len(outputs) == len(repeated) and all(map(agree, outputs, repeated))
+    if not same and all(t.isfinite().all() for t in outputs):
         raise impure_pass(model, "", "gives another output the second time")
     value, repeat = first.value.detach(), next(again).detach()
     if bool(value.isfinite()) and not agree(value, repeat):
@@ -343,12 +348,8 @@ def _where_in(theta: Tensor, parameter: Tensor) -> str:
 
 
 def _moved(now: Tensor, start: Tensor) -> bool:
+    """Whether any number has changed."""
     return not bool(((now == start) | start.isnan()).all())  # a NaN that did not move differs from itself, too
-
-
-def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two passes gave the same outputs."""
-    return len(first) == len(second) and all(agree(a, b) for a, b in zip(first, second, strict=True))
 
 
 def agree(a: Tensor, b: Tensor) -> bool:
@@ -359,11 +360,12 @@ def agree(a: Tensor, b: Tensor) -> bool:
 
 
 def _out_of_inference(tensor: Tensor) -> Tensor:
+    """The tensor; if it was made in inference mode, through which no derivative passes, an ordinary copy of it."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor, cut: str = "") -> None:
-    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values.
+    """Raises HiddenStateError if hand-written derivatives in a loss are not the derivatives of its values.
 
     cut: the call by which the loss uses numbers without their graph, such as "detach()"; "" if there is none. If a
     derivative is wrong for this reason alone, a warning is given, because some objectives intend it.
@@ -373,18 +375,17 @@ def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor]
     if wrong and name:
         raise HiddenStateError(wrong_words(name, wrong))
     if wrong:
-        warnings.warn(
+        warn(
             f"the network or the criterion uses what depends on theta through {cut}, so that it counts as a constant, "
             f"and the {wrong} is not the derivative of the loss's values (as in a straight-through estimator); leave "
             "it out, unless this is meant",
-            stacklevel=5,
         )
 
 
 def _warn_of_constant(watch: ForwardWatch) -> None:
+    """Warns of a loss that uses a derivative of its own as a constant."""
     if watch.constant:
-        warnings.warn(
+        warn(
             "the loss differentiates inside itself without create_graph=True, so that what it computes from that "
             "derivative counts as a constant",
-            stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""Checks whether the derivatives that a user's code writes by hand are those of the loss.
+"""Checks whether the derivatives that a user's code writes by hand are the derivatives of the loss.
 
 A ``torch.autograd.Function`` states its own backward pass, and a backward hook of a module changes one. Torch believes
 both. A straight-through estimator has a gradient that is no derivative, and a Function that saves an intermediate
@@ -83,6 +83,8 @@ def wrong_derivative(function: Callable[[Tensor], Tensor], theta: Tensor) -> str
 
 
 def _wrong_at(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:
+    """The result of :func:`wrong_derivative` at theta, computed in the dtype of theta."""
+
     def gradient(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The leaf, the value there, and its gradient with a graph."""
         leaf = at.clone().requires_grad_()
@@ -142,7 +144,7 @@ def which_is_wrong(
     """
 
     def norm(vector: Tensor) -> Tensor:
-        return inner(vector, vector).sqrt() if vector.ndim else vector.abs()
+        return inner(vector, vector).sqrt() if vector.ndim else vector.abs()  # a slope along the direction is a number
 
     eps = torch.finfo(theta.dtype).eps
     # Relative to the root mean square of theta, if that is above 1.
@@ -158,9 +160,10 @@ def which_is_wrong(
         norms.append((change.abs(), norm(change_of_slope)))
     # The rounding error of a computed number is taken as 100 eps of it; a difference divides it by the step.
     noise = 100 * eps / (step / 8)
+    # stated: the norms of the derivatives under test. rounding: the rounding errors of their difference quotients.
     stated, rounding = (norm(slope), norm(product)), (noise * value.abs(), noise * norm(slope))
     for i, name in enumerate(("gradient", "Hessian") if second else ("gradient",)):
-        large, small = errors[0][i], errors[1][i]
+        large, small = errors[0][i], errors[1][i]  # the errors at the larger and at the smaller step
         allowed = TOLERANCE * torch.maximum(norms[0][i], stated[i]) + rounding[i]
         if bool(norm(large) > allowed) and bool(norm(large - small) <= CONSISTENT * norm(large)):
             return name

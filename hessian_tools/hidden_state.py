@@ -62,7 +62,7 @@ def unreached_parameter(model: nn.Module, parameter: str) -> HiddenStateError:
 
 def fix_of_independent(model: nn.Module) -> str:
     """What to do where a network's loss does not depend on theta."""
-    if hasattr(model, "fast_params"):
+    if hasattr(model, "fast_params"):  # a module that the library ``higher`` has patched
         return (
             "higher's patched module uses its own fast weights; make the loss of the module that was patched, and "
             "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"

@@ -69,6 +69,7 @@ def place_in_file_of(function: object, error: BaseException) -> str:
 
 
 def _from_file(path: str, target: str) -> ModuleType:
+    """The module in a file, which is run unless it has been imported before."""
     # Path.expanduser and Path.resolve raise errors for a path such as ~nobody/file.py, where there is no such user, and
     # for a symbolic link to itself. The functions of os.path do not, and the path is then refused as one of no file.
     file = Path(os.path.realpath(os.path.expanduser(path)))

@@ -91,6 +91,7 @@ class ParamLayout:
         return self.positions(self.under(*prefixes))
 
     def _under_one(self, prefix: str) -> set[str]:
+        """The names of the parameters under one prefix; see :meth:`under`."""
         head = self.names[-1].rpartition(".")[0] if self.head is None else self.head
         if prefix == "body":
             return set(self.names) - self._under_one("head")
@@ -126,7 +127,11 @@ def flatten(
             )
         raise ValueError(f"where={where!r} selects no parameter; the model's parameters are: {known}")
     for name, parameter in chosen.items():
-        _refuse_complex(name, parameter)
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is complex ({parameter.dtype}), and a Hessian has real parameters; keep "
+                "torch.view_as_real(w) as the parameter, and use torch.view_as_complex(parameter) in the forward pass"
+            )
     layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()), _head(model, head))
     return layout.flatten(chosen), layout
 
@@ -152,14 +157,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
-
-
-def _refuse_complex(name: str, parameter: Tensor) -> None:
-    if parameter.is_complex():
-        raise ValueError(
-            f"parameter {name!r} is complex ({parameter.dtype}), and a Hessian has real parameters; keep "
-            "torch.view_as_real(w) as the parameter, and use torch.view_as_complex(parameter) in the forward pass"
-        )
 
 
 def _head(model: nn.Module, chosen: str | None) -> str:

@@ -62,9 +62,9 @@ class Loss:
         self.layout = layout
         self.recomputed = blocks_of(model, recompute)
         self._criterion = criterion
-        self._takes = signature_of(model)
+        self._takes = signature_of(model)  # the arguments of the forward pass
         named = dict(model.named_parameters())
-        self._dtypes = {named[name].dtype for name in layout.names}
+        self._dtypes = {named[name].dtype for name in layout.names}  # of the parameters that theta replaces
         self._has_compiled_parts = any(hasattr(module, "_orig_mod") for module in model.modules())
         self._cast: dict[str, tuple[Hashable, Tensor]] = {}  # frozen weights of low precision, cast once
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
@@ -308,7 +308,8 @@ def make_loss(
         outside the layout keep the values that the model holds.
     recompute: names of modules, with ``*`` for any characters, such as ``["layers.*"]``, whose activations are computed
         again for each derivative instead of being kept, for long sequences and deep networks. Products then take the
-        route "kept" and about two more forward passes each; the numbers are the same.
+        route "kept" (reverse mode twice), and each of them takes about two more forward passes. The numbers are the
+        same.
 
     A batch is ``(x, y)``; or ``((a, b), y)`` or ``(a, b, y)`` for a network with two inputs; or a mapping whose entry
     "labels" (or "label", "targets", "target", "y") is y, and whose other entries are passed to the network by name.

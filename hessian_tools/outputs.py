@@ -20,11 +20,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, dict) and type(tree) is dict:
+    if type(tree) is dict:
         return {name: map_tensors(function, part) for name, part in tree.items()}
     if isinstance(tree, tuple | list):
         parts = [map_tensors(function, part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)  # a named tuple has _fields
     # The outputs of Hugging Face's models are mappings and dataclasses at once; setting an item sets the field, too.
     if isinstance(tree, Mapping) and hasattr(tree, "__setitem__"):
         changed: Any = copy.copy(tree)

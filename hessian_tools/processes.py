@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hessian_tools.failures import first_line
+
 T = TypeVar("T")
 # Vectors of two processes are different if their sums or their norms differ by more than this fraction of the norm;
 # a smaller difference is rounding.
@@ -22,8 +24,8 @@ SAME_VECTOR = 1e-5
 # How many numbers describe the vectors that a process multiplies: three for the shape [point, param, probe], one for
 # the sum of all entries and one for their norm.
 COUNT_OF_NUMBERS = 5
-# The entry of torch's store, which all processes can read, that says that a process was lost; and the seconds between
-# two looks at it.
+# LOST: the entry of torch's store, which all processes can read, by which a process reports that another one was lost.
+# LOOK_EVERY: the seconds between two readings of this entry.
 LOST, LOOK_EVERY = "hessian_tools/lost", 1.0
 
 
@@ -56,9 +58,9 @@ def data_parallel(batch: Any, process_group: Any = None) -> Share:
     with the same parameters and vectors.
 
     batch: one batch, a list of batches, or a ``DataLoader`` that does not shuffle. The shares may differ in size, and a
-        share may be an empty list. A batch is weighted by the number by which the criterion divides its sum, such as
-        its number of examples, relative to the batches of all processes. With ``weights=`` each process gives one
-        number for each of its batches.
+        share may be an empty list. A criterion that averages divides by a number, such as the number of examples. Each
+        batch is weighted in proportion to this number, among the batches of all processes. With ``weights=`` each
+        process gives one number for each of its batches.
     process_group: a group of ``torch.distributed``; None for all processes.
 
     Raises ValueError where there is no process group.
@@ -137,6 +139,7 @@ class Ranks:
         """The objects that the processes give, in the order of the processes."""
         own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
         sizes = [int(row[0]) for row in self.numbers([len(own)])]
+        # all_gather takes tensors of one size, so zeros fill up the shorter ones.
         rows = [own.new_empty(max(sizes)) for _ in sizes]
         self._call(dist.all_gather, rows, torch.cat([own, own.new_zeros(max(sizes) - len(own))]))
         return [_object(row[:size]) for row, size in zip(rows, sizes, strict=True)]
@@ -194,13 +197,14 @@ class Ranks:
 
     def _raise_on_all(self, error: Exception | None) -> NoReturn:
         """Raise the error of this process, or OtherProcessFailed with that of another; all processes call this."""
-        reasons = self.gather(None if error is None else f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        reasons = self.gather(None if error is None else f"{type(error).__name__}: {first_line(error)}")
         if error is not None:
             raise error
         rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
         raise OtherProcessFailed(f"process {rank} of {self.size} has stopped, so this one does too: {reason}")
 
     def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Calls one of torch's collectives in this group, and waits until it is done."""
         with self.reporting_lost_process():
             work = collective(*args, group=self.group, async_op=True, **options)
             if self.device.type == "cpu":
@@ -226,9 +230,9 @@ class Ranks:
                 ) from error
             with suppress(Exception):  # the store is lost as well if the process that keeps it has ended
                 _store().set(LOST, str(self.rank))
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
             raise ProcessLost(
-                f"process {self.rank} of {self.size} stops, because another one no longer answers ({reason});\n"
+                f"process {self.rank} of {self.size} stops, because another one no longer answers "
+                f"({first_line(error)});\n"
                 "see what ended it (memory, a signal, an error of its own), and start all processes again"
             ) from error
 
@@ -242,7 +246,7 @@ class Ranks:
         pause, next_look = 0.0, time.monotonic() + LOOK_EVERY
         while not work.is_completed():
             time.sleep(pause)
-            pause = min(2 * pause + 1e-5, 0.01)
+            pause = min(2 * pause + 1e-5, 0.01)  # from 10 microseconds to 10 milliseconds
             if time.monotonic() > next_look:
                 next_look += LOOK_EVERY
                 if _store().check([LOST]):
@@ -254,6 +258,7 @@ def _store() -> Any:
 
 
 def _object(data: Tensor) -> Any:
+    """The object of which these bytes are the pickle."""
     return pickle.loads(data.cpu().numpy().tobytes())
 
 

@@ -58,6 +58,7 @@ def recomputing(
     context managers that surrounded the network's forward pass have ended. Inside of a transform of ``torch.func``
     blocks run as usual.
     """
+    # A forward pass that was set on the module itself, and not on its class, is put back in the end.
     own = {name: block.__dict__.get("forward") for name, block in blocks.items()}
     for name, block in blocks.items():
         block.__dict__["forward"] = _Recomputed(name, block, block.forward, surroundings)
@@ -98,7 +99,7 @@ class _Recomputed:
             leaves[i] = None  # only the graph shall hold these tensors, so that they are freed with it
         run = _Run(self, leaves, spec, differentiated)
         constants = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        versions = [t._version for t in (*values, *constants)]
+        versions = [t._version for t in (*values, *constants)]  # torch counts the in-place changes of a tensor there
         outputs = run.whole_outputs(_Block.apply(run, *values))
         if [t._version for t in (*values, *constants)] != versions:
             raise self.refusal("changes its inputs or its buffers in place")
@@ -160,7 +161,7 @@ class _Run:
 
 
 class _WithForward(nn.Module):
-    """A module whose forward pass is the own one of a block, for ``functional_call``, which only calls modules.
+    """A module that runs the own forward pass of a block, for ``functional_call``, which only calls modules.
 
     The block itself cannot be called: its ``forward`` has been replaced by the ``_Recomputed`` whose run this is, and
     its hooks run where the network calls the block.

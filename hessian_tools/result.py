@@ -23,12 +23,14 @@ from hessian_tools.validation import did_you_mean
 FORMAT = "hessian-tools result 1"
 # The length above which a ``repr`` shows only the first and the last entry of a list of names or numbers.
 MAX_WORDS = 6
+# The length above which a line of a ``repr`` is broken.
+MAX_LINE = 110
 
 
 class Result:
     """The base of every result, which is a frozen dataclass of tensors, numbers, words and further results."""
 
-    _kinds: ClassVar[dict[str, type["Result"]]] = {}
+    _kinds: ClassVar[dict[str, type["Result"]]] = {}  # all results by the names of their classes, for ``load``
 
     def __init_subclass__(cls) -> None:
         Result._kinds[cls.__name__] = cls
@@ -37,7 +39,7 @@ class Result:
         parts = (f"{field.name}={_words(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
         lines, line = [], f"{type(self).__name__}("
         for part in parts:
-            if len(line) + len(part) > 110 and line.strip():
+            if len(line) + len(part) > MAX_LINE and line.strip():
                 lines.append(line.rstrip())
                 line = "    "
             line += part + ", "
@@ -100,7 +102,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value of a result as JSON; its tensors are put into ``tensors``, under ``name`` and the names in it."""
+    """A value of a result as JSON. Its tensors are put into ``tensors``, under ``name`` or names that begin with it."""
     if isinstance(value, Tensor):
         # A copy, because a file cannot hold two tensors that share memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -120,6 +122,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value that :func:`_encoded` has written."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
@@ -129,10 +132,10 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         if kind not in Result._kinds:
             raise ValueError(f"a result of the kind {kind} is not known{did_you_mean(str(kind), Result._kinds)}")
         return Result._kinds[kind](**{name: _decoded(part, tensors) for name, part in value["fields"].items()})
-    (shape, content), *_ = value.items()
-    if shape == "dict":
+    (container, content), *_ = value.items()
+    if container == "dict":
         return {name: _decoded(part, tensors) for name, part in content.items()}
-    return {"tuple": tuple, "list": list}[shape](_decoded(part, tensors) for part in content)
+    return {"tuple": tuple, "list": list}[container](_decoded(part, tensors) for part in content)
 
 
 def _words(value: Any) -> str:

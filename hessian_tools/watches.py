@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Losses that compare outputs and targets entry by entry, and expand them where their shapes differ.
 COMPARISONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
-# What takes the numbers of a tensor without its graph.
+# The functions that take the numbers of a tensor without its graph, and what messages call them.
 CUTS: dict[Any, str] = {Tensor.detach: "detach()", Tensor.data.__get__: ".data", Tensor.item: "item()"}  # type: ignore[attr-defined]
 CUTS |= {Tensor.__float__: "float()", Tensor.tolist: "tolist()", Tensor.numpy: "numpy()"}
 
@@ -39,8 +39,8 @@ class ForwardWatch(TorchFunctionMode):
         self.sparse = self.scaled = self.hooked = self.constant = self.no_grad = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the function, and notes a stored parameter among its arguments."""
-        if func is Tensor.register_hook:
+        """Calls the function, and notes what the attributes of this class say."""
+        if func is Tensor.register_hook:  # the tensor gets a hook that also notes whether it changes the gradient
             args, kwargs = (args[0], self._noted(*args[1:], **(kwargs or {}))), {}
         if func in COMPARISONS:
             self._refuse_spread(func, signature(func).bind(*args, **(kwargs or {})).arguments)
@@ -53,11 +53,12 @@ class ForwardWatch(TorchFunctionMode):
         if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
             call = signature(func).bind(*args, **(kwargs or {})).arguments
             self.constant |= not call.get("create_graph")
-        if func is torch._C._set_grad_enabled:
+        if func is torch._C._set_grad_enabled:  # torch.no_grad and torch.enable_grad call it
             self.no_grad = not args[0]
         without_graph = (self.no_grad and not torch.is_grad_enabled()) or torch.is_inference_mode_enabled()
         if func in CUTS and args[0].requires_grad:
             self.cut = CUTS[func]
+        # Another function that is called where graphs are off cuts the graphs of its arguments.
         elif without_graph and isinstance(result, Tensor) and result.is_floating_point():
             has_graph = any(
                 isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))

@@ -195,7 +195,10 @@ def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
 
 
 def dense_gauss_newton(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
-    """J'BJ from the rows of J and of B, with one reverse pass for each row."""
+    """J'BJ, where J is the Jacobian of the outputs in theta and B the Hessian of the criterion in the outputs.
+
+    Each row of J and of B takes one reverse pass.
+    """
     x, y = batch
     theta = theta.detach().clone().requires_grad_()
     outputs = loss.outputs(theta, x)

@@ -22,6 +22,7 @@ torch.set_num_threads(1)  # a plugin may have loaded torch before this file was 
 
 
 ON_REQUEST = ("heavy", "campaign")
+"""The markers of tests that run only if the option ``-m`` names the marker."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A test that reads the micro study is slow too, because making that study takes half a minute.
     """
-    # The functions of a package are entries around those of its modules, where their examples are run.
+    # The public functions of a package are wrappers around functions of its modules, whose examples run there.
     items[:] = [item for item in items if not _is_example_of_an_entry(item)]
     for item in items:
         if any(map(item.get_closest_marker, ON_REQUEST)) or "micro_study" in getattr(item, "fixturenames", ()):
@@ -65,6 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _is_example_of_an_entry(item: pytest.Item) -> bool:
+    """True for the doctest of a function in the __init__ of a package, and not of the package's own docstring."""
     example = getattr(item, "dtest", None)
     return example is not None and item.path.name == "__init__.py" and example.name not in sys.modules
 

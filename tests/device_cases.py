@@ -110,6 +110,7 @@ def given_probes(placed: PlacedCase) -> Tensor:
 
 
 def along_gradient(placed: PlacedCase) -> Any:
+    """The curvature along the gradient, once from a product and once from the operator."""
     g = ht.gradient(placed.loss, placed.thetas, placed.batch)
     return [curvature_along(g, placed.H.mv(g)), ht.gradient_curvature(placed.H, 0.1)]
 

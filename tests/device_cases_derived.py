@@ -49,6 +49,7 @@ ENDS = torch.tensor([0, 2])
 
 
 def first_batch(placed: PlacedCase) -> Batch:
+    """The batch of the first point."""
     return tuple(leaf[0] for leaf in placed.batch)
 
 
@@ -58,6 +59,7 @@ def pairs(placed: PlacedCase) -> ht.EigenPairs:
 
 
 def eigenvectors(placed: PlacedCase) -> Tensor:
+    """The vectors of ``pairs`` [point, param, 3]."""
     vectors = pairs(placed).vectors
     assert vectors is not None
     return vectors
@@ -99,10 +101,12 @@ def ragged_product(placed: PlacedCase) -> Tensor:
 
 
 def jacobian(placed: PlacedCase) -> AdaptationJacobian:
+    """The Jacobian of an inner loop through the points of the case."""
     return ht.adaptation_jacobian(placed.H, STEP)
 
 
 def through_the_jacobian(placed: PlacedCase) -> list[Tensor]:
+    """Products with the Jacobian, with its transpose, and with J'J."""
     J = jacobian(placed)
     V = placed.random(J.num_params, 2)
     return [J @ V, J.T @ V, J.gram @ V, J.mv(V[:, 0]), J.rmv(V[:, 0])]
@@ -116,6 +120,7 @@ def several_tasks(placed: PlacedCase) -> Tensor:
 
 
 def taylor_expansion(placed: PlacedCase) -> list[Tensor]:
+    """The terms of the loss's expansion along the gradient up to the third order, and the change that they predict."""
     g = ht.gradient(placed.loss, placed.thetas, placed.batch)
     result = ht.third_derivative(placed.loss, placed.thetas, placed.batch, g)
     return [result.value, result.first, result.second, result.third, result.change(-STEP)]
@@ -197,6 +202,7 @@ def plain_numbers(placed: PlacedCase) -> Tensor:
 
 
 def through_scipy(placed: PlacedCase) -> Tensor:
+    """A product at the last point by SciPy, which knows only the CPU."""
     v = placed.random(placed.H.num_params).cpu().numpy()
     return torch.from_numpy(placed.H.to_scipy(point=2) @ v).to(placed.thetas.device)
 
@@ -210,6 +216,7 @@ def saved_and_loaded(placed: PlacedCase) -> list[Tensor]:
 
 
 def estimates(placed: PlacedCase) -> list[Tensor]:
+    """Traces, exact and from probes, the diagonal and the squared Frobenius norm."""
     return [
         ht.trace(placed.G).value,
         ht.trace(OPERATORS["restriction"](placed), method="exact").value,

@@ -41,6 +41,8 @@ class FakeDeviceTensor(Tensor):
 
 
 class _FakeDeviceMode(TorchDispatchMode):
+    """Sees also those operations that have no fake tensor among their arguments, such as the making of tensors."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 

@@ -1,4 +1,8 @@
-"""Shared by the tests of the first look at a loss: data, a network, hand-written derivatives, a check of every door."""
+"""What the tests of the first look at a loss share: data, a network, hand-written derivatives, a check of refusals.
+
+The first look is the library's check, at the first use of a loss, for what would silently give a wrong curvature, such
+as random numbers or a hand-written derivative without a second one (``hessian_tools.first_look``).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +17,7 @@ from hessian_tools import HiddenStateError, stream
 
 
 def randn(*shape: int, name: str = "x") -> Tensor:
+    """Standard normal numbers from the stream that this name selects."""
     return torch.randn(*shape, generator=stream(0, "first look", name), dtype=torch.float64)
 
 
@@ -69,10 +74,13 @@ class StraightThrough(torch.autograd.Function):
 
 
 def refused(model: nn.Module, criterion: Callable[..., Tensor], words: str, batch: Any = (X, Y)) -> None:
-    """Every door is closed: Hessian, Gauss-Newton, gradient and recorder."""
+    """Assert that all four refuse the loss: the Hessian, the Gauss-Newton matrix, the gradient and the recorder.
+
+    words: a pattern that the error's message must contain.
+    """
     theta, layout = ht.flatten(model)
-    for door in (ht.hessian, ht.gauss_newton, ht.gradient):
+    for function in (ht.hessian, ht.gauss_newton, ht.gradient):
         with pytest.raises(HiddenStateError, match=words):
-            door(ht.make_loss(model, criterion, layout), theta, batch)
+            function(ht.make_loss(model, criterion, layout), theta, batch)
     with pytest.raises(HiddenStateError, match=words):
         ht.Recorder(model, criterion, batch).trajectory()

@@ -25,10 +25,12 @@ def tint(c: int, e: int) -> tuple[int, int, int]:
 
 
 def pixels(c: int, e: int, side: int = 8) -> np.ndarray:
+    """Image e of class c [height, width, channel], all of one colour."""
     return np.broadcast_to(np.array(tint(c, e), np.uint8), (side, side, 3)).copy()
 
 
 def png(c: int, e: int, *, side: int = 8) -> bytes:
+    """Image e of class c as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels(c, e, side)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -42,6 +44,7 @@ def put(file: Path, content: bytes | str) -> Path:
 
 
 def dump(file: Path, value: object, *, protocol: int = 2) -> Path:
+    """Write a pickle."""
     return put(file, pickle.dumps(value, protocol=protocol))
 
 
@@ -128,6 +131,7 @@ def labels_of(names: Sequence[str], *, start: int = 0) -> list[int]:
 
 
 def fc100_pickles(root: Path) -> Path:
+    """Write the pickles of FC100, whose images have 32 x 32 pixels."""
     for part, names in SYNSETS.items():
         dump(root / f"FC100_{part}.pickle", {"data": stacked(names, 32), "labels": labels_of(names)})
     return root
@@ -157,7 +161,7 @@ CIFAR_COARSE = (4, 0, 14, 3)  # the numbers of their superclasses in CIFAR-100
 
 
 def cifar100(root: Path) -> Path:
-    """Images 0 and 1 of each class are in train, 2 and 3 in test."""
+    """Write CIFAR-100, with images 0 and 1 of each class in train, and 2 and 3 in test."""
     for part, examples in (("train", (0, 1)), ("test", (2, 3))):
         rows = [(c, e) for e in examples for c in range(len(CIFAR_NAMES))]
         content = {
@@ -216,6 +220,7 @@ def capital_folders(root: Path) -> Path:
     """Write files <Part>/<class>/<e>.png, with a capital letter."""
     split_folders(root)
     for part in SYNSETS:
+        # By way of another name, because some file systems do not tell capital letters from small ones.
         (root / part).rename(root / "moved")
         (root / "moved").rename(root / part.capitalize())
     return root
@@ -312,6 +317,7 @@ def hub_parquet(root: Path) -> Path:
 
 
 def feature_vector(c: int, e: int) -> list[float]:
+    """The features of image e of class c, which tell both numbers."""
     return [float(c), float(e), 0.5]
 
 

@@ -51,8 +51,11 @@ CUT: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", CUT)
 def test_a_part_that_is_detached_is_warned_of(name: str) -> None:
     words = name if name in ("item()", "float()", ".data", "torch.no_grad()") else r"detach\(\)"
-    with pytest.warns(UserWarning, match=f"through {words.replace('()', '[(][)]')}, so that it counts as a constant"):
+    with pytest.warns(
+        UserWarning, match=f"through {words.replace('()', '[(][)]')}, so that it counts as a constant"
+    ) as warned:
         ht.hessian_of(network(), lambda out, y: F.cross_entropy(CUT[name](out), y), (X, Y))
+    assert [warning.filename for warning in warned if "counts as a constant" in str(warning.message)] == [__file__]
 
 
 def test_a_detached_part_that_changes_nothing_is_not_warned_of() -> None:
@@ -218,8 +221,9 @@ def test_gauss_newton_warns_of_a_criterion_that_is_linear_in_the_outputs(name: s
     with pytest.warns(UserWarning, match=words):
         G = ht.gauss_newton(loss, theta, (X, Y))
     assert G.mv(theta).norm() == 0
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as warned:
         ht.gauss_newton_spectrum(loss, theta, (X, Y))
+    assert warned[0].filename == __file__
 
 
 def test_gauss_newton_warns_of_a_linear_loss_inside_a_model() -> None:
@@ -266,8 +270,9 @@ def test_a_derivative_inside_the_loss_without_a_graph_is_warned_of() -> None:
         (slope,) = torch.autograd.grad(out.sum(), x, create_graph=create_graph, retain_graph=True)
         return F.cross_entropy(out, batch[1]) + (slope**2).mean()
 
-    with pytest.warns(UserWarning, match="without create_graph=True"):
+    with pytest.warns(UserWarning, match="without create_graph=True") as warned:
         ht.hessian(partial(penalised, create_graph=False), theta, (X, Y))
+    assert warned[0].filename == __file__
     H = ht.hessian(partial(penalised, create_graph=True), theta, (X, Y))
     close(
         H.to_dense(),

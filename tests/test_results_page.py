@@ -11,6 +11,9 @@ do not see. Each of them names one number or several:
   later seed changes it, the sentence must change too;
 * ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
   axis, names the mean of a variable over tasks and seeds;
+* ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean over
+  the later inner steps or a number for one step, names the mean over seeds of learner minus baseline and both ends of
+  its interval (Student t, 95 %);
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
@@ -44,7 +47,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
 PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("by_data_set", "how_sure", "variants"))]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|search|figure): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|search|figure): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -77,6 +80,14 @@ def quoted(kind: str, words: str) -> list[str]:
         further = [dim for dim in values.dims if dim not in ("seed", "task")]
         values = values.isel(dict(zip(further, map(int, places), strict=True)))
         return [number(float(values.mean("task").mean("seed")))]
+    if kind == "difference":
+        study, variable, learner, baseline, checkpoint, *step = words.split()
+        values = dataset(study)[variable].sel(learner=[learner, baseline], checkpoint=int(checkpoint))
+        if step:
+            later = values.isel(inner_step=slice(1, None)).mean("inner_step")
+            values = later if step == ["later"] else values.isel(inner_step=int(step[0]))
+        of_learner, of_baseline = values.mean([d for d in values.dims if d not in ("learner", "seed")]).values
+        return [number(value, signed=True) for value in with_interval(of_learner - of_baseline)]
     if kind == "search":
         return [f"{100 * float(row['validation_accuracy']):.1f}" for row in searches() if _row_of(row) == words]
     if kind == "figure":
@@ -92,6 +103,12 @@ def quoted(kind: str, words: str) -> list[str]:
     outcome = "=" + (rows[0].corrected_outcome or rows[0].outcome).replace(" ", "_")
     assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
     return [_written(rows[0], field) for field in fields.split() if not field.startswith("=")]
+
+
+def with_interval(samples: np.ndarray) -> tuple[float, float, float]:
+    """The mean of the samples of all seeds, and the ends of its 95 % interval."""
+    half = student_t(len(samples), 0.95) * samples.std(ddof=1) / len(samples) ** 0.5
+    return samples.mean(), samples.mean() - half, samples.mean() + half
 
 
 def searches() -> list[dict[str, str]]:
@@ -191,9 +208,8 @@ def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
             )
             for name in ("untrained", "maml", "maml-shot")
         )
-        difference = shot - plain
-        half = student_t(len(difference), 0.95) * difference.std(ddof=1) / len(difference) ** 0.5
-        interval = f"{difference.mean():+.1f} [{difference.mean() - half:+.1f}, {difference.mean() + half:+.1f}]"
+        mean, low, high = with_interval(shot - plain)
+        interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
         assert cells == [f"{untrained.mean():.1f}", f"{plain.mean():.1f}", f"{shot.mean():.1f}", interval]
 
 

@@ -13,7 +13,7 @@ from cases import without_type_checks
 
 import hessian_tools as ht
 from hessian_tools.entries import checked
-from hessian_tools.failures import says_enough, why_criterion_fails
+from hessian_tools.failures import first_line, says_enough, why_criterion_fails
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.inner.steps import Plain
 from hessian_tools.validation import check_choice, check_whole
@@ -335,3 +335,8 @@ def test_only_an_error_that_the_library_raises_itself_says_enough():
     batch = (torch.ones(4, 2), torch.ones(4, 7))
     with without_type_checks(), pytest.raises(ValueError, match="the loss fails on batch, which holds a tensor"):
         ht.gradient(ht.make_loss(torch.nn.Linear(2, 3), squared_error), torch.zeros(9), batch)
+
+
+def test_the_first_line_of_an_error_is_its_type_if_it_has_no_message() -> None:
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(AssertionError()) == "AssertionError" == first_line(AssertionError(" \n"))

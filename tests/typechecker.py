@@ -1,8 +1,8 @@
 """The check of types in tests: pytest --jaxtyping-packages=hessian_tools,typechecker.checked.
 
-It is beartype with two differences. An int may stand where a float is expected, as PEP 484 says. And of a list one
-entry is checked, which is chosen by a generator of beartype's own and not by Python's global one. Tests look at the
-state of the global one, and the library takes a network that draws for one whose loss may be random.
+It is beartype with two differences. First, an int may stand where a float is expected, as PEP 484 says. Second, the
+generator by which beartype chooses the entry of a list that it checks is not Python's global one. Some tests compare
+states of the global generator, and the library takes a loss for random if the state changes while the loss is computed.
 """
 
 import random

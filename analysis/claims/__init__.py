@@ -61,9 +61,11 @@ class Claim:
 
 
 def _no_verdict(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """Stands for the function of a claim where there is none, or where only the claim's name matters."""
     return []
 
 
+# Two texts for ``Claim.needs``, which several claims share.
 LEARNER = "trained learner with an untrained start"
 PAIR = "learner with SHOT beside the same learner without it"
 # The primary claims come first. Here g is the inner gradient, H the Hessian of the support loss, and alpha the inner
@@ -121,11 +123,10 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
         return []
     plan.check_steps(ds.sizes["inner_step"] - 1)
     plain = plain_learners(ds)
-    verdicts = [
-        replace(verdict, claim=name, kind=_kind(plan, name, verdict, plain))
-        for name, claim in _claims(plan, extra).items()
-        for verdict in (claim(ds, plan) if name in CLAIMS else _own_verdicts(name, claim, ds, plan))
-    ]
+    verdicts: list[Verdict] = []
+    for name, claim in _claims(plan, extra).items():
+        of_claim = claim(ds, plan) if name in CLAIMS else _own_verdicts(name, claim, ds, plan)
+        verdicts += [replace(verdict, claim=name, kind=_kind(plan, name, verdict, plain)) for verdict in of_claim]
     ((_, corrected),) = holm([("", verdicts)], confidence=plan.confidence)  # one study, whose name is not used
     return corrected
 

@@ -32,7 +32,7 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     verdicts = []
     for learner in learners:
         start = untrained_start(ds, learner)
-        part = with_seeds_of(ds, learner, start or learner)
+        part = with_seeds_of(ds, learner, start or learner)  # without a start, all seeds of the learner
         if not part.sizes["seed"]:
             continue
         # A has one value per task, while ``compare_task_by_task`` expects values [seed, task, step]. So A gets a step

@@ -1,13 +1,18 @@
 """Claims on quantities whose change over meta-training is compared task by task, and on SHOT's distance.
 
+Here g and H are the gradient and the Hessian of the support loss, alpha is the inner step size, and rho = g'Hg / g'g is
+the curvature along the gradient. A point is one inner step of one task of one seed.
+
 * "stability": the fraction of points with alpha rho < 2 rises. At such a point, a gradient step lowers the quadratic
   model of the loss.
-* "meta-gradient": the first-order and the full meta-gradient approach each other.
-* "shot-distance": SHOT compares the end theta_t of T large inner steps (the target) with the end theta_r of R small
-  inner steps (the reference). The leading term of an expansion in the step size predicts their difference:
-  theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g, where tau, the number of steps times their size, is the same for
-  both. The claim is that the prediction holds. It is about a formula and not about training, so the cosine of the
-  actual with the predicted difference is compared with a fixed number, and not with the untrained network's cosine.
+* "meta-gradient": the full meta-gradient, which differentiates through the inner loop, and the first-order one, which
+  treats the inner gradients as constants, approach each other.
+* "shot-distance": SHOT (Lee, Yoo, Kwak 2023) compares the end theta_t of T large inner steps (the target) with the end
+  theta_r of R small inner steps (the reference). The leading term of an expansion in the step size predicts their
+  difference: theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g, with H and g at the start of both. tau is the number of
+  steps times their size, which is the same for both. The claim is that the prediction holds. It is about a formula and
+  not about training, so the cosine of the actual with the predicted difference is compared with a fixed number, and not
+  with the untrained network's cosine.
 """
 
 from dataclasses import replace
@@ -34,12 +39,13 @@ def stability_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     for learner, start in _starts(ds):
         if not alpha_steps(ds, learner) or not has(ds, "alpha_rho", learner=learner):
             continue
-        trained, untrained, lost = _sides(ds, "alpha_rho", learner, start)
+        trained, untrained, has_diverged = _sides(ds, "alpha_rho", learner, start)
+        # 1 where alpha rho is below the threshold and 0 where it is not, so that means are fractions of points.
         below = [np.where(np.isnan(side), np.nan, side < THRESHOLD) for side in (trained, untrained)]
         for steps, rows in step_groups(ds, plan):
-            one, other = (side[:, :, rows] for side in below)
-            comparison = compare_task_by_task(one, other, plan, diverged=lost)
-            if comparison.obstacle:  # the only one here is that both sides are identical
+            trained_below, untrained_below = (side[:, :, rows] for side in below)
+            comparison = compare_task_by_task(trained_below, untrained_below, plan, diverged=has_diverged)
+            if comparison.obstacle:  # the only obstacle that can be here is that both sides are identical
                 comparison = replace(comparison, obstacle="the same points are below 2 on both sides; so nothing rises")
             words = {"learner": learner, "baseline": UNTRAINED, "steps": steps}
             measure = "the fraction of points with alpha rho below 2"
@@ -54,11 +60,11 @@ def meta_gradient_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     for learner, start in _starts(ds):
         if not has(ds, name, learner=learner) or not has(ds, name, learner=start):
             continue
-        trained, untrained, lost = _sides(ds, name, learner, start)
+        trained, untrained, has_diverged = _sides(ds, name, learner, start)
         words = {"learner": learner, "baseline": UNTRAINED, "steps": "all steps"}
         measure = "the cosine of the first-order with the full meta-gradient"
         question = ask(plan, "meta-gradient", "against untrained", name, "positive", measure=measure, **words)
-        comparison = compare_task_by_task(trained, untrained, plan, diverged=lost)
+        comparison = compare_task_by_task(trained, untrained, plan, diverged=has_diverged)
         verdicts.append(judged(plan, question, comparison))
     return verdicts
 
@@ -69,18 +75,18 @@ def shot_distance_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     for learner, start in _starts(ds):
         if not has(ds, name, learner=learner):
             continue
-        trained, _, lost = _sides(ds, name, learner, start)
+        trained, _, has_diverged = _sides(ds, name, learner, start)
         against = "as the least value that counts as close to 1"
         words = {"learner": learner, "baseline": f"{LEAST_COSINE:g}", "steps": "all steps", "against": against}
         measure = "the cosine of SHOT's actual with its predicted difference"
         question = ask(plan, "shot-distance", "prediction", name, "positive", measure=measure, **words)
-        comparison = compare_task_by_task(trained, np.full_like(trained, LEAST_COSINE), plan, diverged=lost)
+        comparison = compare_task_by_task(trained, np.full_like(trained, LEAST_COSINE), plan, diverged=has_diverged)
         verdicts.append(judged(plan, question, comparison))
     return verdicts
 
 
 def _starts(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """Each trained learner with its untrained start, if the study has it."""
+    """Each trained learner with its untrained start; learners for which the study has no such start are left out."""
     pairs = [(learner, untrained_start(ds, learner)) for learner in trained_learners(ds)]
     return [(learner, start) for learner, start in pairs if start is not None]
 
@@ -95,8 +101,8 @@ def _sides(ds: xr.Dataset, name: str, learner: str, start: str) -> tuple[np.ndar
     first, last = first_and_last(ds)
     trained = points(ds, name, learner, checkpoint=last, allow_missing=True)
     untrained = points(ds, name, start, checkpoint=first, allow_missing=True)
-    lost = diverged(ds, learner, checkpoint=last) | diverged(ds, start, checkpoint=first)
+    has_diverged = diverged(ds, learner, checkpoint=last) | diverged(ds, start, checkpoint=first)
     # A quantity of a whole inner loop gets an axis of one step.
     trained, untrained = (side[..., None] if side.ndim == 2 else side for side in (trained, untrained))
-    measured = np.isfinite(trained).any(axis=(0, 2)) | lost.any(axis=0)
-    return trained[:, measured], untrained[:, measured], lost[:, measured]
+    measured = np.isfinite(trained).any(axis=(0, 2)) | has_diverged.any(axis=0)  # [task]
+    return trained[:, measured], untrained[:, measured], has_diverged[:, measured]

@@ -74,11 +74,11 @@ class Comparison:
     A unit is one task of one seed. A point is one inner step of a unit. A unit diverged if its meta-training, its inner
     loop or its curvature left the finite numbers, or if a loss of its inner loop exploded.
 
-    effects: trained minus baseline over the same units [seed]. trained, baseline: the means of the two sides [seed].
+    trained, baseline: the means of the two sides over the same units [seed]. effects: trained minus baseline [seed].
         All three are NaN for a seed of which no unit is left.
     scale: the mean of |baseline| over the paired points. Where the plan gives a margin as a fraction, it is a fraction
         of this mean.
-    bootstrap: the bounds of the interval from resampled tasks.
+    bootstrap: the bounds of the interval from resampled tasks; NaN where there is none.
     num_tasks: the number of tasks of each seed. num_units: the number of all units.
     num_diverged: the number of units left out because at least one side diverged.
     num_undefined: the number of further units left out because the quantity is not defined on at least one side, where
@@ -158,14 +158,14 @@ def compare_task_by_task(
     """
     keep = complete_units(trained, baseline, diverged=diverged)
     trained_means, baseline_means = (np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline))
-    difference, bootstrap = trained_means - baseline_means, plan.bootstrap
+    difference = trained_means - baseline_means
     return Comparison(
         effects=seed_means(difference),
         trained=seed_means(trained_means),
         baseline=seed_means(baseline_means),
         scale=mean_abs_baseline(baseline, keep),
         bootstrap=task_bootstrap(
-            difference, confidence=plan.confidence, resamples=bootstrap.resamples, seed=bootstrap.seed
+            difference, confidence=plan.confidence, resamples=plan.bootstrap.resamples, seed=plan.bootstrap.seed
         ),
         num_tasks=keep.shape[1],
         obstacle=SIDES_IDENTICAL if identical(trained, baseline, keep) else None,

@@ -6,10 +6,10 @@ the evaluation tasks, which are other tasks than those on which curvature is mea
 chosen because its noise happens to make it accurate and flat. For regression, the query loss takes the place of the
 accuracy.
 
-For each seed, the learner with the smaller final accuracy is taken as it ends. The other one is taken where its
-accuracy last passed that value: its curvature is interpolated linearly in accuracy between the two neighbouring
-checkpoints. Both sides are treated alike, so that two equal learners differ by 0 on average. A seed in which the other
-learner has passed that value at no checkpoint, because it ended below its untrained network, is left out.
+For each seed, the learner with the smaller final accuracy is taken at its last checkpoint. The other learner is taken
+where its accuracy last rose through that value: its curvature is interpolated linearly in accuracy between the two
+neighbouring checkpoints. Both sides are treated alike, so that two equal learners differ by 0 on average. A seed is
+left out if the other learner's accuracy was above that value at every checkpoint.
 
 The matching is coarse where checkpoints are few. A straight line between two checkpoints lies above a curve that
 flattens, so that the interpolated learner seems to have more curvature. The more accurate learner is the interpolated
@@ -31,7 +31,12 @@ CLAIM = "shot-equal-accuracy"
 
 
 def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts for every pair with and without SHOT, step group, and alpha rho and alpha |Hg| / |g|."""
+    """Return the verdicts for every pair with and without SHOT and step group, on alpha rho and on alpha |Hg| / |g|.
+
+    A step group is a set of inner steps that the plan judges together. g and H are the gradient and the Hessian of the
+    support loss, rho = g'Hg / g'g, and alpha is the inner step size. If the steps of one of the two learners are not
+    alpha times the gradient, the verdicts are on rho and |Hg| / |g|.
+    """
     # The query loss of regression gets a minus sign, so that a higher score is better in either case.
     scores = (1.0 if has_accuracy(ds) else -1.0) * mean_scores(ds)
     verdicts = []
@@ -41,8 +46,8 @@ def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         for name in ("alpha_rho", "alpha_hg_ratio") if scaled else ("rho", "hg_ratio"):
             if name not in ds or not np.isfinite(ds[name].sel(learner=list(pair))).any():
                 continue
-            curves, lost = zip(*(curvature_curve(ds, name, one) for one in pair), strict=True)
-            has_diverged = lost[0] | lost[1]
+            curves, divergences = zip(*(curvature_curve(ds, name, one) for one in pair), strict=True)
+            has_diverged = divergences[0] | divergences[1]
             for steps, rows in step_groups(ds, plan):
                 means = [curve[:, :, :, rows].mean(axis=-1) for curve in curves]  # [seed, checkpoint, task]
                 keep = np.isfinite(means[0]).all(axis=1) & np.isfinite(means[1]).all(axis=1)
@@ -53,8 +58,8 @@ def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
                 question = ask(
                     plan, CLAIM, "equal accuracy", name, "negative", learner=learner, baseline=without, steps=steps
                 )
-                scale = abs(mean_over_seeds(values[1]))
-                margin = plan.margin(CLAIM) * scale
+                # The plan's margin is a fraction of the mean of the learner without SHOT.
+                margin = plan.margin(CLAIM) * abs(mean_over_seeds(values[1]))
                 verdicts.append(conclude(question, comparison, margin=margin, confidence=plan.confidence))
     return verdicts
 
@@ -73,8 +78,8 @@ def curvature_curve(ds: xr.Dataset, name: str, learner: str) -> tuple[np.ndarray
     """
     checkpoints = [int(checkpoint) for checkpoint in ds["checkpoint"].values]
     values = [points(ds, name, learner, checkpoint=one, allow_missing=True) for one in checkpoints]
-    lost = [diverged(ds, learner, checkpoint=one) for one in checkpoints]
-    return np.stack(values, axis=1), np.logical_or.reduce(lost)
+    has_diverged = [diverged(ds, learner, checkpoint=one) for one in checkpoints]
+    return np.stack(values, axis=1), np.logical_or.reduce(has_diverged)
 
 
 def at_equal_score(
@@ -82,7 +87,7 @@ def at_equal_score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values of two learners [seed] at the smaller of their final scores; all arguments are [seed, checkpoint].
 
-    Both are NaN for a seed in which the better learner's score was at no checkpoint as low as that.
+    Both are NaN for a seed in which the better learner's score was above that score at every checkpoint.
     """
     level = np.minimum(one_score[:, -1], other_score[:, -1])
     pair = np.array([_where_last(*side, level) for side in ((one, one_score), (other, other_score))])
@@ -91,15 +96,18 @@ def at_equal_score(
 
 
 def _where_last(values: np.ndarray, score: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """The values [seed] where the score last passed the level [seed], interpolated between checkpoints."""
-    found = np.full_like(values[:, -1], np.nan)
+    """The values [seed] where the score last rose through the level [seed], interpolated between checkpoints.
+
+    Where the score ends exactly at the level, these are the last values.
+    """
+    at_level = np.full_like(values[:, -1], np.nan)
     for index in range(score.shape[1] - 1):  # a later passage overwrites an earlier one
         low, high = score[:, index], score[:, index + 1]
         passes = (low <= level) & (high > level)
         weight = np.where(passes, level - low, 0.0) / np.where(passes, high - low, 1.0)
         between = values[:, index] + weight * (values[:, index + 1] - values[:, index])
-        found = np.where(passes, between, found)
-    return np.asarray(np.where(score[:, -1] == level, values[:, -1], found))
+        at_level = np.where(passes, between, at_level)
+    return np.asarray(np.where(score[:, -1] == level, values[:, -1], at_level))
 
 
 def _task_mean(values: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -50,15 +50,16 @@ def compare_at_equal_loss(
     diverged: True for each unit (one task of one seed) [seed, task] that diverged on at least one side. Such a unit is
         left out of both sides, as in ``compare_task_by_task``.
 
-    The bootstrap resamples the tasks of both sides together, and matches the points of each resample anew. A seed is
-    left out if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer
-    than two seeds, the comparison has an obstacle, so that it is inconclusive.
+    Each resample of the bootstrap has the same tasks on both sides, and its points are matched anew. A seed is left out
+    if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer than two
+    seeds, the comparison has an obstacle, so that it is inconclusive.
     """
     keep = complete_units(trained, baseline, trained_loss, baseline_loss, diverged=diverged)
     # The logarithm of a loss of 0 is -inf. Such a point never has a match, and counts as a point without one.
     with np.errstate(divide="ignore"):
         sides = [trained, np.log(trained_loss), baseline, np.log(baseline_loss)]
     caliper = plan.equal_loss.caliper
+    # estimates: both means of each seed. draws: for each seed that is compared, its effect in each resample.
     estimates, shares, draws = [], [], []
     for seed, tasks in enumerate(keep):
         y, x, y0, x0 = (side[seed, tasks] for side in sides)  # value and log loss: trained, then baseline
@@ -76,7 +77,7 @@ def compare_at_equal_loss(
     values, references = np.array(estimates).T
     share = float(np.array(shares) @ keep.sum(axis=1)) / max(int(keep.sum()), 1)
     num_unmatched_seeds = int((keep.any(axis=1) & np.isnan(values)).sum())
-    num_left = int(np.isfinite(values).sum())
+    num_seeds_left = int(np.isfinite(values).sum())
     same = identical(trained, baseline, keep) and identical(trained_loss, baseline_loss, keep)
     return Comparison(
         effects=values - references,
@@ -87,7 +88,7 @@ def compare_at_equal_loss(
         num_tasks=keep.shape[1],
         share=share,
         num_unmatched_seeds=num_unmatched_seeds,
-        obstacle=SIDES_IDENTICAL if same else _obstacle(share, num_unmatched_seeds, num_left, plan),
+        obstacle=SIDES_IDENTICAL if same else _obstacle(share, num_unmatched_seeds, num_seeds_left, plan),
         **count_left_out(keep, diverged),
     )
 
@@ -112,6 +113,7 @@ def matched_means(
     for value in (y[..., None], reference):
         per_task = np.where(has_match, value, 0.0).sum(axis=1) / np.maximum(num, 1)
         means.append(np.where(total > 0, (weights * per_task).sum(axis=0) / np.maximum(total, 1), np.nan))
+    # The division by at least 1 changes nothing where there are points; without any, the share is 0.
     share = (counts * num).sum(axis=0) / np.maximum(counts.sum(axis=0) * x.shape[1], 1)
     return np.stack([*means, share])
 
@@ -142,14 +144,14 @@ def interpolate_baseline(
     return np.asarray(below + weight * (above - below))
 
 
-def _obstacle(share: float, num_unmatched_seeds: int, num_left: int, plan: Plan) -> str | None:
+def _obstacle(share: float, num_unmatched_seeds: int, num_seeds_left: int, plan: Plan) -> str | None:
     """The reason why too few seeds are left for a verdict.
 
     None if at least two seeds are left, or if no seed was left out for want of matches.
     """
-    if num_unmatched_seeds == 0 or num_left >= 2:
+    if num_unmatched_seeds == 0 or num_seeds_left >= 2:
         return None
     within = f"a match within {plan.equal_loss.caliper:g} in log loss"
-    if num_left:
+    if num_seeds_left:
         return f"the losses overlap in one seed only; in the other seeds, too few points have {within}"
     return f"the losses hardly overlap: {share:.0%} of the points have {within}; more seeds would not help"

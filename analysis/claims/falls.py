@@ -1,14 +1,16 @@
 """Claims that compare relative falls: by which fraction of its untrained value has meta-training lowered a quantity?
 
 A relative fall is 1 - trained / untrained, where both are means over the tasks of one seed and over the inner steps of
-a step group, and the untrained network is the learner's own start. It has no unit, so falls of different quantities and
-of learners with different inner step sizes can be compared. The ratio of two means is biased by about the squared
-relative error of its denominator; the jackknife over tasks (Quenouille 1956) removes this bias to first order.
+a step group (inner steps that the plan of the claims judges together). The untrained network is the learner's own
+start. A relative fall has no unit, so falls of different quantities and of learners with different inner step sizes can
+be compared. The ratio of two means is biased by about the squared relative error of its denominator; the jackknife over
+tasks (Quenouille 1956) removes this bias to first order.
 
-* "trajectory": along the inner trajectory the curvature falls more than elsewhere. rho = g'Hg / g'g is compared with
-  the same quotient for gradients that are rotated at random within each parameter tensor, and with the eigenvalue of
-  largest magnitude. Along random directions the quotient itself has a mean near 0 and may change its sign, so that it
-  has no relative fall. There, |Hg| / |g| is compared with the root mean square of |Hv| / |v| over random directions v,
+* "trajectory": along the inner trajectory the curvature falls more than elsewhere. The curvature there is
+  rho = g'Hg / g'g, with the gradient g and the Hessian H of the support loss. rho is compared with the same quotient
+  for gradients that are rotated at random within each parameter tensor, and with the eigenvalue of largest magnitude.
+  Along random directions v, the quotient v'Hv / v'v has a mean near 0 and may change its sign, so that it has no
+  relative fall. |Hg| / |g| is therefore compared with the root mean square of |Hv| / |v| over random directions v,
   which is |H|_F / sqrt(n) for n parameters and is never near 0.
 * "weight-growth": the fall of rho is not explained by growing weights.
 * "first-order": the fall is smaller for learners whose outer gradient contains no Hessian.
@@ -29,6 +31,7 @@ from analysis.claims.verdict import Verdict, judged
 from analysis.schema import plain_learners, setting, trained_learners, untrained_start
 
 RESOLVED = 3.0  # a mean counts as different from 0 if it is at least this many standard errors away
+# The quantities as the sentences of the verdicts call them.
 WORDS = {"rho": "rho", "hg_ratio": "|Hg| / |g|", "rho_head": "rho of the head", "rho_body": "rho of the body"}
 
 
@@ -37,7 +40,7 @@ class Change:
     """A quantity of one learner before and after meta-training.
 
     untrained, trained: its means over the inner steps of a step group [seed, task]; NaN where it is not defined.
-    diverged: True for each unit [seed, task] that diverged before or after.
+    diverged: True for each unit (one task of one seed) [seed, task] that diverged before or after meta-training.
     """
 
     untrained: np.ndarray
@@ -46,12 +49,13 @@ class Change:
 
     def fall(self, keep: np.ndarray) -> np.ndarray:
         """The relative fall [seed] over the tasks in ``keep`` [seed, task], as a jackknife estimate."""
-        sums = [np.where(keep, side, 0.0) for side in (self.untrained, self.trained)]
-        total = [side.sum(axis=1) for side in sums]
+        untrained, trained = (np.where(keep, side, 0.0) for side in (self.untrained, self.trained))
+        untrained_sum, trained_sum = untrained.sum(axis=1), trained.sum(axis=1)
         num = keep.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            plain = 1 - total[1] / total[0]
-            without_one = 1 - (total[1][:, None] - sums[1]) / (total[0][:, None] - sums[0])
+            plain = 1 - trained_sum / untrained_sum
+            # [seed, task]: the fall where this task is left out, for which there must be another task.
+            without_one = 1 - (trained_sum[:, None] - trained) / (untrained_sum[:, None] - untrained)
             mean = np.where(keep, without_one, 0.0).sum(axis=1) / num
         return np.asarray(np.where(num > 1, num * plain - (num - 1) * mean, np.where(num == 1, plain, np.nan)))
 
@@ -73,14 +77,15 @@ def change(ds: xr.Dataset, name: str, learner: str, rows: slice, *, magnitude: b
     if start is None or not has(ds, name, learner=learner) or not has(ds, name, learner=start):
         return None
     first, last = first_and_last(ds)
-    means, lost = [], []
+    means, has_diverged = [], []
     for one, checkpoint in ((start, first), (learner, last)):
         values = points(ds, name, one, checkpoint=checkpoint, allow_missing=True)
-        values = values[..., 0] if values.ndim == 4 else values  # of the eigenvalues, the one of largest magnitude
+        # Only eigenvalues have a fourth axis. Its first entry is the eigenvalue of largest magnitude.
+        values = values[..., 0] if values.ndim == 4 else values
         values = values[:, :, rows]
         means.append((np.abs(values) if magnitude else values).mean(axis=-1))
-        lost.append(diverged(ds, one, checkpoint=checkpoint))
-    return Change(means[0], means[1], lost[0] | lost[1])
+        has_diverged.append(diverged(ds, one, checkpoint=checkpoint))
+    return Change(means[0], means[1], has_diverged[0] | has_diverged[1])
 
 
 def step_groups(ds: xr.Dataset, plan: Plan) -> Iterator[tuple[str, slice]]:
@@ -111,8 +116,9 @@ def compare_falls(one: Change, other: Change, *, must_fall: bool) -> Comparison:
 
 def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "trajectory": up to three comparisons for each trained learner and step group."""
-    # The quantity, the one with whose fall its fall is compared, the name of the comparison, the baseline in words.
-    others = (
+    # Each row holds a quantity along the trajectory, the quantity elsewhere with whose fall its fall is compared, the
+    # name of the comparison, and the baseline in words.
+    comparisons = (
         ("rho", "rho_rotated", "against rotated gradients", "along rotated gradients"),
         ("rho", "eigenvalue", "against the largest eigenvalue", "for the eigenvalue of largest magnitude"),
         ("hg_ratio", "frobenius", "against random directions", "for |Hv| / |v| along random directions v"),
@@ -120,7 +126,7 @@ def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     verdicts = []
     for learner in trained_learners(ds):
         for steps, rows in step_groups(ds, plan):
-            for name, other, comparison, against in others:
+            for name, other, comparison, against in comparisons:
                 along = change(ds, name, learner, rows)
                 elsewhere = change(ds, other, learner, rows, magnitude=other == "eigenvalue")
                 if along is None or elsewhere is None:
@@ -135,9 +141,10 @@ def trajectory_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "weight-growth", one for each trained learner and step group.
 
+    Filters that a normalisation layer follows can be scaled to unit norm, and rho then does not change if they grow.
     The raw fall is that of log |rho| as it was measured. The effect is the fall of log |rho| at unit filter norm minus
-    half of the raw fall. It is above 0 if growing weights explain less than half of the raw fall. Unlike the share that
-    they explain, this difference is well behaved where the raw fall is small.
+    half of the raw fall. It is above 0 if growing weights explain less than half of the raw fall. Unlike the share of
+    the raw fall that they explain, it needs no division by the raw fall, which may be near 0.
     """
     verdicts = []
     for learner in trained_learners(ds):
@@ -152,8 +159,8 @@ def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             share = 1 - mean_over_seeds(remaining) / raw_fall if raw_fall else np.nan
             words = {"learner": learner, "baseline": UNTRAINED, "steps": steps, "against": "for half of the raw fall"}
             measure = "the fall of log |rho| at unit filter norm"
-            kind = "share at unit filter norm"
-            question = ask(plan, "weight-growth", kind, "rho", "positive", measure=measure, **words)
+            name = "share at unit filter norm"  # of the comparison
+            question = ask(plan, "weight-growth", name, "rho", "positive", measure=measure, **words)
             comparison = compare_seeds(
                 remaining,
                 fall / 2,
@@ -170,12 +177,14 @@ def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 def first_order_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "first-order", for each first-order learner and its second-order counterpart."""
     plain = plain_learners(ds)
+    # A family is a set of learners that differ in nothing but first_order, SHOT and the penalty on the curvature.
     pairs = [
-        (first, full)
-        for first in plain
+        (first_order, full)
+        for first_order in plain
         for full in plain
-        if setting(ds, "family", first) == setting(ds, "family", full)
-        and setting(ds, "first_order", first) > setting(ds, "first_order", full)
+        if setting(ds, "family", first_order) == setting(ds, "family", full)
+        and setting(ds, "first_order", first_order)
+        and not setting(ds, "first_order", full)
     ]
     return [
         verdict
@@ -201,10 +210,12 @@ def head_and_body_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 def supervised_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on "supervised": each learner that adapts the whole network, against each trained control."""
-    part = ("anil", "boil", "leo")  # these adapt a part of the network, or codes, so a control has other curvature
+    # These algorithms adapt only a part of the network, or latent codes. Their curvature along the gradient is that of
+    # this part and cannot be compared with that of a control which adapts the whole network.
+    partial = ("anil", "boil", "leo")
     controls = [name for name in trained_learners(ds) if setting(ds, "control", name)]
-    controls = [name for name in controls if setting(ds, "algorithm", name) not in part]
-    learners = [name for name in plain_learners(ds) if setting(ds, "algorithm", name) not in part]
+    controls = [name for name in controls if setting(ds, "algorithm", name) not in partial]
+    learners = [name for name in plain_learners(ds) if setting(ds, "algorithm", name) not in partial]
     return [
         verdict
         for learner in learners
@@ -234,6 +245,7 @@ def _learner_verdicts(
 
 def _log_fall(one: Change, keep: np.ndarray) -> np.ndarray:
     """The fall of the logarithm of the mean over the tasks in ``keep`` [seed, task]: [seed]."""
+    # The number of tasks cancels, so that sums take the place of means.
     before, after = (np.where(keep, side, 0.0).sum(axis=1) for side in (one.untrained, one.trained))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(before / after))

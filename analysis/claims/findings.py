@@ -1,4 +1,7 @@
-"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example."""
+"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example.
+
+A step group is a set of inner steps that the plan of the claims judges together.
+"""
 
 import math
 from collections import Counter
@@ -30,22 +33,23 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence for each claim: what most comparisons say, how many have each outcome, and a typical comparison.
 
-    The answer is that of the primary comparisons, after their correction, where a claim has any. The primary claims
+    If a claim has primary comparisons, the answer follows from these alone, after their correction. The primary claims
     come first, in the order of the verdicts. A comparison that an untrained network may pass as well is not counted,
-    unless there is no other.
+    unless the claim has no other comparison.
     """
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)
-    first = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
-    return [_finding(rows) for rows in first]
+    # False sorts before True, so that exploratory claims come last.
+    ordered = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
+    return [_finding(rows) for rows in ordered]
 
 
 def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
     """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
 
-    Only a comparison that ``findings`` does not count can be one: that with orthogonal gradients. The untrained network
-    passes it where its mean, whatever its interval, reaches the smallest effect of interest.
+    This can be so only for the comparison with orthogonal gradients, which ``findings`` does not count. The untrained
+    network passes it where its mean, whatever its interval, reaches the smallest effect of interest.
 
     verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
     """
@@ -56,7 +60,7 @@ def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
 
 
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Each (learner, step group) for which every comparison of a claim supports it.
+    """Each (learner, step group) for which every comparison of a claim supports it, after Holm's correction if primary.
 
     A claim on curvature is also compared at unit filter norm and at equal support loss. A fall counts as suppression
     only where these comparisons support it too. Otherwise it may be due to growing weights or to a lower loss.
@@ -64,10 +68,11 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     places: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         places.setdefault((verdict.learner, verdict.steps), []).append(verdict)
-    return [place for place, rows in places.items() if all(row.outcome == "supported" for row in rows)]
+    return [place for place, rows in places.items() if all(_outcome(row) == "supported" for row in rows)]
 
 
 def _finding(verdicts: list[Verdict]) -> str:
+    """The sentence for the verdicts on one claim."""
     verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
     title = verdicts[0].title
     primary = [verdict for verdict in verdicts if verdict.kind == "primary"]
@@ -76,11 +81,15 @@ def _finding(verdicts: list[Verdict]) -> str:
     text = f"{title[:1].upper()}{title[1:]}? {_answer(judged)}: {_counted(judged)}{_without_correction(primary)}"
     if primary and exploratory:
         text += f"; {_counted(exploratory)}"
-    return f"{text}{_throughout(verdicts)}{_example(verdicts)}."
+    return f"{text}{_throughout(verdicts)}{_example(verdicts, usual=_most_frequent(judged))}."
 
 
 def _answer(verdicts: list[Verdict]) -> str:
-    """What the outcomes of some comparisons of a claim say together."""
+    """The answer to a claim's question that the outcomes of its comparisons give, such as "Mostly yes".
+
+    An outcome of more than half of the comparisons gives the answer, with "Mostly" if there are other outcomes.
+    Otherwise the answer is "Divided" if all three outcomes occur, and else names both, such as "Yes or undecided".
+    """
     counts = Counter(_outcome(verdict) for verdict in verdicts)
     seen = [ANSWERS[outcome] for outcome in OUTCOMES if counts[outcome]]
     outcome, count = counts.most_common(1)[0]
@@ -90,7 +99,7 @@ def _answer(verdicts: list[Verdict]) -> str:
 
 
 def _outcome(verdict: Verdict) -> Outcome:
-    """The outcome of a verdict, of a primary one after the correction for their number."""
+    """The outcome of a verdict; for a primary verdict, the outcome after Holm's correction."""
     return verdict.corrected_outcome or verdict.outcome
 
 
@@ -118,7 +127,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _throughout(verdicts: list[Verdict]) -> str:
-    """Where a claim with matched comparisons is supported in all of them; "" for other claims."""
+    """The learners and steps for which all comparisons of a claim support it; "" for a claim without equal losses."""
     if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
         return ""
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
@@ -129,8 +138,14 @@ def _throughout(verdicts: list[Verdict]) -> str:
     return f"; all comparisons support it for {_listed(places)}"
 
 
-def _example(verdicts: list[Verdict]) -> str:
-    """The numbers of the first plain comparison that has the most frequent outcome.
+def _most_frequent(verdicts: list[Verdict]) -> Outcome:
+    """The outcome that most verdicts have; of several, the one that occurs first."""
+    ((outcome, _),) = Counter(map(_outcome, verdicts)).most_common(1)
+    return outcome
+
+
+def _example(verdicts: list[Verdict], *, usual: Outcome) -> str:
+    """The numbers of the first plain comparison that has the usual outcome.
 
     A primary comparison is preferred, because an exploratory one may be that of a control, such as a network trained on
     shuffled labels. If no plain comparison has that outcome, the numbers are those of the first plain comparison. In a
@@ -143,8 +158,7 @@ def _example(verdicts: list[Verdict]) -> str:
     plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
-    usual = Counter(verdict.outcome for verdict in verdicts).most_common(1)[0][0]
-    verdict = next((verdict for verdict in plain if verdict.outcome == usual), plain[0])
+    verdict = next((verdict for verdict in plain if _outcome(verdict) == usual), plain[0])
     values = number(verdict.effect, signed=True)
     if not math.isnan(verdict.trained_value):
         values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} {baseline(verdict)}"

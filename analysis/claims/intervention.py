@@ -5,17 +5,18 @@ small inner steps (Lee, Yoo, Kwak 2023). The curvature penalty penalises alpha |
 gradient and the Hessian of the support loss, and alpha is the inner learning rate. A series of learners differs in one
 number alone, the weight of one instrument, which may be negative. The learner with neither instrument has the weight 0.
 If two learners have the same weight, the first one is taken. In a study's Dataset, the weight of SHOT is the coordinate
-"dose", and the weight of the curvature penalty is the coordinate "penalty".
+"dose" of a learner, and the weight of the curvature penalty is the coordinate "penalty".
 
 * "manipulation": does the instrument work, so that a larger weight lowers |Hg| / |g|? For each seed, a straight line in
   the rank of the weight is fitted to the logarithm (base 2) of the mean |Hg| / |g|. The effect is the fitted change
   from the smallest to the largest weight.
-* "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|.
+* "intervention": the slope of the accuracy, over all weights of a seed, against the number of halvings of |Hg| / |g|
+  (minus the logarithm, base 2, of its mean over tasks).
 * "association": the same slope without an intervention: over the checkpoints of each seed, and between the seeds at the
-  last checkpoint. Over checkpoints, both change with training, so that this association shows no cause.
+  last checkpoint. Over checkpoints, accuracy and curvature both change with training, so that this shows no cause.
 
 alpha is the same for all learners of a series, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the
-evaluation tasks.
+evaluation tasks. The verdicts are made for each step group, a set of inner steps that the plan judges together.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from analysis.evaluation import has_accuracy
 from analysis.schema import plain_learners, setting, trained_learners
 from analysis.statistics import slope_interval
 
-QUANTITY = "hg_ratio"
+QUANTITY = "hg_ratio"  # |Hg| / |g|
 # The coordinate of the Dataset that holds an instrument's weight, and the instrument in words.
 INSTRUMENTS = {"dose": "SHOT", "penalty": "the penalty"}
 LEAST_POINTS = 3  # the least number of weights, or of checkpoints, for a slope
@@ -42,7 +43,7 @@ LEAST_RANGE = 0.26  # halvings: a factor of 1.2 between the smallest and the lar
 
 
 def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
-    """The learners of a series by their weight, from the smallest weight on; the weight 0 is that of ``base``.
+    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
 
     instrument: the coordinate that holds the weight, "dose" or "penalty".
     """
@@ -61,12 +62,13 @@ def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     verdicts = []
     for base, instrument, series in _all_series(ds, least=2):
         for steps, rows in step_groups(ds, plan):
-            halvings, keep, has_diverged = _halvings_of_series(ds, series, rows)
+            halvings, keep, has_diverged = _halvings_of_series(ds, series, rows)  # halvings: [weight, seed]
             # The slope on the centred ranks, times the number of ranks from the smallest to the largest weight. The
             # minus sign turns halvings into the logarithm (base 2).
             rank = np.arange(len(series)) - (len(series) - 1) / 2
             fitted = -(rank @ halvings) / (rank @ rank) * (len(series) - 1)
-            first, last = (2 ** -mean_over_seeds(side) for side in (halvings[0], halvings[-1]))
+            # The (geometric) means of |Hg| / |g| over seeds at both ends of the series.
+            first, last = (2 ** -mean_over_seeds(end) for end in (halvings[0], halvings[-1]))
             note = (
                 f"the mean goes from {number(first)} at the weight {number(min(series))} to {number(last)} at the"
                 f" weight {number(max(series))}"
@@ -159,13 +161,13 @@ def _no_baseline(effects: np.ndarray) -> np.ndarray:
 
 def _all_series(ds: xr.Dataset, *, least: int) -> list[tuple[str, str, Mapping[float, str]]]:
     """Each (base learner, instrument, learners by weight) with at least ``least`` weights, all of them measured."""
-    found: list[tuple[str, str, Mapping[float, str]]] = []
+    all_series: list[tuple[str, str, Mapping[float, str]]] = []
     for base in plain_learners(ds):
         for instrument in INSTRUMENTS:
             series = learners_by_weight(ds, base, instrument)
             if len(series) >= least and all(has(ds, QUANTITY, learner=name) for name in series.values()):
-                found.append((base, instrument, series))
-    return found
+                all_series.append((base, instrument, series))
+    return all_series
 
 
 def _halvings_of_series(
@@ -188,4 +190,5 @@ def _halvings(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def _kind(instrument: str) -> str:
+    """The name of the comparisons in the series of an instrument."""
     return "weights of SHOT" if instrument == "dose" else "weights of the penalty"

@@ -1,13 +1,15 @@
-"""Claims on what SHOT does for learning: does it raise the accuracy, reach it sooner, and at which extra cost?
+"""Claims on what SHOT does for learning: does it raise the accuracy, and is a given accuracy reached sooner with it?
+
+SHOT (Lee, Yoo, Kwak 2023) is the penalty on the distance between the ends of few large and of many small inner steps.
 
 * "shot-accuracy": SHOT raises the accuracy on the evaluation tasks at the last checkpoint, task by task.
 * "shot-speed": SHOT reaches a given accuracy in fewer meta-iterations. The accuracy is fixed for a pair of learners: it
   lies at 90 % of the way from the untrained accuracy to the smaller of the two mean final accuracies, so that neither
-  learner is favoured. The meta-iteration at which a seed first reaches it is interpolated linearly between checkpoints.
-  A learner that never reaches it in a seed is censored there: all that is known is that it needs more meta-iterations
-  than the last checkpoint, whose number is used in place of the time. This understates the difference, whichever
-  learner is faster. A seed in which both learners are censored says nothing and is left out. If a learner is censored
-  in more than half of the seeds, there is no verdict.
+  learner is favoured. The meta-iteration at which it is first reached is interpolated linearly between checkpoints. A
+  learner that never reaches the accuracy in a seed is censored there: all that is known is that it needs more
+  meta-iterations than the whole training, whose number is used in place of the unknown one. This understates the
+  difference, whichever learner is faster. A seed in which both learners are censored says nothing and is left out. If a
+  learner is censored in more than half of the seeds, there is no verdict.
 """
 
 import numpy as np
@@ -50,7 +52,10 @@ def shot_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 
 def shot_speed_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on "shot-speed", one for each learner with SHOT; the effect is in doublings of the time."""
+    """Return the verdicts on "shot-speed", one for each learner with SHOT.
+
+    The effect is in doublings of the number of meta-iterations (here called the time) to the accuracy.
+    """
     if not has_accuracy(ds):
         return []
     scores = mean_scores(ds)
@@ -68,18 +73,19 @@ def shot_speed_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         censored = [np.isnan(time) & np.isfinite(curve).all(axis=1) for time, curve in zip(times, curves, strict=True)]
         known = np.isfinite(curves[0] + curves[1]).all(axis=1) & ~(censored[0] & censored[1])
         logs = [
-            np.where(known, np.log2(np.where(late, checkpoints[-1], time)), np.nan)
-            for late, time in zip(censored, times, strict=True)
+            np.where(known, np.log2(np.where(is_censored, checkpoints[-1], time)), np.nan)
+            for is_censored, time in zip(censored, times, strict=True)
         ]
         obstacle = None
         if not ends > untrained:
             obstacle = "a learner is not better than the untrained network; so there is no accuracy to reach"
-        elif max(late.mean() for late in censored) > 0.5:
+        elif max(is_censored.mean() for is_censored in censored) > 0.5:
             obstacle = "too few seeds reach the accuracy; train longer"
-        num_late = [int(late.sum()) for late in censored]
+        num_censored = [int(is_censored.sum()) for is_censored in censored]
         note = f"the accuracy to reach is {100 * level:.1f} %"
-        if any(num_late):
-            note += f", which {plural(num_late[0], 'seed')} with and {plural(num_late[1], 'seed')} without SHOT"
+        if any(num_censored):
+            with_shot, without_shot = (plural(num, "seed") for num in num_censored)
+            note += f", which {with_shot} with and {without_shot} without SHOT"
             note += " never reached: they count as if they had at the last checkpoint"
         keep = np.isfinite(logs[0] + logs[1])[:, None]  # a seed has one time, so it counts as one task
         comparison = compare_seeds(logs[0], logs[1], keep, np.zeros_like(keep), obstacle=obstacle, note=note)

@@ -25,7 +25,7 @@ Text = Annotated[str, Field(min_length=1)]
 BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]
 
 
-# The statements of the claims of version 0.1, whose plans do not hold them.
+# The statements of the claims of version 0.1. The plans of that version do not state their claims.
 EARLIER_STATEMENTS = {
     "suppression": "Meta-training lowers the curvature along the inner gradient.",
     "shot": "SHOT lowers the curvature along the inner gradient further.",
@@ -47,7 +47,7 @@ class ClaimPlan:
     kind: the verdicts on all "primary" claims are corrected for their number (Holm 1979). Those on "exploratory" claims
         are not.
     margin: the smallest effect of interest. margin_unit: the unit of the margin, in words.
-    corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty: all of them. The
+    corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty for all of them. The
         verdicts on its other comparisons count as exploratory.
     learners: of a primary claim, the learners whose verdicts are corrected: "all", or "plain" for those without SHOT
         and without the penalty on the curvature that are no controls. The verdicts on other learners count as
@@ -157,8 +157,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
-        # Only the unused one of ``claims`` and ``margins`` is empty. Without it, a plan of version 0.1, which had no
-        # ``claims``, keeps the digest that it had then.
+        # A plan has either ``claims`` or ``margins``, and the empty one is left out. So a plan of version 0.1, which
+        # had no ``claims``, keeps the digest that it had then.
         content = {key: value for key, value in asdict(self).items() if value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

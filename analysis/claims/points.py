@@ -77,10 +77,10 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allo
     values = one[variable].astype(np.float64)  # a copy: the study is never written to
     without_values = np.isin(one["status"], (DIVERGED, NO_SUCH_SEED))
     values[without_values] = np.nan
-    lost = ~np.isfinite(values) & ~_undefined(one, variable)
-    lost[without_values] = False
-    if lost.any() and not allow_missing:
-        _refuse_lost(one, variable, learner, checkpoint, lost)
+    missing = ~np.isfinite(values) & ~_undefined(one, variable)
+    missing[without_values] = False
+    if missing.any() and not allow_missing:
+        _refuse_missing(one, variable, learner, checkpoint, missing)
     return values
 
 
@@ -110,8 +110,9 @@ def _undefined(one: Mapping[str, np.ndarray], variable: str) -> np.ndarray:
 
 
 def _refuse_unmeasured(one: Mapping[str, np.ndarray], learner: str, checkpoint: int) -> None:
+    """Raise NotMeasuredError if the status of any unit of the learner says that it is not measured."""
     status = one["status"]
-    missing = np.argwhere(status == NOT_MEASURED)
+    missing = np.argwhere(status == NOT_MEASURED)  # the positions (seed, task)
     if len(missing):
         seeds = sorted({int(one["seed"][row]) for row, _ in missing})
         raise NotMeasuredError(
@@ -121,12 +122,13 @@ def _refuse_unmeasured(one: Mapping[str, np.ndarray], learner: str, checkpoint: 
         )
 
 
-def _refuse_lost(
-    one: Mapping[str, np.ndarray], variable: str, learner: str, checkpoint: int, where: np.ndarray
+def _refuse_missing(
+    one: Mapping[str, np.ndarray], variable: str, learner: str, checkpoint: int, missing: np.ndarray
 ) -> None:
-    seed, task = np.argwhere(where)[0][:2]
+    """Raise the error that names the first missing value; ``missing`` [seed, task, ...] is True for each of them."""
+    seed, task = np.argwhere(missing)[0][:2]
     raise NotMeasuredError(
         f"{learner} at checkpoint {checkpoint} is marked measured but holds no number for {variable} "
-        f"(seed {int(one['seed'][seed])}, task {int(one['task'][task])}; {int(where.sum())} of "
-        f"{where.size} values); move the run's measurements.zarr elsewhere and measure again"
+        f"(seed {int(one['seed'][seed])}, task {int(one['task'][task])}; {int(missing.sum())} of "
+        f"{missing.size} values); move the run's measurements.zarr elsewhere and measure again"
     )

@@ -13,6 +13,7 @@ from analysis.statistics import MAX_SEEDS, mean_interval
 if TYPE_CHECKING:
     from analysis.claims.verdict import Verdict
 
+# Quantities in words; any other quantity without words of its own (``Verdict.measure``) is called by its name.
 NAMES = {
     "alpha_rho": "alpha rho",
     "rho": "rho",
@@ -36,7 +37,7 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     parts = [_levels(verdict, confidence)]
     head = f"{verdict.outcome.capitalize()} with {plural(verdict.num_seeds, 'seed')}: "
     if comparison.obstacle:
-        head = f"Inconclusive: {comparison.obstacle}. "
+        head = f"Inconclusive: {comparison.obstacle}; "
     elif verdict.outcome == "inconclusive":
         head += (_unmet(verdict, comparison) or _needed(verdict)) + "; "
     elif verdict.outcome == "not supported":
@@ -57,7 +58,7 @@ def after_correction(verdict: "Verdict") -> str:
             f"Supported with {plural(verdict.num_seeds, 'seed')} without the correction for the number of comparisons, "
             f"but not after it{_seeds_to_pass(verdict)}: "
         )
-    # The second pattern is that of an earlier correction, which ``compare`` replaces by one over several studies.
+    # The optional part matches the words of an earlier correction, which ``compare`` replaces by one over its studies.
     return re.sub(r"^Supported with \d+ seeds?( without [^:]*)?: ", lambda _: beginning, verdict.sentence)
 
 
@@ -186,6 +187,7 @@ def _left_out(verdict: "Verdict", comparison: Comparison) -> list[str]:
 
 
 def _units_left_out(comparison: Comparison) -> list[str]:
+    """A clause for each reason for which units (one task of one seed) were left out."""
     units = plural(comparison.num_units, "unit")
     reasons = {"of divergence": comparison.num_diverged, "the gradient is zero": comparison.num_undefined}
     return [

@@ -11,10 +11,9 @@ suppression along the inner loop, but measure no curvature.) A learner that begi
 network is compared with an untrained network that adapts by the same inner loop, if the study has one.
 
 The claims "shot" and "shot-hg": a learner with SHOT is compared with the same learner without SHOT, at the last
-checkpoint. The study names the pairs (``analysis.claims.points.shot_pairs``); one learner may be compared with several
-variants of itself with SHOT. Both sides share the seed's initialisation, tasks and inner learning rate. A learner that
-begins from a network that was pre-trained with SHOT alone also counts as one with SHOT; it has had that training in
-addition.
+checkpoint. ``analysis.claims.points.shot_pairs`` lists these pairs, and one learner without SHOT may belong to several
+of them. Both sides share the seed's initialisation, tasks and inner learning rate. A learner that begins from a network
+that was pre-trained with SHOT alone also counts as one with SHOT; it has had that pre-training in addition.
 
 The claims whose names end in "-hg" judge |Hg| / |g| in place of rho. |Hg| / |g| measures the size of the whole
 Hessian-gradient product. rho measures only the part of that product along the gradient, and may be negative. Both are
@@ -116,8 +115,7 @@ def lower_curvature(
     ds = with_seeds_of(ds, question.learner, other_learner)
     if not ds.sizes["seed"]:
         return []
-    quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
-    at_unit_norm = quantities[2]
+    _, _, at_unit_norm = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
     has_unit_norm = has(ds, at_unit_norm)
     # The values [seed, task, step] of the question's learner and of the baseline, for three quantities: the question's
     # own, the one at unit filter norm, and the support loss. Where the second was not measured, the first takes its

@@ -32,7 +32,7 @@ class Verdict(Question):
 
     A unit is one task of one seed, and a point is one inner step of a unit.
 
-    effect: trained minus baseline; its sign is that of the difference, whatever the claim predicts.
+    effect: trained minus baseline, also where the claim predicts a negative difference.
     low, high: the Student t interval over seeds; NaN with one seed.
     bootstrap_low, bootstrap_high: the interval from resampled tasks, with the seeds held fixed.
     margin: the smallest effect of interest, in the units of the quantity.
@@ -93,7 +93,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
     """Return the verdict on a comparison.
 
     margin: the smallest effect of interest, above 0, in the units of the quantity.
-    confidence: that of the interval over seeds.
+    confidence: the confidence of the interval over seeds.
     Raises ValueError for a negative margin.
     """
     if margin < 0:
@@ -174,6 +174,7 @@ def verdicts_from_json(text: str) -> list[Verdict]:
 
 
 def _null(value: Any) -> Any:
+    """A value for JSON, with None in place of each number that is not finite, also within mappings and tuples."""
     if isinstance(value, dict):
         return {key: _null(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -209,10 +210,11 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
 
 
 def _sides(v: Verdict) -> str:
+    """The learner and the baseline of a verdict, the inner steps and the kind of comparison, for its line."""
     if v.comparison == "against orthogonal":
         return f"{v.learner} against orthogonal gradients"
     steps = "" if v.steps in ("all steps", "") else f", {v.steps}"
-    if v.claim in EARLIER_STATEMENTS:  # the claims whose comparisons are told apart by their last words
+    if v.claim in EARLIER_STATEMENTS:  # a line on a claim of version 0.1 names no quantity
         kind = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}.get(v.comparison, "")
         return f"{v.learner} against {v.baseline}{steps}{kind}"
     against = f" against {v.baseline}" if v.baseline and not v.comparison.startswith("against") else ""
@@ -220,6 +222,7 @@ def _sides(v: Verdict) -> str:
 
 
 def _correction(v: Verdict) -> str:
+    """The p-value after Holm's correction, and the outcome where the correction changes it; "" if there is none."""
     if math.isnan(v.p_corrected):
         return ""
     changed = f" ({v.corrected_outcome})" if v.corrected_outcome != v.outcome else ""

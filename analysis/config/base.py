@@ -17,8 +17,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3. A number is one that
-# torch can hold: an integer in 64 bits, and any other number in float32.
+# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3. The bounds keep
+# integers within 64 bits, and other numbers well within the range of float32, so that torch can hold them.
 LARGEST_INTEGER, LARGEST, SMALLEST = 2**63 - 1, 1e30, 1e-30
 Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER, strict=True)]  # 1, 2, 3, ...
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER, strict=True)]  # 0, 1, 2, ...
@@ -32,15 +32,15 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
-    # The settings that version 0.1 did not have. At its default, such a setting is not written, so that a folder begun
-    # before it existed can be resumed.
+    # The settings that version 0.1 did not have. At its default, such a setting is not written. A folder that was begun
+    # before the setting existed therefore still holds the same settings, and its study can be resumed.
     later_settings: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
-    def _without_later_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_later_settings(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         defaults = {name: type(self).model_fields[name].default for name in self.later_settings}
-        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
-        return {name: value for name, value in settings(self).items() if name not in unset}
+        at_default = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return {name: value for name, value in serialise(self).items() if name not in at_default}
 
 
 class OneOf:
@@ -62,6 +62,7 @@ class FromLibrary:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # ``source`` is the annotated dataclass. Its strict model reads the mapping, and the dataclass is made of that.
         return core_schema.no_info_after_validator_function(
             lambda settings: source(**dict(settings)),
             handler(settings_of(source)),

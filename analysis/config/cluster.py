@@ -18,8 +18,8 @@ class ClusterConfig(Strict):
     jobs: the largest number of jobs into which a part of a study (training, measuring) is divided.
     minutes, memory_gb, cpus, gpus: what each job gets. A unit of work computes on one thread.
     partition, account, qos, constraint: as SLURM's ``sbatch`` takes them.
-    sbatch: further options of ``sbatch``, by their long names; true for one without a value.
-    setup: lines of shell that a job runs first. They are run as they stand.
+    sbatch: further options of ``sbatch``, by their long names; true for an option that takes no value.
+    setup: lines of shell that a job runs first, exactly as they are written.
     """
 
     executor: Literal["slurm", "local"] = "slurm"
@@ -37,7 +37,7 @@ class ClusterConfig(Strict):
 
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """The settings in a file; UserError names the first mistake, its place and what is allowed there."""
+    """The settings in a file. Raises UserError, which names the first mistake, its place and what is allowed there."""
     if not path.is_file():
         raise UserError(f"there is no cluster file {path}; docs/cluster.md has one to start from")
     try:

@@ -20,7 +20,7 @@ class RuleConfig(Strict):
     name: the kind of rule: plain for gradient descent, momentum for the heavy ball, preconditioned for RMSProp.
     decay: the weight of the past, in momentum and preconditioned steps.
 
-    Settings that are left out take the rule's defaults.
+    Settings that are left out take the rule's defaults; ``epsilon`` is described in ``Preconditioned``.
     """
 
     name: Annotated[str, OneOf(RULES)] = "plain"
@@ -46,7 +46,8 @@ class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
 
     See ``hessian_tools.inner.learners.Latent`` for the settings that are not described here.
     fine_tuning_steps: how many of the study's inner steps move the decoded weights. These steps come last; the steps
-        before them move the codes. The default is half of the inner steps, rounded down (the paper has 5 of each kind).
+        before them move the codes. The default is half of the inner steps, rounded down (Rusu et al. take 5 of each
+        kind).
     """
 
     fine_tuning_steps: Natural | None = None
@@ -58,13 +59,13 @@ class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
 
     def built(self, *, inner_steps: int) -> Latent:
         """The library's settings in a study of ``inner_steps`` inner steps."""
-        on_weights = inner_steps // 2 if self.fine_tuning_steps is None else self.fine_tuning_steps
-        if on_weights >= inner_steps:
+        fine_tuning_steps = inner_steps // 2 if self.fine_tuning_steps is None else self.fine_tuning_steps
+        if fine_tuning_steps >= inner_steps:
             raise ValueError(
-                f"latent.fine_tuning_steps={on_weights} leaves none of inner.steps={inner_steps} for the codes;"
+                f"latent.fine_tuning_steps={fine_tuning_steps} leaves none of inner.steps={inner_steps} for the codes;"
                 f" give at most {inner_steps - 1}"
             )
-        return Latent(**self.model_dump() | {"fine_tuning_steps": on_weights})
+        return Latent(**self.model_dump() | {"fine_tuning_steps": fine_tuning_steps})
 
 
 class LearnerConfig(Strict):
@@ -77,7 +78,7 @@ class LearnerConfig(Strict):
     rule: how an inner step follows from the gradients.
     minibatches: the number of parts into which training cuts the examples of an inner loop, of which each inner step
         takes one.
-    latent: the settings of leo.
+    latent: the settings of leo (LEO, Rusu et al. 2019).
     logarithmic: True if meta-sgd learns the logarithms of its inner step sizes, which keeps the step sizes positive;
         False if it learns the step sizes themselves.
     moves: the parameters that the inner loop moves ("head", "body", or names of modules); by default the head for anil,
@@ -93,10 +94,11 @@ class LearnerConfig(Strict):
         gradient of the support loss and H its Hessian; see ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
-    optimiser: the optimiser of the outer loop; by default that of the algorithm (sgd for reptile) or of the study.
+    optimiser: the optimiser of the outer loop; by default the algorithm's own, if it has one (sgd for reptile), or else
+        that of the study.
     learning_rate: the learning rate of the outer loop; by default that of the study.
-    seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
-        seeds that the study does not have yet, because seeds can be added to a study.
+    seeds: a list of seeds, if the learner is to have only those seeds of the study that are in it; by default the
+        learner has all of them. The list may name seeds that will be added to the study later.
     shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
         to learn; it is validated and measured with the true labels.
 
@@ -167,6 +169,7 @@ class LearnerConfig(Strict):
             settings["rule"] = self.rule.built()
         if "latent" in settings:
             settings["latent"] = (self.latent or LatentConfig()).built(inner_steps=inner_steps)
+            # In the library, a LEO learner's ``steps`` are only those that move the codes.
             inner_steps -= settings["latent"].fine_tuning_steps
         return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
 

@@ -21,7 +21,8 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 def first_mistake(error: ValidationError, model: type) -> str:
     """The place of the first mistake in the settings of ``model``, what is wrong there, and what is allowed."""
-    # An unknown key is likelier to be the cause than a value that then seems missing or odd.
+    # Errors about unknown keys come first (False sorts before True), because an unknown key is likelier to be the cause
+    # than a value that then seems missing or odd.
     mistake = min(error.errors(), key=lambda mistake: mistake["type"] not in UNKNOWN_KEY)
     place = _short(".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS))
     if mistake["type"] in UNKNOWN_KEY:
@@ -41,6 +42,7 @@ def first_mistake(error: ValidationError, model: type) -> str:
         return f"{place}: give a list of at least {mistake['ctx']['min_length']}{got}"
     hint = ""
     if mistake["type"] == "literal_error":
+        # pydantic's text of what it expected holds the allowed values in quotes.
         hint = did_you_mean(str(mistake["input"]), re.findall(r"'([^']+)'", mistake["ctx"]["expected"]))
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}{hint}"
 

@@ -21,7 +21,7 @@ NETWORKS = {
     "vit": ("hessian_tools.nets:VisionTransformer", ()),
     "mlp": ("hessian_tools.nets:MLP", ("hidden",)),
 }
-# An object of the user's own: "package.module:name" or "path/to/file.py:name".
+# An object of the user's own: "package.module:name" or "path/to/file.py:name", without control characters.
 IMPORT_PATH = r"([A-Za-z_][\w.]*|[^\x00-\x1f]+\.py):[A-Za-z_]\w*"
 
 
@@ -74,8 +74,7 @@ class DataConfig(Strict):
 
 
 class NetworkConfig(Strict):
-    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name" or
-    "file.py:name".
+    """The network that learns the tasks.
 
     name: one of conv4, resnet12, vit and mlp, or one of the user's own by its import path or file, which needs
         ``--trust``. The data sine-line need mlp.
@@ -138,7 +137,8 @@ class NetworkConfig(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of this network that are fields of NetworkConfig; those in ``options`` are not among them."""
-        return {name: getattr(self, name) for name in NETWORKS.get(self.name, ("", ()))[1]}
+        _, names = NETWORKS.get(self.name, ("", ()))
+        return {name: getattr(self, name) for name in names}
 
     def __hash__(self) -> int:
         # pydantic's own hash fails on the dict of options.
@@ -148,7 +148,7 @@ class NetworkConfig(Strict):
 class LevelConfig(Strict):
     """How much of the curvature is measured at each parameter vector of an inner loop.
 
-    eigenvalues: the number of eigenvalues, those of largest magnitude. tolerance: their relative tolerance.
+    eigenvalues: how many eigenvalues of largest magnitude are sought. tolerance: their relative tolerance.
     probes: the number of random vectors for the trace.
     max_matvecs: the largest number of Hessian-vector products that the eigenvalues may cost.
     """
@@ -160,8 +160,8 @@ class LevelConfig(Strict):
 
     @model_validator(mode="after")
     def _enough_products(self) -> "LevelConfig":
-        # The largest and the smallest algebraic eigenvalue are sought too (+ 2). Each eigenvalue takes at least one
-        # product to be found and one more to be checked (2 *).
+        # Besides those of largest magnitude, the largest and the smallest algebraic eigenvalue are sought (+ 2). Each
+        # eigenvalue takes at least one product to be found and one more to be checked (2 *).
         least = 2 * (self.eigenvalues + 2)
         if self.max_matvecs < least:
             raise ValueError(
@@ -179,8 +179,8 @@ class MeasureConfig(Strict):
         checkpoint. All other measurements are ``light``.
     light: how much is measured wherever ``full`` does not apply.
     full: how much is measured of the first ``full_tasks`` tasks at the first and the last checkpoint.
-    block: the number of tasks that are stored together. On a CPU they are measured together, too; on a GPU as many
-        blocks are measured together as fit in its memory.
+    block: the number of tasks that are stored together. On a CPU these tasks are also measured together; on a GPU, as
+        many blocks as fit in its memory are measured together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
     quantities: what is measured: names in docs/quantities.md, "standard" or "all", or import paths or files of the
         user's own quantities, such as my_quantities.py:SHARPNESS.
@@ -266,6 +266,7 @@ class TrainSettings(Strict):
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _expand_logarithmic_schedule(cls, value: Any) -> Any:
+        # The exact type, because True is an int as well.
         return logarithmic_schedule(value) if type(value) is int and value > 0 else value
 
     @model_validator(mode="after")
@@ -325,16 +326,16 @@ class StudyConfig(Strict):
 
         Raises ValueError where the chain is a circle, or where one of its names is not a trained learner of the study.
         """
-        passed, start = [name], self.learners[name].start
+        chain, start = [name], self.learners[name].start
         while start is not None:
             if start not in self.learners or not self.learners[start].trained:
-                raise ValueError(f"learners.{passed[-1]}.start={start!r} must name a trained learner of this study")
-            if start in passed:
+                raise ValueError(f"learners.{chain[-1]}.start={start!r} must name a trained learner of this study")
+            if start in chain:
                 raise ValueError(
-                    f"learners.{name}.start: {' begins from '.join([*passed, start])}, in a circle; drop a start"
+                    f"learners.{name}.start: {' begins from '.join([*chain, start])}, in a circle; drop a start"
                 )
-            passed, start = [*passed, start], self.learners[start].start
-        return passed[1:]
+            chain, start = [*chain, start], self.learners[start].start
+        return chain[1:]
 
     def _check_start(self, name: str) -> None:
         if self.starts(name) and not self.train.validation_tasks:
@@ -342,8 +343,7 @@ class StudyConfig(Strict):
                 f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
             )
         for start in self.starts(name):
-            held = set(self.seeds_of(start))
-            lacking = [seed for seed in self.seeds_of(name) if seed not in held]
+            lacking = [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(start)]
             if lacking:
                 raise ValueError(
                     f"learners.{name} begins from {start}, which has no seed {lacking[0]}; add it to the seeds of"
@@ -351,13 +351,13 @@ class StudyConfig(Strict):
                 )
 
     def _check_search(self, search: StepSizeSearch) -> None:
-        chosen = self.learners.get(search.learner)
-        if chosen is None or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
+        learner = self.learners.get(search.learner)
+        if learner is None or learner.penalty or learner.shuffle_labels or not learner.trained:
             raise ValueError(
                 f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without"
                 " penalty and shuffle_labels"
             )
-        if chosen.start or chosen.step_size or chosen.algorithm == "leo":
+        if learner.start or learner.step_size or learner.algorithm == "leo":
             raise ValueError(
                 f"inner.step_size.learner={search.learner!r} must use the study's step size and begin from the"
                 " untrained network; choose a learner that has neither step_size nor start and is not leo"

@@ -14,7 +14,7 @@ from analysis.config.base import LARGEST_INTEGER
 
 MAX_BYTES = 100_000  # some ten times the largest bundled study
 MAX_DEPTH = 50  # levels of mappings and lists within each other; a study has six
-MAX_VALUES = 20_000  # a value that aliases repeat counts each time; reading so many takes two seconds
+MAX_VALUES = 20_000  # reading so many takes two seconds; a value that aliases repeat counts each time
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {
@@ -42,7 +42,11 @@ def read_settings(path: Path) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text holds. Raises ValueError with the line and the mistake, as in "is not YAML at ..."."""
+    """The value that a YAML text holds.
+
+    Raises ValueError. Its message begins with a verb, as in "is not YAML at line 3: ...", and the caller puts the name
+    of the text before it.
+    """
     if len(text) > MAX_BYTES:
         raise ValueError(f"is longer than {MAX_BYTES} characters, which no file of settings needs")
     try:
@@ -54,7 +58,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _SettingsLoader(yaml.SafeLoader):
-    """A YAML loader with limits, which refuses a key that stands twice, where the default one keeps the last value."""
+    """A YAML loader with limits. It refuses a key that stands twice, for which PyYAML's own keeps the last value."""
 
     # Without YAML's timestamps, 2001-12-14 is a text.
     yaml_implicit_resolvers = {
@@ -65,7 +69,8 @@ class _SettingsLoader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
-        self._num_values: dict[yaml.Node, int] = {}  # in each complete node, with repetitions by aliases
+        # For each node that is read to its end: the number of values in it, which counts what aliases repeat each time.
+        self._num_values: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = self.peek_event().start_mark
@@ -77,12 +82,16 @@ class _SettingsLoader(yaml.SafeLoader):
         self._depth -= 1
         if node is None:
             return None
-        if is_alias and node not in self._num_values:
+        if is_alias and node not in self._num_values:  # the node that the alias names is not read to its end
             raise yaml.composer.ComposerError(None, None, "a value contains itself through an alias", mark)
         if not is_alias:
-            parts = [part for item in node.value for part in (item if isinstance(item, tuple) else [item])]
-            held = 0 if isinstance(node, yaml.ScalarNode) else sum(self._num_values[part] for part in parts)
-            self._num_values[node] = 1 + held
+            parts: list[yaml.Node] = []
+            if isinstance(node, yaml.SequenceNode):
+                parts = node.value
+            elif isinstance(node, yaml.MappingNode):
+                parts = [part for key_and_value in node.value for part in key_and_value]
+            self._num_values[node] = 1 + sum(self._num_values[part] for part in parts)
+        # The number of nodes so far is compared too, because a mapping or a list is counted only at its own end.
         if max(self._num_values[node], len(self._num_values)) > MAX_VALUES:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES} values", mark)
         return node
@@ -116,9 +125,11 @@ class _SettingsLoader(yaml.SafeLoader):
 
 
 def _mistake(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    """The error that reports a problem at the place of a node."""
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _short(value: object) -> str:
+    """The beginning of a text in quotes; for a node's value that is a list, the name of its type."""
     text = value if isinstance(value, str) else type(value).__name__
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

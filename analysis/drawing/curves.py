@@ -1,8 +1,11 @@
 """Draws the mean of a quantity over seeds, with a band and error bars, over meta-training or along the inner loop.
 
+A learner is a method of meta-learning with its settings in the study. An untrained control is a learner that is
+measured and never trained. The checkpoints of a learner are the meta-iterations at which it was measured.
+
 Lines, bands and bars have a matplotlib group id (gid), such as ``mean:<name>`` or ``seed:<name>:<seed>``. Tests find
-them by this id. A learner's name is also the name of its method: ``method_style`` and ``method_label`` choose the style
-and the label from the name alone. Only untrained controls are grey whatever their names are.
+them by this id. The style and the label of a trained learner follow from its name alone (``method_style`` and
+``method_label``), so that they are the same in every study. Untrained controls are grey, whatever their names are.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +24,12 @@ from analysis.drawing.style import CONTROL_STYLE, GREY, LineStyle, MethodStyle, 
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary
 from analysis.schema import learner_names, trained_learners, untrained_start
 
-BAND_ALPHA = 0.16
-SEED_ALPHA = 0.45
+BAND_ALPHA, SEED_ALPHA = 0.16, 0.45
+"""The opacities of the bands and of the thin lines of single seeds."""
 
 
 def untrained_learners(ds: xr.Dataset) -> list[str]:
-    """The learners that are not trained by the study's settings, whatever their names are."""
+    """The untrained controls: the learners that are not trained by the study's settings, whatever their names are."""
     trained = trained_learners(ds)
     return [name for name in learner_names(ds) if name not in trained]
 
@@ -37,7 +40,10 @@ def learner_style(ds: xr.Dataset, name: str) -> MethodStyle:
 
 
 def plot_finite(ax: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> None:
-    """Draw the points whose y is finite; a line connects neighbours straight across the points that are left out."""
+    """Draw the points whose y is finite; a line connects neighbours straight across the points that are left out.
+
+    look: the properties of the line and its markers, as ``Axes.plot`` takes them.
+    """
     finite = np.isfinite(y)
     ax.plot(x[finite], y[finite], **look)
 
@@ -78,8 +84,8 @@ def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, col
     if not finite.any():
         return
     look: dict[str, Any] = {"fmt": "none", "elinewidth": 0.8, "capsize": 1.5, "zorder": 2.8}
-    bars = ax.errorbar(np.asarray(x, dtype=float)[finite], y[finite], yerr=error[finite], ecolor=color, **look)
-    for lines in bars[2]:
+    _line, _caps, bars = ax.errorbar(np.asarray(x, float)[finite], y[finite], yerr=error[finite], ecolor=color, **look)
+    for lines in bars:
         lines.set_gid(f"error:{name}")
 
 
@@ -97,7 +103,8 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
         part, style = summary.at(learner=position), learner_style(ds, name)
         has_mean = np.isfinite(part.mean.values)
         if name in untrained_learners(ds):
-            horizontal_line(ax, part.at(checkpoint=int(np.argmax(has_mean))), style=style, name=name)
+            only_one = int(np.argmax(has_mean))  # the position of the control's checkpoint
+            horizontal_line(ax, part.at(checkpoint=only_one), style=style, name=name)
         else:
             curve(ax, x, part, style=style, name=name)
         lacks_units = num_diverged.isel(learner=position).values > 0
@@ -108,13 +115,13 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
             ax.plot(x[with_mean], part.mean.values[with_mean], gid=f"diverged:{name}", **cross)
         if without_mean.any():
             # With this transform, y is a fraction of the axis: 0.97 keeps the whole cross inside the panel.
-            edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"all diverged:{name}"}
-            ax.plot(x[without_mean], np.full(without_mean.sum(), 0.97), **edge, **cross)
+            at_top: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"all diverged:{name}"}
+            ax.plot(x[without_mean], np.full(without_mean.sum(), 0.97), **at_top, **cross)
     training_axis(ax, ds["checkpoint"].values)
 
 
 def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
-    """The named learners in groups; the untrained networks of a group have equal values.
+    """Group the named learners by their untrained networks: those of the learners in one group have equal values.
 
     means: a quantity of the study [learner, checkpoint, ...]. Learners with the same inner loop start from the same
     network and have equal values; those with another inner loop or another step size do not. A learner that begins from
@@ -169,13 +176,14 @@ def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]
 def against(ds: xr.Dataset, ax: Axes, x: np.ndarray, summary: Summary) -> list[Line2D]:
     """Draw a quantity against ``x``: each trained learner at the last checkpoint, and the untrained networks dotted.
 
-    summary: one with the dimensions learner and checkpoint, whose first checkpoint is that of the untrained networks if
-        the study has it, and a third dimension with the values of ``x``.
+    summary: that of the quantity, with the dimensions learner and checkpoint, and a third one along which ``x`` runs.
+        Its first checkpoint is the study's. If this is not 0, no untrained network is drawn.
 
     Networks that adapt by different inner loops have a dotted line each, which is returned as a legend entry.
     """
     names = learner_names(ds)
-    # Networks that are trained on shuffled labels, or without episodes, start from the same networks as the others.
+    # Learners that are trained on shuffled labels, or without episodes, have the same untrained networks as the other
+    # learners. So they are left out here, unless the study has no other learners.
     compared = [name for name in names if not is_control(ds, name)] or names
     groups = alike_at_start(ds, summary.mean.transpose("learner", "checkpoint", ...), compared)
     entries = []
@@ -300,26 +308,24 @@ def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -
         ``means``, which may have fewer learners than the study.
     """
     shown = means.to_dataset(name="means")
-    last = {name: first_and_last_states(shown, means, name)[-1:] for name in names}  # a list of one state, or empty
-    names = [name for name in names if last[name]]
+    last = {name: states[-1] for name in names if (states := first_and_last_states(shown, means, name))}
+    names = list(last)
     groups = alike_at_start(ds, means, names)
     ungrouped = [[name] for name in names if not any(name in group for group in groups)]
     maps = []
     for group in [*groups, *ungrouped]:
         if group in groups:
             title = "untrained" if len(groups) == 1 else f"untrained ({method_label(group[0])})"
-            maps.append(TitledState(title, "black", {**last[group[0]][0].position, "checkpoint": 0}))
-        maps += [
-            TitledState(method_label(name), learner_style(ds, name).color, last[name][0].position) for name in group
-        ]
+            maps.append(TitledState(title, "black", {**last[group[0]].position, "checkpoint": 0}))
+        maps += [TitledState(method_label(name), learner_style(ds, name).color, last[name].position) for name in group]
     return maps
 
 
 def where_shown(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
-    """The values ``means`` at the states that the maps show, and NaN elsewhere."""
+    """The means at the states that the maps show, and NaN at all other states."""
     shown = xr.zeros_like(means, dtype=bool)
-    for one in maps:
-        shown[one.position] = True
+    for state in maps:
+        shown[state.position] = True
     return means.where(shown)
 
 

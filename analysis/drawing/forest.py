@@ -1,9 +1,10 @@
 """A forest plot: the effect of every verdict with its interval, in units of the smallest effect of interest.
 
-The effects of different claims have different units and different claimed directions. So each effect is divided by the
-smallest effect of interest of its claim, which is also called the margin, and gets the sign with which the claimed
-direction is positive. Then all effects can be read on one axis by the rule of the verdicts: a claim is supported where
-the whole interval lies right of 0 and reaches 1, and it is not supported where the whole interval lies left of 1.
+A verdict judges a claim by one comparison, such as that of a learner with its own untrained start. The effects of
+different claims have different units and different claimed directions. So each effect is divided by the smallest effect
+of interest of its claim, which is also called the margin, and gets the sign with which the claimed direction is
+positive. Then all effects can be read on one axis by the rule of the verdicts: a claim is supported where the whole
+interval lies right of 0 and reaches 1, and it is not supported where the whole interval lies left of 1.
 """
 
 import math
@@ -39,11 +40,13 @@ LOOKS = {
     "not supported": ("#D55E00", "s", True),
     "inconclusive": (GREY, "D", False),
 }
+# Lengths on the page.
 ROW, LINE, GAP = 0.14, 0.115, 0.1  # inches: of a row, of a line of a heading, and between two claims
 ABOVE, BELOW = 0.08, 0.78  # inches above the first heading, and for the axis and the legend
 RIGHT = 0.08  # inches, so that the last tick label is not cut
 LABELS = 0.49  # the share of the width that the labels of the rows take
 INCHES_A_CHARACTER = 0.047  # the mean width of a character of a label; those of headings, in bold, are a quarter wider
+# Places on the axis, in units of the smallest effect of interest; those beyond the ends of the axis are left out.
 TICKS = (-100, -10, -1, 0, 1, 10, 100)
 
 
@@ -77,7 +80,7 @@ class ForestPlot:
         """
         shown = _chosen(verdicts, claims, learners)
         inches = style.inches_of(width or "single")
-        return _drawn(shown, inches)
+        return _draw_figure(shown, inches)
 
     def data(
         self,
@@ -152,6 +155,7 @@ class ForestPlot:
         return None
 
 
+# ``checked`` checks the arguments when a user calls the method, as it does for the library's functions.
 for _method in ("__call__", "data", "save_data", "caption"):
     setattr(ForestPlot, _method, checked(vars(ForestPlot)[_method], module=__name__))
 
@@ -196,8 +200,8 @@ def _scaled(v: Verdict) -> tuple[float, float, float]:
     return scale * v.effect, low, high
 
 
-def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
-    """Draw the verdicts in a figure of ``width`` inches.
+def _draw_figure(shown: Sequence[Verdict], width: float) -> Figure:
+    """Draw the verdicts in a figure of ``width`` inches: for each claim a heading, and below it a row for each verdict.
 
     Inches are also the unit of y, which grows downwards from the top of the axes.
     """
@@ -235,7 +239,7 @@ def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
                 figure.text(
                     0.03, middle, "\n".join(lines), transform=at_left, va="center", fontsize=6.5, linespacing=1.1
                 )
-                _row(ax, v, middle)
+                _draw_row(ax, v, middle)
                 y += row_height
             ax.vlines(0.0, top, y, color=DARK, lw=0.7, zorder=1)
             ax.vlines(1.0, top, y, color=GREY, lw=0.7, ls="--", zorder=1)
@@ -263,7 +267,8 @@ def _set_axis(ax: Axes, shown: Sequence[Verdict], height: float) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _row(ax: Axes, v: Verdict, y: float) -> None:
+def _draw_row(ax: Axes, v: Verdict, y: float) -> None:
+    """Draw the marker of a verdict and its interval; a dash if there is no effect."""
     effect, low, high = _scaled(v)
     color, marker, filled = LOOKS[final_outcome(v)]
     if not math.isfinite(effect):
@@ -281,11 +286,11 @@ def _labels(rows: Sequence[Verdict]) -> list[str]:
         [v.steps for v in rows],
         [v.comparison.replace("equal support loss", "equal loss") for v in rows],
         [f"vs {method_label(v.baseline)}" if v.baseline else "" for v in rows],
-        [measure(v) for v in rows],
+        [measure(v) for v in rows],  # the quantity in words
     ]
-    # A column is added if it tells verdicts apart that are alike in all columns before it.
-    telling = columns[:1]
+    # A column is used if it tells verdicts apart that are alike in all columns used before it.
+    used = columns[:1]
     for column in columns[1:]:
-        if len(set(zip(*telling, column, strict=True))) > len(set(zip(*telling, strict=True))):
-            telling.append(column)
-    return [", ".join(word for word in words if word) for words in zip(*telling, strict=True)]
+        if len(set(zip(*used, column, strict=True))) > len(set(zip(*used, strict=True))):
+            used.append(column)
+    return [", ".join(word for word in words if word) for words in zip(*used, strict=True)]

@@ -114,6 +114,7 @@ _NODE_RESIDUAL = "at least one exact eigenvalue lies within this distance of the
 _RESIDUAL = "|Hv - lambda v|: at least one exact eigenvalue lies within this distance"
 _BY_MAGNITUDE = "eigenvalues by falling magnitude; those that are not listed are zero"
 _COMPLETE = "whether it was shown that no wanted eigenvalue is missing"
+# The dimensions of variables, after the axes of points.
 _EIGEN, _GRID, _NODE, _STEP = ("eigen_index",), ("grid",), ("probe", "node"), ("inner_step",)
 
 # The variables of each kind of result. ``to_xarray`` finds the number of axes of points from the first variable of a

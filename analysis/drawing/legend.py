@@ -39,6 +39,7 @@ def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artis
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
+        # A trained learner is a line with markers, a control only one of the two.
         is_line, is_marker = (control_lines, not control_lines) if name in untrained_learners(ds) else (True, True)
         look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
         entries.append(entry(method_label(name), color=style.color, **look))
@@ -50,7 +51,7 @@ def training_entries(ds: xr.Dataset, starts: Sequence[Line2D]) -> list[Artist]:
 
     Each label is shown once.
     """
-    return list({str(entry.get_label()): entry for entry in (*starts, *learner_entries(ds))}.values())
+    return list({str(artist.get_label()): artist for artist in (*starts, *learner_entries(ds))}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
@@ -79,7 +80,7 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
 
 
 def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
-    """The legend entries of the quantities of a panel; they are black, because colours stand for methods."""
+    """The legend entries of the quantities that share a panel; they are black, because colours stand for methods."""
     return [entry(look.label, color="black", marker=look.marker, linestyle=look.linestyle) for look in looks.values()]
 
 
@@ -152,7 +153,10 @@ def warm_start_sentence(ds: xr.Dataset) -> str:
 
 
 def no_alpha_sentence(ds: xr.Dataset) -> str:
-    """The sentence that names the learners which have no alpha and are not drawn; "" if all have one."""
+    """The sentence on the learners that are not drawn because no single step size alpha scales all their inner steps.
+
+    "" if there are none.
+    """
     reasons = "; ".join(f"{method_label(name)}, {reason}" for name, reason in why_no_alpha(ds).items())
     return f"Learners whose inner steps are not alpha times the gradient are not drawn: {reasons}." if reasons else ""
 

@@ -1,4 +1,7 @@
-"""Draws several studies over each other: one panel for each quantity, one colour and marker for each study."""
+"""Draws several studies over each other: one panel for each quantity, one colour and marker for each study.
+
+Alpha rho is the inner step size alpha times rho, the curvature of the support loss along its gradient.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -19,16 +22,30 @@ MARKERS = "o^sDvP"
 # The quantities by their labels; each is a function of a study's Dataset with the dimensions learner, seed, checkpoint
 # and, for a quantity along the inner loop, task. Step 0 and later steps are never averaged into one number.
 QUANTITIES: Mapping[str, Callable[[xr.Dataset], xr.DataArray]] = {
-    r"$\alpha\rho$, step 0": lambda ds: measured(ds, "alpha_rho").isel(inner_step=0),
-    r"$\alpha\rho$, later steps": lambda ds: (
-        measured(ds, "alpha_rho").isel(inner_step=slice(1, None)).mean("inner_step")
-    ),
-    "query accuracy": lambda ds: evaluation_scores(ds),
+    r"$\alpha\rho$, step 0": lambda ds: _step_0(ds, "alpha_rho"),
+    r"$\alpha\rho$, later steps": lambda ds: _later_steps(ds, "alpha_rho"),
+    r"$\alpha\,|Hg|\,/\,|g|$, step 0": lambda ds: _step_0(ds, "alpha_hg_ratio"),
+    r"$\alpha\,|Hg|\,/\,|g|$, later steps": lambda ds: _later_steps(ds, "alpha_hg_ratio"),
+    "query accuracy": evaluation_scores,
 }
+
+
+def _step_0(ds: xr.Dataset, name: str) -> xr.DataArray:
+    return _values(ds, name).isel(inner_step=0)
+
+
+def _later_steps(ds: xr.Dataset, name: str) -> xr.DataArray:
+    return _values(ds, name).isel(inner_step=slice(1, None)).mean("inner_step")
+
+
+def _values(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """The values of a variable at the points of the inner loop; NaN in a study that did not measure it."""
+    return measured(ds, name) if name in ds else measured(ds, "alpha_rho") * np.nan
 
 
 def styles(studies: Mapping[str, xr.Dataset]) -> dict[str, MethodStyle]:
     """A colour, from dark to light, and a marker for each study."""
+    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
     ramp, last = mpl.colormaps["viridis"], max(len(studies) - 1, 1)
     return {
         name: MethodStyle(to_hex(ramp(0.85 * index / last)), MARKERS[index % len(MARKERS)], "-")

@@ -93,12 +93,13 @@ def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
             ("title", ax.get_title("left"), partial(ax.set_title, loc="left")),
             ("label", ax.get_xlabel(), ax.set_xlabel),
         ):
-            place = figure.text(0, 0, text, fontsize=style.rc_params()["axes.titlesize"])
-            share = place.get_window_extent(renderer).width / figure.dpi / inches
-            place.remove()
+            # The text is put into the figure for a moment, because only a text in a figure has a width.
+            trial = figure.text(0, 0, text, fontsize=style.rc_params()["axes.titlesize"])
+            relative_width = trial.get_window_extent(renderer).width / figure.dpi / inches
+            trial.remove()
             # A formula cannot be broken. A row becomes higher by the most lines that one of its panels needs.
-            if share > 1 and "$" not in text:
-                lines = wrap(text, int(len(text) / share))
+            if relative_width > 1 and "$" not in text:
+                lines = wrap(text, int(len(text) / relative_width))
                 write("\n".join(lines))
                 more_lines[kind + row] = max(more_lines.get(kind + row, 0), len(lines) - 1)
     width, height = figure.get_size_inches()
@@ -163,6 +164,7 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
 
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:
+    """Write the figure in one format, which the suffix names; returns the path of the file."""
     path = stem.with_name(stem.name + suffix)
     # The figure is drawn in memory first, because matplotlib hides the error of a full disk behind an AttributeError.
     content = BytesIO()
@@ -176,18 +178,19 @@ def _write(figure: Figure, stem: Path, suffix: str) -> Path:
 def _with_palette(png: BytesIO) -> bytes:
     """The picture with a palette of 256 colours, which takes about a third of the bytes and looks the same.
 
-    Half of the palette are the most frequent colours as they are, so that a band, a line and their legend entries keep
-    theirs. The other half covers all others, which are mostly blends at edges.
+    Half of the palette are the most frequent colours, unchanged, so that a band, a line and their legend entries keep
+    their colours. The other half approximates all other colours, which are mostly blends at edges.
     """
     pixels = np.asarray(Image.open(png).convert("RGB"), dtype=np.uint8)
+    # As the digits of one number, red, green and blue can be counted by ``unique``.
     weights = np.array([65536, 256, 1], dtype=np.int32)
     codes, positions, counts = np.unique(pixels.astype(np.int32) @ weights, return_inverse=True, return_counts=True)
     colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
     frequent = colors[np.argsort(-counts, kind="stable")[:128]]
     others = Image.fromarray(colors[None]).quantize(128, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
     palette = np.concatenate([frequent, np.array(others, dtype=np.uint8).reshape(-1, 3)])[:256]
-    nearest = cKDTree(palette).query(colors)[1].astype(np.uint8)
-    picture = Image.fromarray(nearest[positions.reshape(pixels.shape[:2])])
+    _distances, nearest = cKDTree(palette).query(colors)
+    picture = Image.fromarray(nearest.astype(np.uint8)[positions.reshape(pixels.shape[:2])])
     picture.putpalette(palette.tobytes())
     small = BytesIO()
     picture.save(small, "PNG", optimize=True, dpi=(style.DPI, style.DPI))

@@ -79,10 +79,10 @@ def plane(ax: Axes) -> list[Line2D]:
     low, high = min(x_limits[0], y_limits[0]), max(x_limits[1], y_limits[1])
     # The diagonal needs many points, because it is not straight on axes that are linear only around 0.
     places = np.concatenate([-np.geomspace(max(-low, 1e-3), 1e-3, 50), np.geomspace(1e-3, max(high, 1e-3), 50)])
-    unstable, descent = (0, (4, 2)), (0, (1, 1.5))
+    dashed, dotted = (0, (4, 2)), (0, (1, 1.5))
     lines = [
-        ax.axhline(DESCENT_THRESHOLD, label=r"$\lambda_{\max}=2/\alpha$", gid="edge", linestyle=unstable, **look),
-        ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=descent, **look),
+        ax.axhline(DESCENT_THRESHOLD, label=r"$\lambda_{\max}=2/\alpha$", gid="edge", linestyle=dashed, **look),
+        ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=dotted, **look),
         ax.plot(places, places, label=r"$\rho=\lambda_{\max}$", gid="diagonal", **look | {"color": LIGHT_GREY})[0],
     ]
     ax.set_xlim(x_limits)
@@ -99,7 +99,8 @@ def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
     return [ax.axhline(1 / float(ways), label=f"chance (1/{ways:g})", gid="chance", zorder=1.5, **look)]
 
 
-# ---- scales
+# ---- scales: "symlog" and "asinh" are linear around 0 and logarithmic beyond. ``linthresh`` and ``linear_width`` are
+# where the linear part ends, and ``linscale`` is its length on either side of 0, in units of a factor of ten beyond.
 
 TICK_INCHES = 0.35
 """The distance, in inches of a panel, at which two labels of an x axis do not touch."""
@@ -189,15 +190,15 @@ def symlog_axis(axis: Axis, low: float, high: float, *, linear: float = 0.1) -> 
 
 
 def tick_at(axis: Axis, values: list[float]) -> None:
-    """Put ticks at the given values; only those that are far enough apart have a label."""
+    """Put ticks at the given values, in rising order; only those that are far enough apart have a label."""
     start, end = axis.get_transform().transform(np.array(axis.get_view_interval()))
     places = (axis.get_transform().transform(np.array(values)) - start) / (end - start)
-    # 0, the smallest and the largest value get labels first.
+    # 0 gets a label first, then the smallest and the largest value, and then the others.
     order = sorted(range(len(values)), key=lambda index: (values[index] != 0, index not in (0, len(values) - 1), index))
-    place = axis.axes.get_subplotspec()
-    columns = place.get_gridspec().ncols if place is not None else 1
+    position = axis.axes.get_subplotspec()  # None for axes that are not in a grid of panels
+    columns = position.get_gridspec().ncols if position is not None else 1
     figure = axis.axes.figure
-    inches = figure.bbox.width / figure.dpi / columns
+    inches = figure.bbox.width / figure.dpi / columns  # the width of the panel
     labelled = _spaced(places, order, gap=max(0.11, TICK_INCHES / inches))
     texts = [Formatter.fix_minus(f"{value:g}") if index in labelled else "" for index, value in enumerate(values)]
     _set_ticks(axis, values, texts)
@@ -232,6 +233,7 @@ def _powers_of_ten(ax: Axes, first: int) -> list[float]:
 
 
 def _both_signs(values: list[float]) -> list[float]:
+    """Each value, followed by its negative."""
     return [sign * value for value in values for sign in (1.0, -1.0)]
 
 
@@ -258,6 +260,7 @@ def _set_spaced_ticks(axis: Axis, ticks: list[float], labels: list[str], *, gap:
 
 
 def _set_ticks(axis: Axis, ticks: Any, labels: list[str]) -> None:
+    """Set the ticks of an axis with their labels, and no minor ticks."""
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter(labels))
     axis.set_minor_locator(NullLocator())

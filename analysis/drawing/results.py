@@ -72,6 +72,7 @@ def plot(
 
 MANY_POINTS = 40
 """The number of points above which markers of the usual size would merge."""
+# The marker and the label of the eigenvalues at the two ends of the spectrum, by variable.
 _ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "smallest algebraic")}
 
 
@@ -83,17 +84,18 @@ def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
     """
     ends = {name: end for name, end in _ENDS.items() if name in ds}
     dim, series = over_points(ds, "eigenvalue", "eigen_index")
+    along_x = () if dim is None else (dim,)
+    # One eigenvalue at each point makes a curve. Several are not joined by lines, because the i-th by magnitude changes
+    # its sign from point to point.
+    is_curve = dim is not None and ds.sizes["eigen_index"] == 1
     for one in series:
-        # No lines join eigenvalues: the i-th by magnitude changes its sign from point to point.
-        _eigenvalue_markers(ax, one, "eigenvalue", ("eigen_index",) if dim is None else (dim, "eigen_index"), "o")
-        if dim is not None and one.ds.sizes["eigen_index"] == 1:  # one eigenvalue at each point makes a curve
+        _eigenvalue_markers(ax, one, "eigenvalue", (*along_x, "eigen_index"), "o")
+        if is_curve:
             ax.plot(one.ds[dim], one.ds["eigenvalue"].squeeze(), color=one.color, gid=f"curve:{one.label}")
         for name, (marker, _) in ends.items():
-            _eigenvalue_markers(
-                ax, one, name, ("end_index",) if dim is None else (dim, "end_index"), marker, shift=0.12
-            )
+            _eigenvalue_markers(ax, one, name, (*along_x, "end_index"), marker, shift=0.12)
         if one.label:
-            linestyle = "-" if dim is not None and one.ds.sizes["eigen_index"] == 1 else "none"
+            linestyle = "-" if is_curve else "none"
             ax.plot([], [], color=one.color, marker="o", linestyle=linestyle, label=one.label)
     for marker, label in ends.values():
         ax.plot([], [], color="black", marker=marker, linestyle="none", label=label)
@@ -117,6 +119,7 @@ def _eigenvalue_markers(
     y, error, converged = (one.ds[part].transpose(*dims).values for part in parts)
     places = one.ds[dims[0]].values
     places = places + shift * np.min(np.diff(places), initial=1.0)
+    # All eigenvalues at a point have the same x.
     x = np.broadcast_to(places.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
     error_bars(ax, x.ravel(), y.ravel(), error.ravel(), color=one.color, name=name)
     size = 1.5 if len(places) > MANY_POINTS else None
@@ -180,6 +183,7 @@ def density(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
+    """Draw the density at one point, with its band and its isolated nodes. bottom: the lower end of the y axis."""
     x, y, low, high = (one.ds[name].values for name in ("curvature", "density", "density_low", "density_high"))
     ax.fill_between(x, low, high, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{one.label}")
     width = f"width {float(one.ds['width']):.2g}"
@@ -276,7 +280,7 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
     names = ds["finding"].attrs["flag_meanings"].split()
     for row, name in enumerate(names):
         value, allowed, verdict = (ds[part].values[row] for part in ("value", "allowed", "passed"))
-        ratio = value / allowed if allowed > 0 else 0.0
+        ratio = value / allowed if allowed > 0 else 0.0  # where no error is allowed, ``passed`` alone decides
         ratio = ratio if np.isfinite(ratio) else 1e3  # an error that is not finite is drawn at 1000
         if verdict == VERDICTS[None]:
             ax.text(1e-3, row, "not judged", color=GREY, va="center", ha="center", gid=f"open:{name}")
@@ -307,7 +311,8 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] | None = None) 
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
     steps, whose = ds["inner_step"].values, f"{ds.attrs['label']}, " if "label" in ds.attrs else ""
-    for name, color, linestyle in zip(names, (ds.attrs.get("color", DARK), GREY), ("-", "--"), strict=False):
+    looks = ((ds.attrs.get("color", DARK), "-"), (GREY, "--"))  # of the first and of the second variable
+    for name, (color, linestyle) in zip(names, looks, strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
         look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
         look["marker"] = "o" if len(steps) <= MANY_POINTS else None

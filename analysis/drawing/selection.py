@@ -5,7 +5,8 @@ their settings, and ``shown_sentence`` says in the caption which ones are drawn.
 
 SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023);
 the coordinate ``dose`` of a study holds its weight. "The penalty" below is another one, on the curvature along the
-inner loop; the coordinate ``penalty`` holds its weight.
+inner loop; the coordinate ``penalty`` holds its weight. The variants of a learner have the same settings with the
+penalty, or with SHOT in further weights.
 """
 
 from collections import Counter

@@ -60,6 +60,7 @@ CONTROL_STYLE = MethodStyle(GREY, "s", ":")
 # A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without their
 # yellow, which vanishes on white. SHOT is the penalty on the distance between the ends of few large and of many small
 # inner steps (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, the same learner without SHOT a solid one.
+# "fomaml" is first-order MAML, and "leo" adapts a latent code of the last layer (Rusu et al. 2019).
 METHODS: dict[str, MethodStyle] = {
     "supervised": MethodStyle("#000000", "X", "-."),
     "maml": MethodStyle("#0072B2", "o", "-"),
@@ -88,12 +89,13 @@ def method_style(name: str) -> MethodStyle:
     """The style of one method: from the table of known methods, or computed from the name alone.
 
     A method has the same style in every study, because only its name matters. Two names that are not in the table can
-    get the same colour. Their markers and line styles come from other digits of the same checksum and mostly differ.
+    get the same colour; their markers and line styles then mostly differ.
     """
     key = name.lower().replace("_", "-")
     if key in METHODS:
         return METHODS[key]
     number = crc32(key.encode())  # unlike hash(), crc32 gives the same number in every process
+    # The divisions take other bits of the number, so that markers and line styles do not follow the colours.
     color = _SPARE_COLORS[number % len(_SPARE_COLORS)]
     marker = _SPARE_MARKERS[number // 64 % len(_SPARE_MARKERS)]
     return MethodStyle(color, marker, _SPARE_LINES[number // 4096 % len(_SPARE_LINES)])

@@ -16,7 +16,9 @@ from analysis.schema import DIVERGED, MEASURED
 from analysis.statistics import student_half_width
 
 MAX_SEEDS_SHOWN = 4
+"""The largest number of seeds that are drawn as thin lines and whose range is the band."""
 TASK_DIMS = ("task", "evaluation_task")
+"""The dimensions of the tasks with curvature, and of the further tasks, where only loss and accuracy are measured."""
 
 
 @dataclass(frozen=True)

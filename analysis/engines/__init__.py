@@ -1,6 +1,6 @@
-"""Where the work of a study runs: in processes on this machine, on its cards, in jobs of a cluster, or on Dask.
+"""Where the work of a study runs: in processes on this machine, on its GPUs, in jobs of a cluster, or on Dask.
 
-Training and measuring are lists of units of work, such as one training run. An engine does the units of a list
-somewhere. Each engine is one file behind one method, ``run`` (see ``engine.py``), and knows nothing of studies but
-where their folder is. ``place.py`` holds the user's choice between them.
+Training and measuring are lists of units of work, such as one training run. An engine does the units of such a list,
+and each kind of engine does them in another place. All engines have one method, ``run`` (see ``engine.py``), and do not
+know what the work is. ``place.py`` holds the user's choice between the engines.
 """

@@ -1,4 +1,4 @@
-"""The engine of a cluster: SLURM jobs, or processes on this machine to try it out, by the package submitit."""
+"""The engine that works in SLURM jobs or, to try it out, in processes on this machine, by the package submitit."""
 
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ from analysis.study import Study
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel")  # of SLURM
 LATE_SECONDS = 15.0  # how long the result of a job that has ended may take to become visible on this machine
-MAX_TIMEOUTS = 10  # how often a job that needs more than its time is queued again; it goes on from what it has saved
+MAX_TIMEOUTS = 10  # how often a job whose time was too short is queued again, to go on from what it has saved
 
 
 def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
@@ -36,7 +36,7 @@ def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
             f"{file}: executor: slurm needs {', '.join(missing)} on the PATH, as on a login node of the cluster; start"
             " there, or try the file out with executor: local"
         )
-    # What the jobs print lies here. A folder of its own for each command, because local jobs are named by numbers that
+    # What the jobs print lies here. Each command has a folder of its own, because local jobs are named by numbers that
     # are used again.
     logs = study.path.absolute() / HIDDEN / f"jobs-{uuid4().hex[:8]}"
 
@@ -49,11 +49,11 @@ def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UserError(f"{file}: the jobs were refused: {' '.join(str(error).split())}") from None
 
-    return nullcontext(RemoteEngine(study.path, submit, config.jobs))
+    return nullcontext(RemoteEngine(study.path, submit, config.jobs))  # this engine has nothing to close
 
 
 def _parameters(config: ClusterConfig) -> dict[str, Any]:
-    """The settings by submitit's names, where None means not given; for local jobs, submitit ignores those of SLURM."""
+    """The settings under submitit's names, None for one that is not given; local jobs ignore the settings of SLURM."""
     return {
         "name": "hessian-tools",
         "timeout_min": config.minutes,
@@ -72,7 +72,7 @@ def _parameters(config: ClusterConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a job calls."""
+    """The object that submitit sends to a job and calls there: a share of the work."""
 
     share: Share
 
@@ -110,16 +110,17 @@ class _Job:
 
     def answer(self) -> Failure | None:
         """The result of the job. Raises JobLost where there is none."""
-        log, how = self._job.paths.stderr, self._job.state
+        log, ending = self._job.paths.stderr, self._job.state
         if self._has_result:
             error = self._job.exception()
             if error is None:
                 return self._job.result()  # type: ignore[no-any-return]
-            how = next((line for line in reversed(str(error).splitlines()) if "Error" in line), how)
+            # The text holds the traceback of the job; its last line with "Error" names the exception.
+            ending = next((line for line in reversed(str(error).splitlines()) if "Error" in line), ending)
         if log.exists():
-            raise JobLost(f"{how}, its output is in {log}")
+            raise JobLost(f"{ending}, its output is in {log}")
         raise JobLost(
-            f"{how}, without any output: perhaps its machine does not see {log.parent}, and --out must be on a file"
+            f"{ending}, without any output: perhaps its machine does not see {log.parent}, and --out must be on a file"
             " system that all machines share"
         )
 

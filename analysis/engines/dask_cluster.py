@@ -13,9 +13,9 @@ CONNECT_SECONDS = 10
 
 
 def dask_cluster(study: Study, address: str) -> AbstractContextManager[RemoteEngine]:
-    """An engine that does a study's work on the workers of a Dask cluster, one unit in a worker at a time.
+    """An engine that does a study's work on the workers of a Dask cluster. Each worker does one unit at a time.
 
-    address: that of the scheduler, such as "tcp://10.0.0.1:8786", or the path of its scheduler file (.json).
+    address: the address of the scheduler, such as "tcp://10.0.0.1:8786", or the path of its scheduler file (.json).
     Raises UserError where distributed is missing. Entering the engine raises UserError where no scheduler answers, or
     where a worker has several threads.
     """

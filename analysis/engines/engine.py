@@ -1,4 +1,4 @@
-"""The interface of the engines, and the engine of a place."""
+"""The interface of the engines, and the function that opens the engine for the place that the user has chosen."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -32,8 +32,9 @@ class Engine(Protocol):
 
 
 def open_engine(study: Study, place: Place) -> AbstractContextManager[Engine]:
-    """The engine of a place, for the work of one study, whose folder the caller locks before it enters the engine.
+    """The engine of a place, for the work of one study.
 
+    It is a context. The caller locks the study's folder before it enters that context.
     Raises UserError where the place does not exist, or needs a package that is not installed.
     """
     # Engines that need a further package are imported only where they are asked for.

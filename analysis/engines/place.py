@@ -48,7 +48,7 @@ class Place:
         """The device of the study, "cpu" or "cuda". device: the value of the option ``--device``."""
         if not self.devices:
             return device
-        kind = self.devices[0].partition(":")[0]
+        kind, _, _ = self.devices[0].partition(":")
         if device not in ("cpu", kind):  # "cpu" is the default of --device, so it contradicts nothing
             raise UserError(f"--device {device} and --devices {','.join(self.devices)} disagree; leave --device out")
         return kind

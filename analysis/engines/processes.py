@@ -1,4 +1,4 @@
-"""The engine of this machine: worker processes of one thread each, perhaps with a card for each of them."""
+"""The engine of this machine: worker processes of one thread each, on its CPU or on its GPUs (here called cards)."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,8 +23,9 @@ def pool(study: Study, place: Place) -> WorkerPool:
     """The worker processes of a study.
 
     There is one for each entry of ``place.devices``, or ``place.workers`` of them. If the place gives neither, a small
-    study has none, and any other study has one for each core or, on a card, one for each 16 GiB of its memory, but no
-    more than runs or cores. Workers on one card have equal shares of its memory.
+    study is computed in the present process. On the CPU, any other study has a worker for each core. On a card, it has
+    one for each 16 GiB of the card's memory, but no more than runs or cores. Workers on one card have equal shares of
+    its memory.
 
     Raises UserError for a card that this machine lacks.
     """
@@ -64,8 +65,8 @@ def workers_on_card(card_bytes: int, runs: int) -> int:
 
 def on_device(devices: tuple[str, ...], unit: Any, worker: int) -> Any:
     """The unit of work as the worker with that number does it: on the worker's device, with its share of the memory."""
-    number = devices.count(devices[worker])
-    share = 1.0 if number == 1 or devices[worker] == "cpu" else SHARED_PART / number
+    num_workers = devices.count(devices[worker])  # on the same device
+    share = 1.0 if num_workers == 1 or devices[worker] == "cpu" else SHARED_PART / num_workers
     return replace(unit, study=replace(unit.study, device=devices[worker], device_share=share))
 
 

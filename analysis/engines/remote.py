@@ -1,6 +1,7 @@
-"""What the engines have in common whose workers are on other machines: how work is shared out and followed.
+"""How the engines whose workers are on other machines share out the work and follow its progress.
 
-``worker.py`` says what the workers know, and what the permit is that they and the command share.
+``worker.py`` holds the workers' side of this. It also explains the permit, a hidden folder that the command and its
+workers share.
 """
 
 import json
@@ -42,7 +43,7 @@ class JobLost(Exception):
 
 
 class Job(Protocol):
-    """A share of the work on its way."""
+    """A share of the work that was handed to a scheduler."""
 
     name: str
     """What the user knows the job by, such as "job 1234_5"."""
@@ -64,8 +65,8 @@ class RemoteEngine:
     """Does units of work in jobs on other machines.
 
     folder: the study's folder.
-    submit: hands shares of the work out, and returns a job for each.
-    max_jobs: the largest number of jobs; None for one job for each unit.
+    submit: a function that hands shares of the work to a scheduler, and returns a job for each share.
+    max_jobs: the largest number of jobs; None makes a job of each unit.
     """
 
     folder: Path
@@ -80,14 +81,14 @@ class RemoteEngine:
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
         """Do what :class:`analysis.engines.engine.Engine` says.
 
-        An error of a unit is raised as UnitFailed. Where jobs are lost, the others are waited for before WorkerLost is
-        raised, because what ends one job (a node, its memory, its time) need not end the others.
+        An error of a unit is raised as UnitFailed. Where a job is lost, the engine waits for all other jobs before it
+        raises WorkerLost, because what ends one job (a node, its memory, its time) need not end the others.
         """
         if not units:
             return
         permit = self.folder.absolute() / HIDDEN / f"permit-{uuid4().hex}"
         permit.mkdir(parents=True)
-        units, num_jobs = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
+        units, num_jobs = [_with_absolute_paths(unit) for unit in units], min(len(units), self.max_jobs or len(units))
         # The units are dealt out like cards, because the costly ones come first in the list.
         shares = [Share(work, tuple(units[i::num_jobs]), permit, i, versions()) for i in range(num_jobs)]
         jobs: Sequence[Job] = ()
@@ -140,14 +141,14 @@ class RemoteEngine:
 
 
 class _Progress:
-    """In the command: adds up the progress of the jobs."""
+    """Used by the command that waits for the jobs: reads their reports, and adds up their progress."""
 
     def __init__(self, permit: Path, emit: Emit) -> None:
         self.permit, self.emit = permit, emit
-        self._seen: dict[int, dict[str, Any]] = {}
+        self._reports: dict[int, dict[str, Any]] = {}  # the last report of each job
 
     def read(self) -> None:
-        """Report what the jobs have written since the last call."""
+        """Pass on what the jobs have reported since the last call."""
         with suppress(OSError):
             for name in os.listdir(self.permit):
                 index, _, ending = name.partition(".")
@@ -155,31 +156,34 @@ class _Progress:
                     self._read(int(index))
 
     def finish(self, index: int) -> None:
-        """Report the last of a job that has ended."""
+        """Pass on the last report of a job that has ended, and remove its file."""
         self._read(index)
         report_file(self.permit, index).unlink(missing_ok=True)
 
     def activity(self, index: int) -> str:
         """What a job was doing, as far as is known."""
         self._read(index)
-        if index not in self._seen:
+        if index not in self._reports:
             return "before it had begun with a unit"
-        return f"on {self._seen[index]['worker']} while it was {self._seen[index]['unit']}"
+        return f"on {self._reports[index]['worker']} while it was {self._reports[index]['unit']}"
 
     def _read(self, index: int) -> None:
         try:
             report = json.loads(report_file(self.permit, index).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a shared file system may be late
+        except (OSError, ValueError):  # on a shared file system, a file may appear late or in part
             return
         # A job that was started again counts from 0 again. The work that it reported before must not count twice.
-        seen = self._seen.get(index, {"done": 0.0})["done"]
-        if report["done"] > seen:
-            self.emit(report["done"] - seen, report["note"])
-        self._seen[index] = report | {"done": max(report["done"], seen)}
+        done_before = self._reports.get(index, {"done": 0.0})["done"]
+        if report["done"] > done_before:
+            self.emit(report["done"] - done_before, report["note"])
+        self._reports[index] = report | {"done": max(report["done"], done_before)}
 
 
 def end_earlier_jobs(folder: Path) -> None:
-    """Take their permits from jobs that a killed command has left; the caller has locked the study's folder."""
+    """Stop the jobs that a killed command has left behind, by removing their permits.
+
+    The caller has locked the study's folder, so no other command is at work there whose permit this could remove.
+    """
     for permit in folder.glob(f"{HIDDEN}/permit-*"):
         _withdraw(permit)
 
@@ -193,25 +197,27 @@ def _withdraw(permit: Path) -> None:
     shutil.rmtree(withdrawn, ignore_errors=True)
 
 
-def _anywhere(unit: Any) -> Any:
+def _with_absolute_paths(unit: Any) -> Any:
     """The unit of work with absolute paths, so that it can be done in any working folder."""
-    return replace(unit, study=_with_absolute_paths(unit.study))
+    return replace(unit, study=_study_with_absolute_paths(unit.study))
 
 
-def _with_absolute_paths(study: Study) -> Study:
+def _study_with_absolute_paths(study: Study) -> Study:
     """The study with the absolute paths of its folder and its data.
 
     Links are not followed, because they may point elsewhere on another machine.
     """
     config, given = study.config, {name: getattr(study.config.data, name) for name in DATA_PATHS}
-    paths = {name: Path(value).expanduser() for name, value in given.items() if value}  # some are names of data sets
-    places = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
-    config = config.model_copy(update={"data": config.data.model_copy(update=places)})
+    paths = {name: Path(value).expanduser() for name, value in given.items() if value}
+    # A value may also be the name of a bundled data set, which does not exist as a file and stays as it is.
+    absolute = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+    config = config.model_copy(update={"data": config.data.model_copy(update=absolute)})
     problem = open_problem(config.data, config.network, study.problem.trust)
     return replace(study, path=study.path.absolute(), config=config, problem=problem)
 
 
 def _cancel(jobs: Sequence[Job]) -> None:
+    """Cancel the jobs, and wait up to ``STOP_SECONDS`` until they have ended."""
     for job in jobs:
         with suppress(Exception):  # a scheduler that does not answer must not hide the error that led here
             job.cancel()
@@ -222,7 +228,9 @@ def _cancel(jobs: Sequence[Job]) -> None:
 
 
 def _see_what_others_wrote(folder: Path) -> None:
-    """Read the names in all folders of the runs."""
-    # A network file system remembers for up to a minute that a file did not exist, until its folder is read again.
+    """Read the names in all folders of the runs, so that the files that jobs have written there are visible here.
+
+    A network file system remembers for up to a minute that a file did not exist, unless its folder is read again.
+    """
     for _ in os.walk(folder / "runs"):
         pass

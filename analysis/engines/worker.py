@@ -1,11 +1,11 @@
-"""What a machine that does work for another one knows: its share of the work, and the permit to do it.
+"""The side of a worker on another machine: its share of the work, and the permit to do it.
 
 The machines share one file system, on which the study's folder lies. While a command waits for its jobs, that folder
-holds a hidden folder with a random name, the *permit* of these jobs. It serves four purposes. A job that does not see
-the permit does nothing, because its machine has another file system, or because the command has ended since. A job
-whose permit is removed stops at its next report of progress, so that Ctrl-C ends also what no signal reaches. A job
-reports its progress in a file of its own in the permit. And a command that is killed leaves its permit behind, which
-the next command in the folder removes, so that jobs of the killed one do not go on beside it.
+holds a hidden folder with a random name, the *permit* of these jobs. The permit serves four purposes. A job that does
+not see it does nothing, because its machine has another file system, or because the command has ended since. A job
+whose permit is removed stops at its next report of progress, so that Ctrl-C also ends jobs that no signal reaches. A
+job reports its progress in a file of its own in the permit. And a command that is killed leaves its permit behind,
+which the next command in the folder removes, so that jobs of the killed command do not go on beside that one.
 """
 
 import json
@@ -28,7 +28,8 @@ from hessian_tools.runs.files import FolderInUseError
 from hessian_tools.runs.worker_pool import Emit, Work, one_thread, sendable
 
 REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
-PATIENCE = 90.0  # seconds that a job waits for an earlier job in the same run to notice that its permit is gone
+# Seconds that a job waits until an earlier job, which is at work on the same run, has seen that its permit is gone.
+PATIENCE = 90.0
 LIBRARIES = ("hessian-tools", "torch", "numpy")  # numbers may differ between versions of these, so all must be equal
 
 _one_unit = threading.Lock()  # torch's settings belong to the process, so a process does one unit at a time
@@ -40,7 +41,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """The answer of a job in which a unit of work has failed."""
+    """The answer of a job in which a unit of work has failed.
+
+    unit, worker: what was done, and the machine and the process that did it, in words.
+    """
 
     unit: str
     worker: str
@@ -53,7 +57,7 @@ class Share:
     """The units of work of one job, which are done one after the other.
 
     permit: the folder without which nothing is done. index: the number of the job, from 0 on.
-    versions: those of ``LIBRARIES`` in the command that has shared out the work.
+    versions: the versions of ``LIBRARIES`` in the command that has shared out the work.
     """
 
     work: Work
@@ -69,6 +73,7 @@ def do_share(share: Share) -> Failure | None:
     try:
         _refuse_unfit(share, worker)
         report = _Report(share, worker)
+        # ``times.apart``: the processor time is written to a file of this process alone; see ``analysis.times``.
         with _one_unit, one_thread(), times.apart(f"{socket.gethostname()}-{os.getpid()}"):
             for unit in share.units:
                 doing = report.unit = str(unit)
@@ -113,7 +118,10 @@ def _do_patiently(work: Work, unit: Any, emit: Emit) -> None:
 
 
 class _Report:
-    """On a worker: writes the progress of a share into its file, and raises Stopped once its permit is gone."""
+    """On a worker: writes the progress of a share into its file, and raises Stopped once its permit is gone.
+
+    It is passed to the work as ``emit``, so calling it reports that ``amount`` more is done.
+    """
 
     def __init__(self, share: Share, worker: str) -> None:
         self.share, self.worker = share, worker
@@ -127,11 +135,11 @@ class _Report:
     def write(self) -> None:
         """Write the file under another name and move it to its place, so that the command never reads half of it."""
         self._written = monotonic()
-        part = self.share.permit / f".{self.share.index}.{socket.gethostname()}.{os.getpid()}"
+        temporary = self.share.permit / f".{self.share.index}.{socket.gethostname()}.{os.getpid()}"
         content = {"done": self.done, "note": self.note, "unit": self.unit, "worker": self.worker}
         try:
-            part.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(part, report_file(self.share.permit, self.share.index))
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            os.replace(temporary, report_file(self.share.permit, self.share.index))
         except FileNotFoundError:
             raise Stopped("the command that gave out this work has ended") from None
 
@@ -139,13 +147,13 @@ class _Report:
 @lru_cache
 def versions() -> dict[str, str]:
     """The versions of ``LIBRARIES`` in this process."""
-    found = {}
+    by_name = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            by_name[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            by_name[name] = "not installed"
+    return by_name
 
 
 def report_file(permit: Path, index: int) -> Path:

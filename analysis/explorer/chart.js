@@ -35,7 +35,10 @@ function canvas(width, height) {
   return picture;
 }
 
-/** An empty chart with its axes. x and y are scales; `px` and `py` map values to pixels. With `rows`, `py` maps a row's number. */
+/**
+ * An empty chart with its axes. x and y are scales; `px` and `py` map values to pixels. With a number of `rows`, there is
+ * no y axis, and `py` maps the number of a row. Marks go into `inside`, which cuts them off at the edges of the axes.
+ */
 function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = null }) {
   const picture = canvas(width, height);
   const box = { left, right: width - 12, top: 24, bottom: height - 38 };
@@ -46,7 +49,7 @@ function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = nu
   const defs = svg("clipPath", { id: clip });
   defs.append(svg("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 8 }));
   picture.append(defs);
-  let end = -Infinity;
+  let end = -Infinity; // where the last label of the x axis ends
   for (const tick of x.ticks) {
     const at = px(tick.value);
     picture.append(svg("line", { x1: at, x2: at, y1: box.top, y2: box.bottom, stroke: faint(dark) }));
@@ -113,6 +116,7 @@ function trainingScale(checkpoints) {
   const positive = checkpoints.filter((value) => value > 0);
   const first = positive[0];
   const far = positive.length > 0 && positive.at(-1) > 4 * first;
+  // The part from 0 to the first positive one is half as long as a factor of ten beyond.
   const bend = (value) => (!far ? value : value <= first ? (0.5 * value) / first : 0.5 + Math.log10(value / first));
   const [a, b] = [bend(checkpoints[0]), bend(checkpoints.at(-1))];
   const short = (value) => (value >= 1000 ? `${value / 1000}k` : String(value));

@@ -28,11 +28,13 @@ function pythonCode(app, view) {
   return [...parts, ""].join("\n");
 }
 
+/** The kind of mean of a variable, as `kind_of_mean` of code.py. */
 function kindOfMean(app, name) {
   if (app.state.seed === null) return "seeds";
   return app.variables[name].taskDim && app.state.task === null ? "tasks" : "point";
 }
 
+/** A template with its placeholders replaced by texts, as `fill` of code.py. */
 function fill(template, texts) {
   const lines = template.split("\n").filter((line) => {
     const only = line.match(/^\{\{(\w+)\}\}$/);
@@ -41,6 +43,7 @@ function fill(template, texts) {
   return lines.join("\n").replace(/\{\{(\w+)\}\}/g, (_, name) => texts[name]);
 }
 
+/** The texts for the placeholders, for one variable of a view, as `_fields` of code.py. */
 function fields(app, view, name) {
   const { header } = app;
   const state = pythonState(app);

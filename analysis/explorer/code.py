@@ -22,6 +22,8 @@ State = Mapping[str, Any]
 each further dimension of the quantity), and log (True for a logarithmic axis)."""
 
 VIEWS = ("training", "inner", "tasks", "spectrum", "surface")
+# The templates: the beginning of the code, the computation of ``mean``, ``low`` and ``high`` by the kind of mean (see
+# ``kind_of_mean``), the drawing of a view or of a part of one, and the figure with its axes.
 _BEGIN = """\
 import matplotlib.pyplot as plt
 import numpy as np
@@ -94,7 +96,7 @@ TEMPLATES = {"begin": _BEGIN, "means": _MEANS, "bodies": _BODIES, "canvas": _CAN
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """The template with its placeholders replaced; a line that holds only a placeholder of an empty text is dropped."""
+    """The template with its placeholders replaced by texts; a line that holds only a placeholder for "" is left out."""
     lines = template.split("\n")
     kept = [line for line in lines if not (only := re.fullmatch(r"\{\{(\w+)\}\}", line)) or fields[only[1]]]
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], "\n".join(kept))
@@ -133,7 +135,7 @@ def task_dim(header: Mapping[str, Any], name: str) -> str | None:
 
 
 def kind_of_mean(header: Mapping[str, Any], state: State, name: str) -> str:
-    """Over what a variable is averaged: "seeds", the "tasks" of one seed, or nothing ("point")."""
+    """Over what a variable is averaged: "seeds" (tasks, then seeds), the "tasks" of one seed, or nothing ("point")."""
     if state["seed"] is None:
         return "seeds"
     return "tasks" if task_dim(header, name) and state["task"] is None else "point"
@@ -156,14 +158,14 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     known = {dim: label for dim, label in one.items() if label is not None}
 
     def values(each: str) -> str:
+        """The code of a variable's values at the point that the view shows."""
         text = f'measured(ds, "{each}")' if header["has_status"] else f'ds["{each}"]'
         text = f"({text}{scale})" if scale else text
         return text + (f".isel({extra})" if extra else "") + (f".sel({at})" if at else "")
 
     names = {"checkpoint": "meta-iteration", "inner_step": "inner step"}
-    shown = [f"{names[dim]} {place[dim]}" for dim in fixed if dim in variable["dims"]]
-    shown = [f"{dim} {header['coords'][dim][index]}" for dim, index in state["extra"].items()] + shown
-    log = state["log"]
+    further_words = [f"{dim} {header['coords'][dim][index]}" for dim, index in state["extra"].items()]
+    point_words = [f"{names[dim]} {place[dim]}" for dim in fixed if dim in variable["dims"]]
     colors = _colors(header, state)
     return {
         "open": "" if header["source"] is None else "\nimport analysis",
@@ -181,9 +183,9 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
         "chosen": "" if state["seed"] is None else f".sel({_arguments(known)})",
         "x": "checkpoint" if view == "training" else "inner_step",
         "xlabel": "meta-iteration" if view == "training" else "inner step",
-        "label": _quoted(", ".join([name, *shown])),
-        "yscale": 'ax.set_yscale("log")' if log else "",
-        "tasks_scale": 'ax.set_xscale("log")' if log else "",
+        "label": _quoted(", ".join([name, *further_words, *point_words])),
+        "yscale": 'ax.set_yscale("log")' if state["log"] else "",
+        "tasks_scale": 'ax.set_xscale("log")' if state["log"] else "",
         "linear_width": "0.1" if header["step_size"] else "1",
         "spectrum_label": "eigenvalue times step size" if header["step_size"] else "eigenvalue",
     }

@@ -8,14 +8,14 @@ function variable(app) {
   return app.variables[app.state.quantity];
 }
 
-/** The positions of the dimensions that are chosen besides learner, seed and task. */
+/** The positions that are chosen along all dimensions but learner, seed and task, with `changes` in place of some. */
 function place(app, changes = {}) {
   return { checkpoint: app.state.checkpoint, inner_step: app.state.step, ...app.state.extra, ...changes };
 }
 
 /**
- * The values of all tasks (or the single value) of a variable for one learner and seed at a place. `scaled` multiplies
- * them by alpha if the study's spectra are those of alpha times the Hessian.
+ * The values of all tasks (or the single value) of the variable `each` for one learner and seed, at the positions `where`.
+ * `scaled` multiplies them by the inner step size alpha if the study's spectra are those of alpha times the Hessian.
  */
 function taskValues(app, each, learner, seed, where, scaled) {
   const alpha = scaled && app.header.step_size ? app.header.step_size[learner][seed] ?? NaN : 1;
@@ -72,11 +72,11 @@ function seedsWithValues(app, name) {
   const each = app.variables[name];
   if (each.numSeeds === undefined) {
     const { seed, learner } = each.size;
-    const inner = each.strides.seed;
+    const length = each.strides.seed; // how many numbers a learner has for each seed, which follow each other
     const has = (s) =>
       [...Array(learner).keys()].some((l) => {
-        const start = each.offset + l * each.strides.learner + s * inner;
-        return app.numbers.subarray(start, start + inner).some(Number.isFinite);
+        const start = each.offset + l * each.strides.learner + s * length;
+        return app.numbers.subarray(start, start + length).some(Number.isFinite);
       });
     each.numSeeds = [...Array(seed).keys()].filter(has).length;
   }

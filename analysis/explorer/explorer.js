@@ -2,6 +2,9 @@
 // the header, which describes the study, and all numbers as float32. Everything is computed and drawn here, so moving
 // a slider needs neither a kernel nor a server. The other modules come before this text in one and the same ES module
 // (see MODULES in explorer.py), and so their functions are known here.
+//
+// `app` is one explorer on a page: its model, the header and the numbers, `state` (what is chosen, with checkpoint and
+// step as positions), and the elements of the page that change.
 
 const VIEWS = {
   training: { title: "Over meta-training", draw: drawTraining },
@@ -13,6 +16,7 @@ const VIEWS = {
 
 export default { render };
 
+/** Build the explorer in the element `el`; returns the function that anywidget calls when the element is removed. */
 function render({ model, el }) {
   const app = { model, root: html("div", { class: "ht-explorer" }), views: {} };
   el.replaceChildren(app.root);
@@ -45,6 +49,8 @@ function render({ model, el }) {
 function load(app) {
   const header = app.model.get("header");
   const bytes = app.model.get("values");
+  // A page gives the buffer itself, a notebook a view into one, whose numbers may begin at any byte. The copy of them begins
+  // at byte 0, because a Float32Array has to begin at a multiple of 4.
   const buffer = bytes.buffer ? bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) : bytes;
   app.header = header;
   app.numbers = new Float32Array(buffer);
@@ -75,16 +81,47 @@ function load(app) {
 
 // ---- the controls
 
+/** Build the page from the header and the present choice. */
 function build(app) {
-  const { header, state } = app;
-  app.curves = new Map();
+  const { header } = app;
+  app.curves = new Map(); // the curves that were computed for the present choice, see `curve` in data.js
   const title = header.study ? `Explorer of the study ${header.study}` : "Explorer";
-  app.live = html("p", { class: "sr-only", role: "status", "aria-live": "polite" });
+  app.live = html("p", { class: "sr-only", role: "status", "aria-live": "polite" }); // read out, and not seen
   app.tip = html("div", { class: "tip", hidden: "" });
   app.note = html("p", { class: "soft note" });
-  app.extras = html("div", { class: "extras" });
   app.table = html("table", {});
   app.about = html("p", { class: "soft about" });
+  app.sliders = {
+    checkpoint: slider(app, "checkpoint", "Meta-iteration", header.coords.checkpoint),
+    step: slider(app, "step", "Inner step", header.coords.inner_step ?? [0]),
+  };
+  const learners = html("fieldset", { class: "learners" }, html("legend", {}, "Learners"));
+  for (const learner of header.learners) learners.append(learnerBox(app, learner));
+  const refresh = header.can_refresh && app.model.send ? button("Read the study again", () => send(app, { kind: "refresh" })) : "";
+  const figures = Object.entries(VIEWS).map(([name, view]) => figure(app, name, view));
+  const table = html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Values at the point" }, app.table);
+  app.root.replaceChildren(
+    html("h2", {}, title),
+    menus(app),
+    app.about,
+    learners,
+    html("div", { class: "sliders" }, app.sliders.checkpoint.row, app.sliders.step.row),
+    table,
+    app.live,
+    html("div", { class: "views" }, ...figures),
+    html("div", { class: "foot" }, refresh, app.note),
+    app.tip,
+  );
+  if (header.left_out.length) {
+    note(app, `Left out, because all quantities together are too large: ${header.left_out.join(", ")}.`);
+  }
+  changed(app);
+}
+
+/** The menus of quantity, seed, task and further dimensions, and the two options of the axes. */
+function menus(app) {
+  const { header, state } = app;
+  app.extras = html("div", { class: "extras" });
   const quantity = select(header.menu, state.quantity, (value) => {
     state.quantity = value;
     state.extra = {};
@@ -109,13 +146,7 @@ function build(app) {
     });
     return box;
   });
-  app.sliders = {
-    checkpoint: slider(app, "checkpoint", "Meta-iteration", header.coords.checkpoint),
-    step: slider(app, "step", "Inner step", header.coords.inner_step ?? [0]),
-  };
-  const learners = html("fieldset", { class: "learners" }, html("legend", {}, "Learners"));
-  for (const learner of header.learners) learners.append(learnerBox(app, learner));
-  const choices = html(
+  return html(
     "div",
     { class: "choices" },
     labelled("Quantity", quantity),
@@ -125,27 +156,9 @@ function build(app) {
     html("label", { class: "tick" }, log, " logarithmic values"),
     html("label", { class: "tick" }, fit, " axes fit the curves"),
   );
-  const refresh = header.can_refresh && app.model.send ? button("Read the study again", () => send(app, { kind: "refresh" })) : "";
-  const figures = Object.entries(VIEWS).map(([name, view]) => figure(app, name, view));
-  const table = html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Values at the point" }, app.table);
-  app.root.replaceChildren(
-    html("h2", {}, title),
-    choices,
-    app.about,
-    learners,
-    html("div", { class: "sliders" }, app.sliders.checkpoint.row, app.sliders.step.row),
-    table,
-    app.live,
-    html("div", { class: "views" }, ...figures),
-    html("div", { class: "foot" }, refresh, app.note),
-    app.tip,
-  );
-  if (header.left_out.length) {
-    note(app, `Left out, because all quantities together are too large: ${header.left_out.join(", ")}.`);
-  }
-  changed(app);
 }
 
+/** A menu of the options; `onChange` is called with the text of the one that the user chooses. */
 function select(options, chosen, onChange) {
   const box = html("select", {}, ...options.map((value) => html("option", { value: String(value) }, String(value))));
   box.value = String(chosen);
@@ -153,6 +166,7 @@ function select(options, chosen, onChange) {
   return box;
 }
 
+/** A slider over the positions of `labels`, which sets `app.state[key]`; `show` moves it to the present position. */
 function slider(app, key, label, labels) {
   const input = html("input", { type: "range", min: "0", max: String(labels.length - 1), step: "1", "aria-label": label });
   input.dataset.slider = key;
@@ -170,6 +184,7 @@ function slider(app, key, label, labels) {
   return { row, show, input };
 }
 
+/** The tick box that shows or hides a learner, with a sample of the learner's line. */
 function learnerBox(app, learner) {
   const box = html("input", { type: "checkbox", value: learner.name });
   box.checked = app.state.learners.includes(learner.name);
@@ -224,6 +239,7 @@ function changed(app) {
   moved(app);
 }
 
+/** The menu of the position along a further dimension of the quantity, such as the layer. */
 function extraMenu(app, dim) {
   const labels = app.header.coords[dim];
   const box = select(labels.map((_, index) => index), app.state.extra[dim], (value) => {
@@ -243,7 +259,7 @@ function moved(app) {
   drawAll(app);
 }
 
-/** The words for the place at which all views are. */
+/** The present point in words; `each` is the variable whose dimensions decide what belongs to it. */
 function pointText(app, each = variable(app)) {
   const { header, state } = app;
   const words = [`meta-iteration ${header.coords.checkpoint[state.checkpoint]}`];
@@ -254,6 +270,7 @@ function pointText(app, each = variable(app)) {
   return words.join(", ");
 }
 
+/** Write the table of the values at the present point, and say them to a screen reader. */
 function writeTable(app) {
   const heads = ["Learner", "Value", "Error", "Of"].map((text) => html("th", { scope: "col" }, text));
   const said = [];
@@ -283,6 +300,7 @@ function errorText({ mean, low, high }) {
 
 // ---- drawing
 
+/** True on a dark page: by the theme of JupyterLab or, elsewhere, by the setting of the browser. */
 function isDark() {
   const theme = document.body.dataset.jpThemeLight;
   return theme === undefined ? window.matchMedia("(prefers-color-scheme: dark)").matches : theme === "false";
@@ -353,6 +371,7 @@ function listen(app, { picture, hits }) {
   });
 }
 
+/** Show the code of a view below its picture, and copy it. */
 async function copyCode(app, view, holder) {
   holder.textContent = pythonCode(app, view);
   holder.hidden = false;
@@ -382,11 +401,13 @@ function download(content, type, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000); // milliseconds; the browser reads it after the click
 }
 
+/** Send a message to the kernel, which `_receive` of explorer.py answers. */
 function send(app, message) {
   note(app, "The kernel is at work …");
   app.model.send(message);
 }
 
+/** Take an answer of the kernel: a PDF as a file, and what is to be told. */
 function receive(app, message, buffers) {
   if (message.kind === "pdf") download(buffers[0], "application/pdf", message.name);
   note(app, message.text);

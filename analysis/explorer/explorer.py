@@ -28,6 +28,7 @@ SCRIPT = "\n".join((FILES / name).read_text(encoding="utf-8") for name in MODULE
 """The one ES module of the notebook and of the static page, which is joined here because a widget takes one text."""
 CSS = (FILES / "explorer.css").read_text(encoding="utf-8")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+"""The MIME type by which a notebook recognises a widget."""
 INSTALL = "the explorer needs anywidget in a notebook: pip install 'hessian-tools[notebook]'"
 
 
@@ -54,6 +55,7 @@ class Explorer:
         self._read(study if isinstance(study, xr.Dataset) else open_study(study))
 
     def _read(self, ds: xr.Dataset) -> None:
+        """Take the study's measurements, and what the browser receives of them."""
         header, values = export(ds, variables=self._variables)
         source = None if self._source is None else self._source.as_posix()
         self._ds, self._values = ds, values
@@ -145,6 +147,7 @@ class Explorer:
             raise ValueError("no learner is chosen; choose one")
 
         def label(dim: str, value: object) -> Any:
+            """The study's own label that equals the browser's value; None stands for a mean and stays None."""
             return None if value is None else coords[dim][coords[dim].index(value)]
 
         tasks = task_dim(self._header, quantity)

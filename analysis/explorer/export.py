@@ -86,9 +86,10 @@ def export(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> tuple[d
         "start": _start(ds, menu[0]),
         "step_size": _step_sizes(ds),
         "max_seeds_shown": MAX_SEEDS_SHOWN,
-        # The half width of a 95 % interval for each number of seeds, at a standard deviation of 1.
+        # Half the width of a 95 % interval over 0, 1, 2, ... seeds whose standard deviation is 1.
         "half_widths": [_finite(student_half_width(1.0, num)) for num in range(ds.sizes["seed"] + 1)],
         "has_status": "status" in ds,
+        # The colours of the loss surface, from dark to light.
         "cividis": [to_hex(color) for color in mpl.colormaps["cividis"](np.linspace(0, 1, 16))],
         "code": TEMPLATES,
     }
@@ -103,6 +104,7 @@ def _those_that_fit(ds: xr.Dataset, known: Sequence[str]) -> tuple[list[str], li
     left_out: list[str] = []
     size = 0
     for name in dict.fromkeys([*first, *known]):
+        # A float32 number takes 4 bytes.
         more = sum(4 * ds[each].size for each in (name, _error(ds, name)) if each is not None)
         if taken and size + more > MAX_BYTES:
             left_out.append(name)
@@ -133,7 +135,10 @@ def _numbers(ds: xr.Dataset, names: Sequence[str]) -> tuple[dict[str, dict[str, 
 
 
 def _error(ds: xr.Dataset, name: str) -> str | None:
-    """The variable that holds the error of a variable; None if there is none, or its name could be code."""
+    """The variable that holds the error of a variable; None if there is none, or if its name is no plain identifier.
+
+    ``_is_quantity`` gives the reason for the second condition.
+    """
     error = ds[name].attrs.get("error_variable")
     return error if error in ds and str(error).isidentifier() else None
 

@@ -3,7 +3,10 @@
 
 const DASHES = { "-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3" }; // matplotlib's line styles as dashes of SVG
 
-/** Lines of means with bands over one dimension, with a mark at the present position of its slider. */
+/**
+ * Lines of means with bands over the dimension `dim`, with a dotted line at the present position of its slider. `x` is the
+ * scale of the dimension, and `app.state[key]` the position of the slider.
+ */
 function drawLines(app, width, dark, dim, x, key) {
   const learners = shownLearners(app);
   const curves = learners.map((learner) => curve(app, learner, dim));
@@ -39,10 +42,12 @@ function drawLines(app, width, dark, dim, x, key) {
   return { picture: area.picture, hits, text: `${app.state.quantity} by ${DESCRIBED[dim]}: ${told}.` };
 }
 
+/** The lines over meta-training. */
 function drawTraining(app, width, dark) {
   return drawLines(app, width, dark, "checkpoint", trainingScale(app.header.coords.checkpoint), "checkpoint");
 }
 
+/** The lines along the inner loop. */
 function drawInner(app, width, dark) {
   if (!variable(app).dims.includes("inner_step")) return { missing: "This quantity has one value for a whole inner loop." };
   const steps = app.header.coords.inner_step;
@@ -98,7 +103,7 @@ function drawSpectrum(app, width, dark) {
   const heights = learners.map((learner) => grid.map((_, i) => summary(app, "density", learner.index, { ...where, grid: i }).mean));
   const peak = Math.max(0, ...finite(heights.flat()));
   const values = marks.flat().map((mark) => mark.value);
-  // The axis ends where every density has fallen below a thousandth of the highest peak.
+  // Besides the marks, the axis holds the part where some density is above a thousandth of the highest peak.
   grid.forEach((value, i) => heights.some((row) => row[i] > 1e-3 * peak) && values.push(value));
   if (!values.length) return { missing: "No eigenvalue is measured at this point." };
   const scale = asinhScale(Math.min(0, ...values), Math.max(0, ...values), header.step_size ? 0.1 : 1);
@@ -194,6 +199,7 @@ function drawSurface(app, width, dark) {
 /** The height in pixels of a picture with a row for each learner. */
 const rowsHeight = (learners) => Math.max(140, 70 + 52 * learners.length);
 
+/** The value of a point with its band, in words. */
 function valueText(app, point) {
   return `${app.state.quantity} ${number(point.mean)} ${errorText(point)}`.trim();
 }

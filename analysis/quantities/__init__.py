@@ -62,7 +62,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         loss_surface,
     )
 }
-# Measured in every study, because the claims read them.
+# Measured in every study, because the claims read them. STANDARD is what "standard" stands for in a study's YAML.
 REQUIRED = ("inner_loop", "gradient_alignment", "gradient_curvature")
 STANDARD = (*REQUIRED, "layer_norms", "eigenvalues", "trace")
 
@@ -70,29 +70,32 @@ STANDARD = (*REQUIRED, "layer_norms", "eigenvalues", "trace")
 @cache
 def bundled_variables() -> frozenset[str]:
     """The names of all variables that the package itself can measure."""
-    quantities = [*QUANTITIES.values(), *(each for loss in VARIANTS for each in variant_quantities(loss))]
-    return frozenset(
-        variable.name for variables in (RUN_VARIABLES, *(q.variables for q in quantities)) for variable in variables
-    )
+    variables = list(RUN_VARIABLES)
+    for quantity in (*QUANTITIES.values(), *(each for loss in VARIANTS for each in variant_quantities(loss))):
+        variables += quantity.variables
+    return frozenset(variable.name for variable in variables)
 
 
 def chosen_quantities(names: Iterable[str], losses: Iterable[str], load: Callable[[str], object]) -> list[Quantity]:
-    """The quantities that a study names, in the order in which they are measured.
+    """The quantities that a study measures: the required ones, and those that it names; in the order of measuring.
 
     names: names of ``QUANTITIES``, "standard", "all", or import paths of the user's own quantities.
-    losses: names of ``VARIANTS``.
+    losses: names of ``VARIANTS``, which are the same quantities on another loss or along another direction.
     load: a function that returns the object that an import path names.
 
     Raises ValueError for a name that is not known, and for an object that is not a Quantity or repeats a name.
     """
-    names, chosen, own = list(names), set(REQUIRED), []
+    chosen, own = set(REQUIRED), []
     for name in names:
         if name in ("standard", "all"):
             chosen |= set(STANDARD if name == "standard" else QUANTITIES)
         elif name in QUANTITIES:
             chosen.add(name)
         elif ":" in name:
-            own.append(_own(name, load(name)))
+            loaded = load(name)
+            if not isinstance(loaded, Quantity):
+                raise ValueError(f"{name} is a {type(loaded).__name__}, not an analysis.quantities.Quantity")
+            own.append(loaded)
         else:
             known = ", ".join(QUANTITIES)
             raise ValueError(
@@ -108,12 +111,6 @@ def chosen_quantities(names: Iterable[str], losses: Iterable[str], load: Callabl
             raise ValueError(f"the variable {min(repeated)} of {quantity.name} exists already; rename it")
         used |= {variable.name for variable in quantity.variables}
     return quantities
-
-
-def _own(name: str, found: object) -> Quantity:
-    if not isinstance(found, Quantity):
-        raise ValueError(f"{name} is a {type(found).__name__}, not an analysis.quantities.Quantity")
-    return found
 
 
 __all__ = ["QUANTITIES", "REQUIRED", "STANDARD", "VARIANTS", "Points", "Quantity", "Values"]

@@ -13,24 +13,26 @@ from hessian_tools.curvature import adaptation_jacobian, singular_values
 from hessian_tools.inner.parameters import moved_part, step_sizes
 from hessian_tools.inner.steps import PLAIN
 
-COUNT = 2
+COUNT = 2  # the number of singular values
 
 
 def measure(points: Points) -> Values:
-    """The two largest singular values of J = d theta_K / d theta_0, each with the distance to an exact singular value.
+    """The two largest singular values of J = d theta_K / d theta_0, where theta_k are the parameters after k steps.
 
-    J contains all of the network's parameters, also where the inner loop moves only some of them. The values are NaN
-    where a step is anything but the gradient with each entry multiplied by a constant: for other step rules, and for
-    LEO, whose inner loop moves codes.
+    K is the number of inner steps. Each value has an error: at least one exact singular value lies within this
+    distance. J is the Jacobian in all parameters of the network, also where the inner loop moves only some of them. The
+    values are NaN where a step is anything but the gradient with each entry multiplied by a constant: for other step
+    rules, and for LEO, whose inner loop moves latent codes in place of parameters.
     """
-    learner, tasks = points.learner, len(points.thetas)
+    learner, num_tasks = points.learner, len(points.thetas)
     if learner.latent is not None or learner.rule != PLAIN:
-        undefined = points.thetas.new_full((tasks, COUNT), torch.nan)
+        undefined = points.thetas.new_full((num_tasks, COUNT), torch.nan)
         return {"adaptation_singular_value": undefined, "adaptation_singular_value_residual": undefined.clone()}
     K = points.trajectory.steps
-    # The points from which the K steps were taken; theta_K is not among them.
-    starts = torch.arange(tasks * (K + 1), device="cpu").reshape(tasks, K + 1)[:, :-1].flatten()
-    found = singular_values(
+    # The Hessian holds the points theta_0 to theta_K of one task after the other. The K steps of a task were taken from
+    # all of these but theta_K.
+    starts = torch.arange(num_tasks * (K + 1), device="cpu").reshape(num_tasks, K + 1)[:, :-1].flatten()
+    singular = singular_values(
         adaptation_jacobian(points.hessian.select(starts), _step_sizes(points), steps=K),
         k=COUNT,
         rtol=points.level.tolerance,
@@ -38,11 +40,14 @@ def measure(points: Points) -> Values:
         max_matvecs=points.level.max_matvecs,
         copies=False,  # a repeated largest value adds nothing here, and the search for one takes more products
     )
-    return {"adaptation_singular_value": found.values, "adaptation_singular_value_residual": found.error}
+    return {"adaptation_singular_value": singular.values, "adaptation_singular_value_residual": singular.error}
 
 
 def _step_sizes(points: Points) -> float | Tensor:
-    """The step size alpha, or one for each parameter [task, step, param], 0 for those that the loop does not move."""
+    """The step size alpha where it is the same for all parameters, or else that of each parameter [task, step, param].
+
+    A parameter that the inner loop does not move has the step size 0.
+    """
     learner, loss, theta = points.learner, points.loss, points.meta_theta.detach()
     sizes = step_sizes(learner, loss, theta)
     part = moved_part(learner, loss, device=theta.device)
@@ -81,6 +86,7 @@ QUANTITY = Quantity(
     library="hessian_tools.adaptation_jacobian, hessian_tools.singular_values",
     # A product with J'J takes two products with each of the K Hessians, and the check of a singular value takes three.
     cost=f"at most 2 max_matvecs + {3 * COUNT} products with the Hessian; none at theta_K, from which no step is taken",
+    reference="Finn, Abbeel, Levine 2017 (J in the meta-gradient); Lanczos 1950",
     level="full",
     coords=coords,
 )

@@ -1,4 +1,4 @@
-"""Loss and accuracy after an inner loop with other step sizes: is the loss flatter, or only rescaled?"""
+"""The query loss and the query accuracy after an inner loop with other step sizes than the learner's own."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,17 @@ from analysis.quantities.quantity import Quantity
 from analysis.schema import Sizes, task_variable
 from hessian_tools.inner.meta_loss import accuracy
 
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the learner's step size
 
 
 def measure(points: Points) -> Values:
-    """The query loss and accuracy after K steps, with all step sizes multiplied by each of ``FACTORS``.
+    """The query loss and accuracy after the K inner steps, with all step sizes multiplied by each of ``FACTORS``.
 
-    NaN where the loop leaves the finite numbers, and for learners whose inner loop moves codes (LEO).
+    NaN where the loop leaves the finite numbers, and for LEO, whose inner loop moves latent codes in place of
+    parameters.
     """
 
-    def swept(task: Task) -> Tensor:
+    def loss_and_accuracy(task: Task) -> Tensor:
         rows = []
         for factor in FACTORS:
             # The loop with the factor 1 is the recorded one.
@@ -31,12 +32,12 @@ def measure(points: Points) -> Values:
                 rows.append(
                     torch.stack([points.loss.criterion(outputs, task.query[1]), accuracy(outputs, task.query[1])])
                 )
-        return torch.stack(rows, -1)
+        return torch.stack(rows, -1)  # [2, factor]
 
     if points.learner.latent is not None:
         values = points.thetas.new_full((len(points.thetas), 2, len(FACTORS)), torch.nan)
     else:
-        values = each_task(points, swept, 2, len(FACTORS))
+        values = each_task(points, loss_and_accuracy, 2, len(FACTORS))
     return {"swept_query_loss": values[:, 0], "swept_query_accuracy": values[:, 1]}
 
 
@@ -65,6 +66,7 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.inner.adapt.learner_path",
     cost="no product with the Hessian; 4 K gradients and five passes over the query set for each task",
+    reference="ours",
     products=False,
     coords=coords,
 )

@@ -1,4 +1,4 @@
-"""The curvature along the gradient of each parameter tensor, of the head and of the body."""
+"""The curvature along the part of the gradient that belongs to each parameter tensor, to the head and to the body."""
 
 import torch
 
@@ -11,10 +11,10 @@ from hessian_tools.curvature import curvature_along, product_asymmetry, rounding
 def measure(points: Points) -> Values:
     """g_b'H g_b / g_b'g_b for the part g_b of the gradient that belongs to a tensor, to the head, or to the body.
 
-    It is the curvature of the diagonal block H_bb along its own gradient, and contains no curvature between blocks. g
-    is the gradient in all parameters, also where the inner loop moves only some of them, so that the curvature of a
-    body that stands still is known too. The curvature is NaN where g_b is zero. Its error is estimated as the error of
-    rho is (see ``gradient_curvature``), with g and the probes as the directions z.
+    This is the curvature of the diagonal block H_bb of the Hessian along its own gradient, and contains no curvature
+    between blocks. g is the gradient in all parameters, also where the inner loop moves only some of them, so that the
+    curvature of a body that stands still is known too. The curvature is NaN where g_b is zero. Its error is estimated
+    as that of rho = g'Hg / g'g is (see ``gradient_curvature``), with g and the probes as the directions z.
     """
     layout = points.loss.layout
     parts = tensor_parts(layout, points.gradient_on(points.batch or points.support))
@@ -59,4 +59,5 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.tensor_parts, .curvature_along",
     cost="one product with the Hessian for each parameter tensor, and one gradient",
+    reference="Sankar 2021 (Hessians of layers); Raghu 2020, Oh 2021 (head and body, ANIL and BOIL)",
 )

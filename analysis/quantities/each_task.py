@@ -1,4 +1,4 @@
-"""Values that are computed task by task, because each of them runs an inner loop of its own."""
+"""Calls a function for one task of a block after the other, where a quantity does not treat all tasks at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,12 @@ from hessian_tools.inner.gradients import Gradient
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a block: its position there, its examples, and the parameters [step, param] of its inner loop."""
+    """One task of a block.
+
+    points, index: the block, and the position of the task in it.
+    support, query: the examples (x, y).
+    thetas: the parameters [step, param] along the recorded inner loop, before the first step and after each.
+    """
 
     points: Points
     index: int
@@ -45,7 +50,7 @@ class Task:
 def each_task(points: Points, values: Callable[[Task], Tensor], *lengths: int) -> Tensor:
     """The values [*lengths] of each task, stacked as [task, *lengths].
 
-    They are NaN where they are infinite, and for a task whose inner loop diverged, on which ``values`` is not called.
+    Infinite values become NaN. All values of a task whose inner loop diverged are NaN; ``values`` is not called on it.
     """
     result = points.thetas.new_full((len(points.thetas), *lengths), float("nan"))
     for index in torch.nonzero(~points.trajectory.diverged).flatten().tolist():

@@ -1,4 +1,4 @@
-"""The eigenvalues at both ends of the spectrum, alone and compared with the step size and with rho."""
+"""The eigenvalues at both ends of the Hessian's spectrum, also beside the step size and the curvature along g."""
 
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
@@ -7,17 +7,18 @@ from hessian_tools.curvature import curvature_along
 
 
 def measure(points: Points) -> Values:
-    """The eigenvalues of largest magnitude, and the largest and the smallest algebraic one.
+    """The eigenvalues of largest magnitude, the largest and the smallest algebraic one, and two ratios.
 
-    Each has its residual |Hv - lambda v|, within which at least one exact eigenvalue lies (Paige 1972). All come from a
-    single Lanczos run at each parameter vector. The error of rho / |lambda| is only the part that follows from the
-    residual, to first order.
+    Each eigenvalue has its residual |Hv - lambda v|: at least one exact eigenvalue is this near (Paige 1972). All come
+    from a single Lanczos run at each parameter vector. One ratio is alpha lambda_max, where alpha is the inner step
+    size. The other is rho / |lambda|, where rho = g'Hg / g'g is the curvature along the gradient and |lambda| the
+    largest magnitude. Its error is only the part that follows from the residual of lambda, to first order.
     """
-    extremes, k = points.extremes, points.level.eigenvalues
-    # ``extremes`` may hold one pair of largest magnitude more than the level asks for.
+    extremes, count = points.extremes, points.level.eigenvalues
+    # ``extremes`` may hold one eigenpair of largest magnitude more than the level asks for.
     values = {
-        "eigenvalue": extremes.magnitude.values[..., :k],
-        "eigenvalue_residual": extremes.magnitude.residuals[..., :k],
+        "eigenvalue": extremes.magnitude.values[..., :count],
+        "eigenvalue_residual": extremes.magnitude.residuals[..., :count],
         "eigenvalue_max": extremes.largest.values[..., 0],
         "eigenvalue_max_residual": extremes.largest.residuals[..., 0],
         "eigenvalue_min": extremes.smallest.values[..., 0],

@@ -18,10 +18,11 @@ from hessian_tools.curvature import (
 def measure(points: Points) -> Values:
     """g'Gg / g'g, and v'Gv / v'Hv for the eigenvector v of H whose eigenvalue is largest in magnitude.
 
-    G = J'BJ is the Hessian without the curvature of the network itself: J is the Jacobian of the outputs in the
-    parameters, and B is the Hessian of the loss in the outputs. The error of the first number is estimated as the error
-    of rho is (see ``gradient_curvature``), with Hg as the direction z. The error of the second number is a bound that
-    follows from the residuals and from the gap to the next eigenvalue; it is large where this gap is small.
+    g is the inner gradient and H the Hessian. G = J'BJ is H without the second derivatives of the network: J is the
+    Jacobian of the outputs in the parameters, and B is the Hessian of the loss in the outputs. The error of the first
+    number is estimated as that of g'Hg / g'g is (see ``gradient_curvature``), with G in place of H and with Hg as the
+    direction z. The error of the second number is a bound that follows from the residuals and from the gap to the next
+    eigenvalue; it is large where this gap is small.
     """
     thetas, batch = points.thetas.flatten(0, 1), points.at_points(points.batch or points.support)
     g, hg = points.gradients, points.products.hg
@@ -31,6 +32,7 @@ def measure(points: Points) -> Values:
     error = rounding_error(curvature.hg_ratio, product_asymmetry(gg, g, ghg[..., None], hg[..., None]))
     spectrum = gauss_newton_spectrum(points.loss, thetas, batch, vectors=True)
     share = gauss_newton_share(points.extremes.magnitude, spectrum)
+    # The shares are those of all eigenvectors that were computed, of which the first has the largest magnitude.
     return {
         "rho_gauss_newton": curvature.rho,
         "rho_gauss_newton_error": error,

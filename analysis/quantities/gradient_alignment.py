@@ -11,9 +11,10 @@ from hessian_tools.curvature import alignment, cos_displacement
 def measure(points: Points) -> Values:
     """The Gram matrix g_i'g_j of the gradients, their cosines, the alignment A, and the cosine with the displacement.
 
-    The gradients are the K ones at theta_0 to theta_{K-1}, from which the K steps are taken. A is 0 if they are
-    orthogonal and 1 if they are equal. The cosine with the displacement is that between -g_k, the direction of a step,
-    and theta_K - theta_0. It is NaN at theta_K, from which no step is taken.
+    theta_k are the parameters after k of the K inner steps. The gradients are the K ones g_0 to g_{K-1} at theta_0 to
+    theta_{K-1}, from which the steps are taken. A is 0 if they are orthogonal and 1 if they are equal. The cosine with
+    the displacement is that between -g_k, the direction of a step, and theta_K - theta_0. It is NaN at theta_K, from
+    which no step is taken.
     """
     gram = points.trajectory.gram
     norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()

@@ -1,4 +1,4 @@
-"""The curvature along the inner gradient, in absolute size, relative to the step size, and at unit filter norm."""
+"""The curvature along the inner gradient: as it is, times the step size, and with filters scaled to unit norm."""
 
 import torch
 
@@ -9,13 +9,15 @@ from hessian_tools.curvature import curvature_along, product_asymmetry, rho_norm
 
 
 def measure(points: Points) -> Values:
-    """The curvature along the direction g, with float32 errors.
+    """The curvature along the gradient g: |Hg| / |g| and rho = g'Hg / g'g with the Hessian H, and their errors.
 
-    D is the diagonal matrix of filter norms, ``products.scale``. In the coordinates theta / D, in which filters have
-    unit norm, the gradient is D g and the Hessian is D H D.
+    Both are also given times the inner step size alpha, and in the coordinates theta / D, in which filters have unit
+    norm. D is the diagonal matrix of filter norms, ``products.scale``. In these coordinates the gradient is D g and the
+    Hessian is D H D.
 
-    H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic for any vector z. Their difference estimates
-    the rounding error. The vectors z are the probes and D^2 g, whose products with H are computed anyway.
+    The errors are those of rounding in float32. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic
+    for any vector z. Their difference estimates the rounding error. The vectors z are the probes and D^2 g, whose
+    products with H are computed anyway.
     """
     products, g = points.products, points.gradients
     curvature = curvature_along(g, products.hg)
@@ -35,8 +37,8 @@ def measure(points: Points) -> Values:
         "rho_error": error,
         "alpha_rho": alpha * curvature.rho,
         "alpha_rho_error": alpha * error,
-        # This is normalised.rho up to rounding. The function is called all the same, so that the numbers are those of
-        # earlier datasets to the bit.
+        # This equals normalised.rho up to rounding. The function is still called, so that the numbers agree to the last
+        # bit with those of earlier studies.
         "rho_normalised": rho_normalised(products.scale, g, products.hd2g),
     }
 

@@ -17,7 +17,10 @@ RELATIVE = point_variable("grad_norm_ratio", "|g_k| / |g_0|, the gradient's norm
 
 
 def measure(points: Points) -> Values:
-    """Losses, accuracies, norms and displacement of the recorded inner loop, and |g_k| / |g_0|."""
+    """Losses, accuracies, norms and displacement of the recorded inner loop, and |g_k| / |g_0|.
+
+    theta_k are the parameters after k inner steps, and g_k is the gradient of the support loss there.
+    """
     recorded = {variable.name: getattr(points.trajectory, variable.name) for variable in RECORDED}
     norms = points.trajectory.grad_norm
     return recorded | {RELATIVE.name: norms / norms[:, :1]}
@@ -31,5 +34,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.record",
     cost="no product with the Hessian",
+    reference="Finn, Abbeel, Levine 2017 (the inner loop)",
     products=False,
 )

@@ -21,5 +21,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.ParamLayout",
     cost="no product with the Hessian",
+    reference="van Laarhoven 2017 (growing norms where a normalisation follows)",
     products=False,
 )

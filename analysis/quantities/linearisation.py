@@ -1,4 +1,4 @@
-"""How far the inner loop moves the network's outputs as a model that is linear in the parameters would."""
+"""How far the adapted network's outputs differ from those of the network linearised at the start of the inner loop."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from hessian_tools.curvature import linearisation_error
 
 
 def measure(points: Points) -> Values:
-    """The error of the first-order expansion of the query outputs around theta_0, at theta_K."""
+    """The error, at the end theta_K of the inner loop, of the query outputs' first-order expansion around its start."""
 
     def error(task: Task) -> Tensor:
         x = task.query[0]
@@ -32,5 +32,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.linearisation_error",
     cost="no product with the Hessian; two forward and two backward passes over the query set for each task",
+    reference="Chizat, Oyallon, Bach 2019; Lee, Xiao 2019 (linearised networks)",
     products=False,
 )

@@ -13,7 +13,7 @@ from hessian_tools.curvature import filter_normalised, loss_surface
 PLACES = np.linspace(-1.0, 1.0, 15)  # an odd number, so that theta_0 itself is one of the places
 
 
-def coords(sizes: Sizes) -> Mapping[str, np.ndarray]:
+def coords(_sizes: Sizes) -> Mapping[str, np.ndarray]:
     """The places along both axes of the plane, in units of the axes' directions."""
     return {"surface_x": PLACES, "surface_y": PLACES}
 
@@ -21,9 +21,10 @@ def coords(sizes: Sizes) -> Mapping[str, np.ndarray]:
 def measure(points: Points) -> Values:
     """The support loss around theta_0: along x the descent direction -g_0, along y a random direction.
 
-    In ``loss_surface``, the unit of both axes is the length of the first inner step, which is alpha |g_0| for gradient
-    descent, so that (1, 0) is the end of that step. In ``loss_surface_normalised``, each filter of the directions has
-    the norm of the same filter of theta_0, so that learners with larger weights are not drawn flatter for that alone.
+    theta_0 is the start of the inner loop, and g_0 the gradient there. In ``loss_surface``, the unit of both axes is
+    the length of the first inner step, which is alpha |g_0| for gradient descent with the step size alpha, so that
+    (1, 0) is the end of that step. In ``loss_surface_normalised``, each filter of the directions has the norm of the
+    same filter of theta_0, so that learners with larger weights are not drawn flatter for that alone.
     The random direction is the first probe of the task, which is the same for all learners and checkpoints.
     """
     theta, descent = points.thetas[:, 0], -points.trajectory_gradients[:, 0]

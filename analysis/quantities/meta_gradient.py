@@ -14,10 +14,11 @@ from hessian_tools.inner.parameters import network_parameters
 
 
 def measure(points: Points) -> Values:
-    """The full meta-gradient of the query loss, compared with the first-order one.
+    """The cosine and the ratio of norms of the full and the first-order meta-gradient of the query loss.
 
-    Both are taken with respect to the network's parameters. For learners whose inner loop moves codes (LEO) they are
-    not defined.
+    The full one differentiates through the inner loop; the first-order one treats the inner gradients as constants.
+    Both are taken with respect to the network's parameters. The values are NaN for LEO, whose inner loop moves latent
+    codes in place of parameters.
     """
 
     def compared(task: Task) -> Tensor:

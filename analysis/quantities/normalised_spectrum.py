@@ -10,8 +10,9 @@ from hessian_tools.curvature import top_eigenpairs
 def measure(points: Points) -> Values:
     """The largest algebraic eigenvalue, the trace and the Frobenius norm of D H D, each with its error.
 
-    D is the diagonal matrix of filter norms, ``products.scale``. D H D does not change when a filter that is followed
-    by a normalisation is rescaled, so weights that grow do not lower these numbers. The probes are those of the trace.
+    H is the Hessian, and D is the diagonal matrix of filter norms, ``products.scale``. D H D does not change when a
+    filter that is followed by a normalisation is rescaled, so weights that grow do not lower these numbers. The random
+    probes are those of the quantity ``trace``.
     """
     scaled = points.hessian.scaled(points.products.scale.flatten(0, 1))
     pairs = top_eigenpairs(
@@ -59,5 +60,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.Operator.scaled, hessian_tools.top_eigenpairs",
     cost="at most as many products with the Hessian as the level's max_matvecs, and one for each probe",
+    reference="Dinh 2017 (rescaled weights); Li et al. 2018 (filter normalisation)",
     level="full",
 )

@@ -9,7 +9,10 @@ from hessian_tools.curvature import drop_ratio, path_ratio
 
 
 def measure(points: Points) -> Values:
-    """The path's length relative to its displacement, and each fall of the support loss relative to its prediction."""
+    """The path's length relative to the distance of its ends, and how the support loss falls beside its prediction.
+
+    The prediction for a step from theta_k to theta_{k+1} is g_k'(theta_k - theta_{k+1}), with the gradient g_k.
+    """
     trajectory, thetas = points.trajectory, points.thetas
     ratios = drop_ratio(trajectory.support_loss, points.trajectory_gradients, thetas)
     undefined = torch.full_like(ratios[:, :1], torch.nan)
@@ -37,5 +40,6 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.path_ratio, .drop_ratio",
     cost="no product with the Hessian",
+    reference="ours (straightness); Conn, Gould, Toint 2000 (actual against predicted fall)",
     products=False,
 )

@@ -19,8 +19,8 @@ from hessian_tools.trajectory import Trajectory
 
 Values = Mapping[str, Tensor]  # the values of a quantity, by the names of its variables
 
-# The number of products that is announced for each point. Its value does not matter as long as it is large enough for
-# the engine that traces the product once to be chosen; see ``docs/architecture.md``.
+# The number of Hessian-vector products at each point for which the Hessian is told to choose its engine. Its value does
+# not matter as long as it is large enough for the engine that traces the product once; see ``docs/architecture.md``.
 PRODUCTS_OF_A_STUDY = 10_000
 
 
@@ -45,7 +45,7 @@ class Products:
 class Points:
     """All points of a block of tasks, with everything from which the quantities are computed.
 
-    learner: the learner whose inner loop was recorded. meta_theta: the meta-parameters [meta] from which it started.
+    learner: the learner whose inner loops were recorded. meta_theta: the meta-parameters [meta] at their start.
     trajectory: the recorded inner loops, stacked as [task, step], with thetas and gradients.
     support, query: the support and the query sets (x, y), with a leading task axis.
     other_support: for each task, the support set of another held-out task.
@@ -55,13 +55,13 @@ class Points:
     probes: random signs [task, param, probe]. A task has the same probes at all inner steps, at all checkpoints and for
         all learners, so that differences between these are not blurred by different probes. Tasks have independent
         probes, so that the spread over tasks gives the right error of their mean.
-    tasks, task_seed: the indices of the held-out tasks, and the seed with which they were drawn; together they name a
-        task, and random numbers that belong to a task are drawn from them.
+    tasks, task_seed: the indices of the held-out tasks, and the seed with which they were drawn. An index and this seed
+        name a task, and random numbers that belong to the task are drawn from both.
     seed: the seed of the starting vectors of the Lanczos runs.
-    eigenvectors: True if ``extremes`` shall have eigenvectors, and one pair of largest magnitude more than the level
-        asks for: the errors of an eigenspace follow from the gap to the next eigenvalue.
-    batch: the examples whose loss is differentiated twice; None: the support sets.
-    directions: the vectors [task, step, param] along which curvature is measured; None: the inner gradients.
+    eigenvectors: True if ``extremes`` shall have eigenvectors, and one eigenpair of largest magnitude more than the
+        level asks for, because the errors of an eigenspace follow from the gap to the next eigenvalue.
+    batch: the examples whose loss is differentiated twice; None stands for the support sets.
+    directions: the vectors [task, step, param] along which curvature is measured; None stands for the inner gradients.
     """
 
     loss: Loss
@@ -103,9 +103,9 @@ class Points:
     def hessian(self) -> Hessian:
         """The Hessian of the support loss (or of the loss on ``batch``) at all points, task by task."""
         H = hessian(self.loss, self.thetas.flatten(0, 1), self.at_points(self.batch or self.support))
-        # All blocks of tasks in a process share one trace of the product, so that it pays even if this block takes few
-        # products. A fixed number is announced so that the engine, and with it the rounding of the results, does not
-        # depend on how many blocks were measured before.
+        # All blocks of tasks in a process share one trace of the product, so tracing pays even if this block takes few
+        # products. The number that is announced is fixed. The choice of the engine, and with it the rounding of the
+        # results, therefore does not depend on how many blocks were measured before.
         H.announce(PRODUCTS_OF_A_STUDY)
         return H
 
@@ -120,9 +120,9 @@ class Points:
 
     @cached_property
     def extremes(self) -> Extremes:
-        """The eigenvalues of largest magnitude and one at either end of the spectrum, at all points.
+        """The eigenpairs of largest magnitude, and the one at either end of the spectrum, at all points.
 
-        With ``eigenvectors`` there is one pair of largest magnitude more than the level asks for, at the end.
+        With ``eigenvectors``, there is one eigenpair of largest magnitude more than the level asks for; it comes last.
         """
         magnitude = min(self.level.eigenvalues + self.eigenvectors, self.thetas.shape[-1])
         return extremal_eigenpairs(
@@ -138,11 +138,12 @@ class Points:
 
     @cached_property
     def _variants(self) -> dict[str, "Points"]:
+        """The results of ``on`` so far, kept so that the quantities of a variant share its products."""
         return {}
 
     def on(self, loss: str) -> "Points":
-        """The same points with another loss or direction; see ``analysis.quantities.variants``."""
-        if loss not in self._variants:  # made once, so that the quantities of a variant share its products
+        """The same points with the loss or the directions of a variant; see ``analysis.quantities.variants``."""
+        if loss not in self._variants:
             batch = self.other_support if loss == "other_task" else self.query
             directions = self.gradient_on(batch) if loss == "query" else None
             self._variants[loss] = replace(self, batch=batch, directions=directions)

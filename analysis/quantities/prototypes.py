@@ -13,8 +13,9 @@ from hessian_tools.inner.features import features, nearest_class_mean
 def measure(points: Points) -> Values:
     """The share of query examples on which the adapted network and the nearest class mean agree.
 
-    The class means are those of the support examples' features, which are the inputs of the head, in the adapted
-    network. NaN for regression and for networks without a head of their own.
+    The features are the inputs of the head in the adapted network. A prototype is the mean of the features of a class's
+    support examples, and the prototype classifier gives a query example the label of the nearest one. The share is NaN
+    for regression and for networks without a head of their own.
     """
 
     def agreement(task: Task) -> Tensor:
@@ -23,11 +24,11 @@ def measure(points: Points) -> Values:
         theta, (x, y) = task.thetas[-1], task.support
         with torch.no_grad():
             try:
-                inputs, queries = (features(points.loss, theta, batch) for batch in (x, task.query[0]))
+                support_features, query_features = (features(points.loss, theta, each) for each in (x, task.query[0]))
             except ValueError:  # the network has no head, or does not call it exactly once
                 return theta.new_full((), torch.nan)
             answers = points.loss.outputs(theta, task.query[0]).argmax(-1)
-            return (answers == nearest_class_mean(inputs, y, queries)).to(theta.dtype).mean()
+            return (answers == nearest_class_mean(support_features, y, query_features)).to(theta.dtype).mean()
 
     return {"prototype_agreement": each_task(points, agreement)}
 

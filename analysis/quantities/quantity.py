@@ -24,12 +24,15 @@ class Quantity:
     variables: the variables that hold its values and their errors.
     measure: the function that returns the values of these variables, [task, step, ...] or [task, ...].
     library: the function of the library in which the formula stands.
-    cost: what it takes, in words; products with the Hessian are those at each point, such as "one product with the
-        Hessian".
-    reference: where it comes from, as "author year"; "" for a definition of our own.
+    cost: what it takes, in words, such as "one product with the Hessian". Products are counted at each point, which is
+        a parameter vector of an inner loop.
+    reference: where it comes from, as "author year"; "ours" for a definition of this package. A quantity of the user's
+        own may leave it out.
     products: True if it needs products with the Hessian. Its values on a task whose inner loop diverged are then NaN.
-    level: "full" if only the full measurements contain it, "light" if all do.
-    eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one pair more than the level asks for.
+    level: "full" if only the full measurements contain it, "light" if all do. A study's first tasks are
+        measured in full at the first and the last checkpoint; all other measurements are light.
+    eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one eigenpair more than there otherwise
+        are.
     coords: a function that returns the coordinates of the dimensions that only this quantity has.
     """
 

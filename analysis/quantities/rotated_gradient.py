@@ -11,9 +11,10 @@ from hessian_tools.curvature import curvature_along, estimate_of, random_rotatio
 def measure(points: Points) -> Values:
     """The mean of v'Hv / v'v over random vectors v that have the norm of g in each parameter tensor.
 
-    There are as many vectors as the level has probes. A task has the same directions at all inner steps, at all
-    checkpoints and for all learners; only their lengths within the tensors follow the gradient. Where the inner loop
-    moves some tensors only, v is zero in the others, as g is. The error is that of the mean over the vectors.
+    g is the inner gradient and H the Hessian. There are as many vectors as probes. A task has the same directions at
+    all inner steps, at all checkpoints and for all learners; only their lengths within the tensors follow the gradient.
+    Where the inner loop moves only some tensors, v is zero in the others, as g is. The error is the standard error of
+    the mean over the vectors.
     """
     rotated = [
         random_rotations(
@@ -23,7 +24,7 @@ def measure(points: Points) -> Values:
     ]
     v = torch.stack(rotated)
     hv = points.unflatten(points.hessian @ v.flatten(0, 1))
-    rho = estimate_of(curvature_along(v.mT, hv.mT).rho)
+    rho = estimate_of(curvature_along(v.mT, hv.mT).rho)  # v is [task, step, param, vector]
     return {"rho_rotated": rho.value, "rho_rotated_stderr": rho.stderr}
 
 
@@ -42,4 +43,5 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.random_rotations, .curvature_along",
     cost="one product with the Hessian for each rotation, of which there are as many as probes",
+    reference="ours",
 )

@@ -1,4 +1,8 @@
-"""Whether the ends of one large and of K small steps differ along H g, as the expansion for small steps says."""
+"""Whether the ends of one large and of K small inner steps differ along H g, as the expansion for small steps says.
+
+SHOT (Lee, Yoo, Kwak 2023) penalises the distance between the end of a loop of T large steps (the target) and that of a
+loop of R small steps (the reference). Here T is 1 and R is the number K of inner steps.
+"""
 
 import torch
 from torch import Tensor
@@ -12,11 +16,13 @@ from hessian_tools.inner.parameters import moved_part
 
 
 def measure(points: Points) -> Values:
-    """The actual theta_reference - theta_target for T = 1 and R = K, compared with (tau^2 / 2)(1/T - 1/R) H g.
+    """The actual difference theta_R - theta_T of the two ends, compared with (tau^2 / 2)(1/T - 1/R) H g.
 
-    Both loops take the total time tau = alpha K, and H g is that at theta_0. The difference is computed as
+    Both loops take the total time tau = alpha K, where alpha is the inner step size. g and H are the gradient and the
+    Hessian at theta_0, and g_k is the gradient after k of the K steps. The difference is computed as
     alpha sum_k (g_0 - g_k), because the difference of the parameters loses digits for small steps. Where the inner loop
-    moves some parameters alone, H is that of these parameters. Not defined for K = 1, where both loops are one.
+    moves only some parameters, H is the Hessian in these parameters. The values are NaN for K = 1, where both loops
+    are the same, and for a learner without one step size alpha.
     """
     steps, alpha = points.trajectory.steps, points.step_size
     if points.learner.why_no_alpha or steps == 1:

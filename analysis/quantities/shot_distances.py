@@ -1,4 +1,7 @@
-"""The distances that SHOT penalises, for every pair of a target of T and a reference of R steps."""
+"""The distances that SHOT (Lee, Yoo, Kwak 2023) penalises, between the ends of few large and of many small inner steps.
+
+The loop of T large steps is called the target, and the loop of R small steps the reference.
+"""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -27,9 +30,10 @@ OUTPUT_MEANINGS = {
 def measure(points: Points) -> Values:
     """The distances D(reference, target) for T < R <= K, relative to the distance that the inner loop itself covers.
 
-    Target and reference take T and R steps of size alpha K / T and alpha K / R, so that both take the same total time
-    as the recorded loop. They are compared by their outputs on the query set, and by their parameters. A loop of one
-    step is the target of a reference of two steps, as in Lee, Yoo, Kwak (2023).
+    The recorded inner loop takes K steps of size alpha. Target and reference take T and R steps of size alpha K / T and
+    alpha K / R, so that both take the same total time as the recorded loop. They are compared by their outputs on the
+    query set, and by their parameters. A recorded loop of one step is the target of a reference of two steps, as in
+    Lee, Yoo, Kwak (2023). All distances are NaN for a learner without one step size alpha.
     """
     counts = range(1, _longest(points.trajectory.steps) + 1)
     names = [*DISTANCES, "l2"]
@@ -54,11 +58,11 @@ def measure(points: Points) -> Values:
                     continue
                 distance = DISTANCES.get(name, _l2)
                 *after, at_start, at_end = outputs if name in DISTANCES else [*ends, start, end]
-                moved = distance(at_end, at_start)
+                covered = distance(at_end, at_start)
                 # ``after`` begins with the loop of 1 step. Targets of 1 to K - 1 steps are the rows of the result, and
                 # references of 2 to K steps are its columns.
-                for (t, target), (r, reference) in combinations(enumerate(after), 2):
-                    result[i, t, r - 1] = distance(reference, target) / moved
+                for (row, target), (position, reference) in combinations(enumerate(after), 2):
+                    result[i, row, position - 1] = distance(reference, target) / covered
             return result
 
     values = each_task(points, distances, len(names), len(counts) - 1, len(counts) - 1)
@@ -72,12 +76,12 @@ def coords(sizes: Sizes) -> Mapping[str, np.ndarray]:
 
 
 def _longest(steps: int) -> int:
-    """The largest number of steps of a reference."""
+    """The largest number of steps of a reference, where the inner loop has ``steps``: K, but at least 2."""
     return max(steps, 2)
 
 
 def _l2(a: Tensor, b: Tensor) -> Tensor:
-    # The number of entries cancels in the ratio of two such distances.
+    # The number of entries that the inner loop moves cancels in the ratio of two such distances, so 1 serves.
     return root_mean_square(a, b, moved=1)
 
 

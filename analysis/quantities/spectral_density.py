@@ -1,4 +1,4 @@
-"""The spectral density of the Hessian, in units of the step size."""
+"""The spectral density of the Hessian, over its eigenvalues lambda times the inner step size alpha."""
 
 import math
 
@@ -15,12 +15,12 @@ from hessian_tools.curvature import spectral_density
 LINEAR, LARGEST, CELLS = 0.1, 30.0, 129
 # The number of Lanczos runs at each point, and of the products of each run.
 RUNS, PRODUCTS = 4, 24
-# Half the width of all cells together, and the width of one cell, in units of s.
+# The cells reach from -END to END in s, and each is CELL_WIDTH wide.
 END = math.asinh(LARGEST / LINEAR)
 CELL_WIDTH = 2 * END / CELLS
 
 
-def coords(sizes: Sizes) -> dict[str, np.ndarray]:
+def coords(_sizes: Sizes) -> dict[str, np.ndarray]:
     """The value of alpha lambda in the middle of each cell."""
     end = END - CELL_WIDTH / 2
     return {"grid": LINEAR * np.sinh(np.linspace(-end, end, CELLS))}
@@ -32,8 +32,8 @@ def measure(points: Points) -> Values:
     The coordinate ``grid`` holds the alpha lambda in the middle of each cell. The values times the width of a cell in s
     add up to the share of all eigenvalues with |alpha lambda| <= 30. The error is the standard error over the
     first four probes of the trace. It does not cover the blur of the kernel, whose standard deviation is
-    ``density_width``: two peaks nearer than that are not told apart. All are NaN where inner steps are not alpha times
-    the gradient, as is everything that is scaled by alpha.
+    ``density_width``: two peaks nearer than that are not told apart. All values are NaN for a learner whose inner steps
+    are not alpha times the gradient.
     """
     if math.isnan(points.step_size):
         undefined = points.thetas.new_full((*points.thetas.shape[:2], CELLS), math.nan)

@@ -9,20 +9,21 @@ from hessian_tools.curvature import gradient_share, subspace_error, subspace_ove
 
 
 def measure(points: Points) -> Values:
-    """|P_j g|^2 / |g|^2, and the overlap |U_j'V_j|_F^2 / j of the eigenspaces at theta_k and theta_{k+1}, for j = 1..k.
+    """|P_j g|^2 / |g|^2, and the overlap |U_j'V_j|_F^2 / j of the eigenspaces at theta_k and theta_{k+1}, for each j.
 
-    P_j projects onto the span of the first j eigenvectors, by falling magnitude of the eigenvalue; U_j and V_j hold
-    these eigenvectors. Both are j / n by chance, where n is the number of parameters (``overlap_null``). They are
-    cumulative: the last entry is that of all k eigenvectors. The errors bound what follows from the residuals and from
-    the gap to the next eigenvalue; an error of 1 says that the gap is too small for the subspace to be known. There is
-    no overlap at theta_K, after which no step follows.
+    g is the inner gradient, and theta_k are the parameters after k of the K inner steps. j runs from 1 to the number of
+    eigenvalues that the level asks for. P_j projects onto the span of the first j eigenvectors, by falling magnitude of
+    the eigenvalue. U_j and V_j hold the first j eigenvectors at theta_k and at theta_{k+1}. Both numbers are j / n by
+    chance, where n is the number of parameters (``hessian_tools.curvature.overlap_null``). The errors bound what
+    follows from the residuals and from the gap to the next eigenvalue; an error of 1 says that the gap is too small for
+    the subspace to be known. There is no overlap at theta_K, after which no step follows.
     """
-    pairs, k = points.extremes.magnitude, points.level.eigenvalues
+    pairs, count = points.extremes.magnitude, points.level.eigenvalues
     assert pairs.vectors is not None
-    vectors = points.unflatten(pairs.vectors[..., :k])
-    error = points.unflatten(subspace_error(pairs)[..., :k])
+    vectors = points.unflatten(pairs.vectors[..., :count])
+    error = points.unflatten(subspace_error(pairs)[..., :count])
     before, after = vectors[:, :-1], vectors[:, 1:]
-    overlap = torch.stack([subspace_overlap(before[..., :j], after[..., :j]) for j in range(1, k + 1)], -1)
+    overlap = torch.stack([subspace_overlap(before[..., :j], after[..., :j]) for j in range(1, count + 1)], -1)
     overlap_error = (error[:, :-1] + error[:, 1:]).clamp(max=1)
     undefined = torch.full_like(error[:, :1], float("nan"))
     return {

@@ -16,14 +16,14 @@ from hessian_tools.loss import HiddenStateError
 def values_of(quantity: Quantity, points: Points) -> Values:
     """The values of a quantity's variables at the points, as new tensors in float64.
 
-    Raises UserError where a function of the user's own fails, or returns something else than its variables need.
+    Raises UserError where a function of the user's own fails, or returns anything but a tensor for each variable.
     """
     try:
         returned = quantity.measure(points)
     except (UserError, HiddenStateError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if is_bundled(quantity):
+        if is_bundled(quantity):  # a fault of this package, whose traceback is needed
             raise
         place = place_in_file_of(quantity.measure, error)
         raise UserError(f"the quantity {quantity.name} fails{place}: {one_line(error)}") from error
@@ -44,16 +44,18 @@ def is_bundled(quantity: Quantity) -> bool:
 
 
 def _checked(quantity: Quantity, name: str, value: object, dims: tuple[str, ...], points: Points) -> Tensor:
-    value = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
-    wanted = ["task", *(["step"] if "inner_step" in dims else [])]
+    """The value of a variable as a new tensor in float64. Raises UserError unless its axes are those of ``dims``."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":  # floats, signed and unsigned integers, booleans
+        value = torch.from_numpy(value)
+    leading = ["task", *(["step"] if "inner_step" in dims else [])]  # the axes whose lengths are known here
     others = [dim for dim in dims if dim not in ("checkpoint", "task", "inner_step")]
-    leading = points.thetas.shape[: len(wanted)]
-    num_axes = len(wanted) + len(others)
-    if not isinstance(value, Tensor) or value.ndim != num_axes or value.shape[: len(wanted)] != leading:
+    lengths = points.thetas.shape[: len(leading)]
+    num_axes = len(leading) + len(others)
+    if not isinstance(value, Tensor) or value.ndim != num_axes or value.shape[: len(leading)] != lengths:
         got = f"the shape {list(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value).__name__}"
-        sizes = ", ".join([*map(str, leading), *others])
+        sizes = ", ".join([*map(str, lengths), *others])
         raise UserError(
-            f"the quantity {quantity.name} returns {name} with {got}; give a tensor [{', '.join(wanted + others)}],"
+            f"the quantity {quantity.name} returns {name} with {got}; give a tensor [{', '.join(leading + others)}],"
             f" here [{sizes}]"
         )
     return value.detach().to(torch.float64, copy=True)

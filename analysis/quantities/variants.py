@@ -14,18 +14,16 @@ from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
 from analysis.schema import Variable
 
-_ON_QUERY = (gradient_curvature.QUANTITY, eigenvalues.QUANTITY, trace.QUANTITY)
-_ALONG = (gradient_curvature.QUANTITY,)
 # For each variant, the words that are added to a variable's meaning, and the quantities that are measured.
 VARIANTS: Mapping[str, tuple[str, tuple[Quantity, ...]]] = {
-    "query": ("of the query loss", _ON_QUERY),
-    "across": ("with H of the query loss and g of the support loss", _ALONG),
-    "other_task": ("with H of another task's support loss", _ALONG),
+    "query": ("of the query loss", (gradient_curvature.QUANTITY, eigenvalues.QUANTITY, trace.QUANTITY)),
+    "across": ("with H of the query loss and g of the support loss", (gradient_curvature.QUANTITY,)),
+    "other_task": ("with H of another task's support loss", (gradient_curvature.QUANTITY,)),
 }
 
 
 def variant_quantities(loss: str) -> list[Quantity]:
-    """The quantities of a variant; their names end in its name, such as rho_query."""
+    """The quantities of a variant. The names of their variables end in the variant's name, such as rho_query."""
     words, quantities = VARIANTS[loss]
     return [_variant(quantity, loss, words) for quantity in quantities]
 

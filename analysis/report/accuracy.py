@@ -38,13 +38,16 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
 
 
 def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int, confidence: float) -> list[Html]:
-    """The rows of one learner: one for each seed and, if there are several seeds, one for all of them."""
+    """The rows of one learner: one for each seed and, if there are several seeds, one for all of them.
+
+    values: the scores of the whole study, in the unit of the table.
+    """
     limits = (0.0, 100.0) if has_accuracy(ds) else (-np.inf, np.inf)
     ds, values = with_seeds_of(ds, name), values.isel(seed=has_seed(ds, name))
     scores = values.sel(learner=name).transpose("checkpoint", "seed", "evaluation_task").values
     done = ds["evaluation_done"].sel(learner=name).transpose("checkpoint", "seed").values == 1
     checkpoints = ds["checkpoint"].values
-    measured = np.flatnonzero(np.isfinite(scores).any((1, 2)))
+    measured = np.flatnonzero(np.isfinite(scores).any((1, 2)))  # the positions of the checkpoints with scores
     if measured.size == 0:
         return [row((method_label(name), DASH, "all", DASH, DASH, DASH, _task_count(scores, done)))]
     last = measured[-1]
@@ -81,7 +84,7 @@ def _cells(columns: Sequence[np.ndarray], decimals: int, confidence: float, limi
         its ends, which are cut there.
     """
     cells = []
-    widest = limits[1] - limits[0]
+    widest = limits[1] - limits[0]  # the largest possible difference
     for values, sign, (least, most) in zip(columns, ("", "", "+"), (limits, limits, (-widest, widest)), strict=True):
         interval = mean_interval(values, confidence=confidence)
         half_width = (interval.high - interval.low) / 2

@@ -19,6 +19,7 @@ from analysis.statistics import Interval, mean_interval, seed_means
 
 # The levels of the second table, as fractions of the way from the untrained network to the best mean of the study.
 LEVEL_FRACTIONS = (0.25, 0.5, 0.75)
+# The captions of the two tables.
 _DIFFERENCE = (
     "{what} of the learner with SHOT minus that of the same learner without SHOT, after {last} meta-iterations. A row "
     "of a single seed shows the mean of the differences over the held-out tasks, paired task by task, and a "
@@ -192,6 +193,7 @@ def _values(ds: xr.Dataset) -> xr.DataArray:
 
 
 def _half_width(values: np.ndarray, confidence: float) -> float:
+    """Half the width of the interval of the mean of one seed's values [task] at one checkpoint."""
     over_tasks = mean_interval(values, confidence=confidence)
     return (over_tasks.high - over_tasks.low) / 2
 

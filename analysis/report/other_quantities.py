@@ -1,4 +1,4 @@
-"""The table of a report that shows the measured quantities on which no claim, figure or other table of it rests."""
+"""The table of a report that shows the measured quantities which no claim judges and no other table shows."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,10 @@ from analysis.schema import trained_learners
 from analysis.statistics import mean_interval
 
 _EXPLORATORY = (
-    "This section is exploratory: no claim of the package judges these quantities, nothing about them was fixed before "
-    "the runs, and nothing is corrected for their number. K is the number of inner steps, theta_0 the network before "
-    "them and theta_K the network after them; H is the Hessian of the support loss and g its gradient."
+    "This section is exploratory: unless a row says so, no claim of the package judges these quantities; nothing about "
+    "them was fixed before the runs, and nothing is corrected for their number. K is the number of inner steps, "
+    "theta_0 the network before them and theta_K the network after them; H is the Hessian of the support loss, g its "
+    "gradient and alpha the inner step size."
 )
 
 
@@ -52,7 +53,7 @@ def other_quantities_section(ds: xr.Dataset, *, confidence: float = 0.95) -> lis
         for name, values in quantity.rows.items():
             cells = []
             for learner in learners:
-                untrained, trained = seed_ends(values.sel(learner=learner), slice(None))
+                untrained, trained = seed_ends(values.sel(learner=learner), slice(None))  # of all inner steps
                 cells.append(_cell(untrained, trained, confidence))
                 if untrained.size:
                     numbers_of_seeds.setdefault(learner, set()).add(untrained.size)
@@ -109,6 +110,42 @@ def quantities(ds: xr.Dataset) -> list[Quantity]:
 
 
 def _all(ds: xr.Dataset) -> Iterator[Quantity]:
+    """All quantities of the table. One that the study does not have has no rows."""
+    yield Quantity(
+        "Curvature along the gradient, relative to the sharpest direction",
+        "rho = g'Hg / g'g divided by the largest magnitude of an eigenvalue of H, so between -1 and 1. It falls where "
+        "training lowers the curvature along the gradient more than that of the sharpest direction. The claim on the "
+        "trajectory compares the falls of the two means; this is the mean of the ratios of single points.",
+        _by_step(ds, "rho_over_lambda_max"),
+    )
+    yield Quantity(
+        "The whole Hessian at unit filter norm",
+        "Three sizes of D H D, in which each filter that a normalisation layer follows has been scaled to norm 1: its "
+        "largest eigenvalue, its Frobenius norm and its trace. Growing weights do not lower them.",
+        {
+            f"{words}, {steps}": values
+            for words, name in (
+                ("largest eigenvalue", "lambda_max_normalised"),
+                ("Frobenius norm", "frobenius_normalised"),
+                ("trace", "trace_normalised"),
+            )
+            for steps, values in _by_step(ds, name).items()
+        },
+    )
+    yield Quantity(
+        "SHOT's difference and its expansion",
+        "The difference between the ends of one large and of K small steps, against its expansion for small steps, "
+        "(tau^2 / 2)(1/T - 1/R) H g with T = 1, R = K and tau = alpha K: the cosine between the two, and the actual "
+        "length over the predicted one. Both are 1 where the expansion holds. The claim on SHOT's distance judges the "
+        "cosine after training alone.",
+        _of_task(ds, "cosine", "shot_direction_cosine") | _of_task(ds, "actual / predicted", "shot_direction_ratio"),
+    )
+    yield Quantity(
+        "Length of the full meta-gradient",
+        "The norm of the full meta-gradient relative to that of the first-order one, which leaves out the Hessians of "
+        "the inner loop: 1 where these do not matter. The claim on the meta-gradients judges their directions alone.",
+        _of_task(ds, "full / first-order", "meta_gradient_ratio"),
+    )
     yield Quantity(
         "Stretch of the inner loop",
         "The largest singular value of J = d theta_K / d theta_0: the factor by which the inner loop moves two nearby "
@@ -142,6 +179,8 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "curvature of the network itself.",
         {name: ds["step_size"] * values for name, values in _by_step(ds, "rho_gauss_newton").items()},
     )
+    # The entry j of the next two variables belongs to the span of the first j + 1 eigenvectors, the last one to that of
+    # all of them.
     num = ds.sizes.get("eigen_index", 0)
     yield Quantity(
         "Gradient in the top eigenspace",
@@ -164,15 +203,28 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
     )
     yield Quantity(
         "SHOT's distance",
-        "The distance between the ends of T large and of R small steps of the same total time, relative to the "
-        "distance between theta_0 and theta_K: KL(reference || target) of the query outputs and, in the last row, the "
-        "distance of the parameters. It is 0 without curvature along the way; SHOT penalises it for one T and one R.",
+        "The distance between the ends of T large steps (the target) and of R small steps (the reference) of the same "
+        "total time, relative to the same distance between theta_0 and theta_K. All but the last row compare the "
+        "outputs on the query set: KL is KL(reference || target), and the Jensen-Shannon distance is symmetric in "
+        "both. The last row compares the parameters. Without curvature along the way, all are 0 but the cross-entropy, "
+        "which contains the entropy of the reference. SHOT penalises one of them for one T and one R.",
         _shot(ds),
     )
     yield Quantity(
         "Length of the path",
         "The length of the inner loop's path relative to the distance between its ends: 1 for a straight path.",
         _of_task(ds, "ratio", "path_ratio"),
+    )
+    yield Quantity(
+        "Cosines of the inner gradients",
+        "cos(g_i, g_j) between the gradients of two inner steps: 1 if they point the same way, 0 if they are "
+        "orthogonal. The alignment A, on which there is a claim, is made from all of them and from their norms.",
+        _gradient_cosines(ds),
+    )
+    yield Quantity(
+        "Fall of the gradient",
+        "The norm of the gradient at theta_K relative to that at theta_0, |g_K| / |g_0|.",
+        _at_end(ds, "ratio", "grad_norm_ratio"),
     )
     yield Quantity(
         "Fall of the support loss",
@@ -184,17 +236,23 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
 
 
 def _known(ds: xr.Dataset, name: str) -> bool:
+    """True if the study has values of a variable."""
     return selection.lacks(ds, name) is None
 
 
 def _of_task(ds: xr.Dataset, label: str, name: str, **position: int) -> dict[str, xr.DataArray]:
-    """The row of a variable that has one number for each task, with the axis of inner steps; none if it is unknown."""
+    """The row of a variable that has one number for each task, with an added axis of inner steps of length 1.
+
+    There is no row if the study lacks the variable. position: the position along a further dimension, as ``isel`` takes
+    it.
+    """
     return {label: measured(ds, name).isel(position).expand_dims("inner_step")} if _known(ds, name) else {}
 
 
 def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int) -> dict[str, xr.DataArray]:
-    """The values of a variable at step 0 and at the later steps; none if the study lacks it.
+    """The rows of a variable at step 0 and at the later steps; none if the study lacks it.
 
+    position: the position along a further dimension of the variable, as ``isel`` takes it.
     at_end: False for a variable that is not defined at theta_K, from which no step is taken.
     """
     if not _known(ds, name):
@@ -205,7 +263,7 @@ def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int)
 
 
 def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """The scores at the smallest and at the largest multiple of the step size, and at the step size itself."""
+    """The scores after inner loops at the smallest and the largest multiple of alpha, and at alpha itself."""
     name = "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"
     factors = [float(factor) for factor in ds["alpha_factor"].values] if "alpha_factor" in ds else []
     rows: dict[str, xr.DataArray] = {}
@@ -215,12 +273,36 @@ def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     return rows
 
 
-def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """SHOT's distances for the corners of the grid of T and R, so that a long inner loop has no more rows."""
+def _at_end(ds: xr.Dataset, label: str, name: str) -> dict[str, xr.DataArray]:
+    """The row of a variable at theta_K, after the inner loop; none if it is unknown."""
+    return {label: measured(ds, name).isel(inner_step=slice(-1, None))} if _known(ds, name) else {}
+
+
+def _gradient_cosines(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The cosines of the first inner gradient with the second and with the last one; none with a single inner step."""
+    last = ds.sizes.get("step_j", 1) - 1
     rows: dict[str, xr.DataArray] = {}
-    corners = {"KL": [(0, 0), (0, -1), (-1, -1)], "parameters": [(0, -1)]}
-    for name, words in (("shot_kl_reference_target", "KL"), ("shot_l2", "parameters")):
-        for target, reference in corners[words] if _known(ds, name) else []:
+    for other in sorted({min(1, last), last} - {0}):
+        rows |= _of_task(ds, f"g_0 and g_{other}", "gradient_cosine", step_i=0, step_j=other)
+    return rows
+
+
+def _shot(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """SHOT's distances: KL at the corners of the grid of T and R, and the others where T and R differ most.
+
+    A long inner loop then has no more rows than a short one.
+    """
+    rows: dict[str, xr.DataArray] = {}
+    # The corners are positions along the axes of T and of R: 0 is the smallest number of steps, and -1 the largest one.
+    for words, name, corners in (
+        ("KL", "shot_kl_reference_target", [(0, 0), (0, -1), (-1, -1)]),
+        ("KL(target || reference)", "shot_kl_target_reference", [(0, -1)]),
+        ("Jensen-Shannon", "shot_js", [(0, -1)]),
+        ("cross-entropy", "shot_cross_entropy", [(0, -1)]),
+        ("squared error", "shot_squared_error", [(0, -1)]),
+        ("parameters", "shot_l2", [(0, -1)]),
+    ):
+        for target, reference in corners if _known(ds, name) else []:
             steps = f"T\xa0=\xa0{ds['shot_target'].values[target]}, R\xa0=\xa0{ds['shot_reference'].values[reference]}"
             rows |= _of_task(ds, f"{words}, {steps}", name, shot_target=target, shot_reference=reference)
     return rows

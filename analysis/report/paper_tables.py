@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from analysis import paper_numbers as paper
@@ -38,6 +39,7 @@ def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.
     if not has_accuracy(ds):
         return []
     study = _Accuracies(ds, config, confidence)
+    # A study with ``data.test_path`` is tested on other data than it is trained on, as in the paper's Table 3.
     makers = (_transfer,) if config.data.test_path else (_learners, _distances, _weights, _steps, _distance_alone, _leo)
     tables = [made for made in (make(study) for make in makers) if made is not None]
     if not tables:
@@ -78,9 +80,9 @@ class _Accuracies:
     def accuracy(self, name: str, *, first: bool = False) -> Interval:
         """The mean accuracy over tasks and seeds at the last checkpoint (or the first one), in %."""
         scores = self.scores.sel(learner=name)
-        known = scores.notnull().any(["seed", "evaluation_task"]).values.nonzero()[0]
+        known = scores.notnull().any(["seed", "evaluation_task"]).values.nonzero()[0]  # positions of checkpoints
         if not known.size:
-            return mean_interval(scores.values[:, :0], confidence=self.confidence)
+            return mean_interval(np.array([]), confidence=self.confidence)  # an interval that rests on no value
         at = scores.isel(checkpoint=int(known[0 if first else -1]))
         return mean_interval(seed_means(at.values), confidence=self.confidence)
 
@@ -88,8 +90,11 @@ class _Accuracies:
         """The mean accuracy of a learner, ± half the width of its interval over seeds."""
         return _number_cell(self.accuracy(name, first=first))
 
-    def paper(self, pair: paper.Pair | None) -> str:
-        """The paper's accuracy for the study's number of support images; both if this number is neither 1 nor 5."""
+    def paper_accuracy(self, pair: paper.Pair | None) -> str:
+        """The paper's accuracy for as many support images per class as in the study.
+
+        The pair has the accuracies for 1 and for 5. Any other number of support images gives both of them.
+        """
         if pair is None:
             return DASH
         return f"{pair[(1, 5).index(self.shots)]:.2f}" if self.shots in (1, 5) else f"{pair[0]:.2f} / {pair[1]:.2f}"
@@ -130,7 +135,10 @@ class _Accuracies:
 
 
 def _learners(study: _Accuracies) -> Html | None:
-    """The paper's main result: every learner without and with SHOT. For ResNet-12 the paper has MAML alone."""
+    """The paper's main result: every learner without and with SHOT.
+
+    For ResNet-12 the paper has only MAML, on three data sets.
+    """
     resnet = study.config.network.name == "resnet12"
     data = paper.DATA[:3] if resnet else paper.DATA
     learners: dict[tuple[str, str], str] = {}  # by method and use of SHOT
@@ -143,7 +151,7 @@ def _learners(study: _Accuracies) -> Html | None:
     if not known:
         return None
     rows = [
-        row((_learner_label(*key), *map(study.paper, pairs), *_cells(study, learners[key])))
+        row((_learner_label(*key), *map(study.paper_accuracy, pairs), *_cells(study, learners[key])))
         for key, pairs in known.items()
     ]
     caption = (
@@ -206,7 +214,7 @@ def _distances(study: _Accuracies) -> Html | None:
             row(
                 (
                     DISTANCES.get(kind, kind.replace("_", " ")),
-                    study.paper(paper.DISTANCES.get(kind)),
+                    study.paper_accuracy(paper.DISTANCES.get(kind)),
                     *_cells(study, name),
                 )
             )
@@ -247,7 +255,7 @@ def _steps(study: _Accuracies) -> Html | None:
         if len(by_steps) < 2:
             continue
         rows = [
-            row((f"T = {steps[0]}, R = {steps[1]}", study.paper(paper.STEPS.get(steps)), *_cells(study, name)))
+            row((f"T = {steps[0]}, R = {steps[1]}", study.paper_accuracy(paper.STEPS.get(steps)), *_cells(study, name)))
             for steps, name in sorted(by_steps.items())
         ]
         what = "the numbers of steps of SHOT's target (T) and reference (R)"
@@ -262,8 +270,8 @@ def _distance_alone(study: _Accuracies) -> Html | None:
         return None
     untrained, alone = paper.DISTANCE_ALONE
     rows = [
-        row(("untrained network", study.paper(untrained), study.cell(name, first=True))),
-        row(("after training by SHOT's distance alone", study.paper(alone), study.cell(name))),
+        row(("untrained network", study.paper_accuracy(untrained), study.cell(name, first=True))),
+        row(("after training by SHOT's distance alone", study.paper_accuracy(alone), study.cell(name))),
     ]
     caption = (
         "One of the paper's further results: the untrained network, and the network after training by SHOT's distance "
@@ -273,11 +281,11 @@ def _distance_alone(study: _Accuracies) -> Html | None:
 
 
 def _leo(study: _Accuracies) -> Html | None:
-    """The paper's LEO without and with SHOT."""
+    """The paper's LEO (a learner that adapts a latent code; Rusu et al. 2019), without and with SHOT."""
     # The order is reversed so that, of several learners with the same use of SHOT, the first one is shown.
     learners = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
     rows = [
-        row((_learner_label("leo", use), study.paper(pair), *_cells(study, learners[use])))
+        row((_learner_label("leo", use), study.paper_accuracy(pair), *_cells(study, learners[use])))
         for use, pair in paper.LEO.items()
         if use in learners
     ]
@@ -302,7 +310,7 @@ def _variant_table(
 ) -> Html:
     """The table of a variation of SHOT, next to the paper's numbers.
 
-    base: the learner without SHOT. column: the heading of the first column. what: what is varied, in words.
+    base: the learner without SHOT. column: the heading of the first column. what: the setting that varies, in words.
     data: the paper's data set. paper_shots: "5-shot" if the paper varies this with five support images per class alone.
     """
     head = study.paper_head(data)
@@ -332,6 +340,7 @@ def _difference(study: _Accuracies, name: str) -> Html:
 
 
 def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
+    """The cell of a mean in %, ± half the width of its interval if it rests on several seeds."""
     if not interval.num:
         return element("span", DASH, css="num")
     text = f"{interval.mean:{'+' if signed else ''}.1f}".replace("-", MINUS)
@@ -340,4 +349,5 @@ def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
 
 
 def _learner_label(method: str, use: str) -> str:
+    """The label of a row: the method, and how it uses SHOT (a key of ``SHOT_LABELS``)."""
     return f"{method_label(method)}, {SHOT_LABELS[use]}"

@@ -151,7 +151,7 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         )
     if any(untrained_passes(verdict, verdicts) for verdict in verdicts):
         reading.insert(
-            -1,
+            -1,  # before the number of rows
             f"Where a supported comparison with orthogonal gradients is marked “{UNTRAINED_PASSES}”, it shows nothing "
             "of training; the comparison with the untrained network does.",
         )
@@ -184,6 +184,7 @@ def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:
 
 
 def _cell(value: object) -> str:
+    """A value of the search for alpha, as its table shows it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

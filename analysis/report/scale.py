@@ -1,4 +1,8 @@
-"""The table of scale in a report: does curvature fall only because weights grow, or also with filters at unit norm?"""
+"""The table of scale in a report: does curvature fall only because weights grow, or also with filters at unit norm?
+
+g is the gradient of the support loss, H its Hessian, and rho = g'Hg / g'g the curvature along the gradient. "rho
+normalised" is rho after each filter has been scaled to norm 1, and alpha is the inner step size.
+"""
 
 from dataclasses import dataclass
 
@@ -39,7 +43,7 @@ class Change:
 def change(values: xr.DataArray, steps: slice) -> Change:
     """The change of a quantity from the first checkpoint to the last, averaged over some inner steps.
 
-    values: [seed, checkpoint, task, inner_step], or without tasks if only the means over tasks are kept.
+    values: [seed, checkpoint, task, inner_step], or without tasks for a variable that holds means over tasks.
     steps: the inner steps.
 
     Both means are taken over the tasks that have finite values at both checkpoints, as for the verdicts, and then over
@@ -57,6 +61,7 @@ def seed_ends(values: xr.DataArray, steps: slice) -> tuple[np.ndarray, np.ndarra
     """
     values = values if "task" in values.dims else values.expand_dims("task")
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
+    # For each seed and task, True if the task has finite values at both checkpoints and at all of the steps.
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
     untrained, trained = (seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values)
     finite = np.isfinite(untrained)  # the same seeds on both sides, because they have the same tasks
@@ -90,7 +95,7 @@ def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 
 
 def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
-    """The name and the change of the layer's weight whose norm at step 0 grew by the largest ratio.
+    """The weight tensor whose norm at step 0 grew by the largest ratio in meta-training: its name and its change.
 
     The name is "" if no ratio exists, or if the norms are not measured. Biases are not considered, because they start
     at 0.
@@ -109,6 +114,7 @@ def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
 
 
 def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:
+    """The rows of one learner: its quantities, and then the weight tensor that grew most."""
     rows = []
     for quantity, values in quantities(ds, name).items():
         first, later = (change(values.sel(learner=name), steps) for steps in (_FIRST, _LATER))
@@ -119,5 +125,6 @@ def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:
 
 
 def _cells(means: Change) -> tuple[Child, Child]:
+    """The cells of a change: both means, and their ratio."""
     levels = f"{number(means.untrained)} \u2192 {number(means.trained)}" if np.isfinite(means.untrained) else DASH
     return element("span", levels, css="num"), number(means.ratio)

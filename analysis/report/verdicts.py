@@ -1,4 +1,7 @@
-"""The verdicts of a report: a summary in words, and a table for each claim."""
+"""The verdicts of a report: a summary in words, and a table for each claim.
+
+A verdict judges a claim by one comparison, such as that of a learner with its own untrained start.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +58,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
 
 
 def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
+    """How many comparisons of a claim have each outcome, with remarks on them, and the means that were compared."""
     parts = []
     for outcome in OUTCOMES:
         alike = [verdict for verdict in verdicts if verdict.outcome == outcome]  # the comparisons with this outcome
@@ -87,12 +91,12 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
 
     They are the means of the raw comparisons or, in the claim on alignment, of those against the untrained network.
     """
-    plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
+    shown = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
-    for steps, quantity in dict.fromkeys((v.steps, measure(v)) for v in plain):
-        alike = [v for v in plain if (v.steps, measure(v)) == (steps, quantity)]
+    for steps, quantity in dict.fromkeys((v.steps, measure(v)) for v in shown):
+        alike = [v for v in shown if (v.steps, measure(v)) == (steps, quantity)]
         levels = "; ".join(f"{method_label(v.learner)} {_change(v)}" for v in alike)
-        baseline = "the learner without SHOT" if plain[0].claim in WITHOUT_SHOT else "untrained"
+        baseline = "the learner without SHOT" if shown[0].claim in WITHOUT_SHOT else "untrained"
         name = quantity.removeprefix("the ")
         sentences.append(f"Mean {name}, {steps} ({baseline} → learner): {levels}.")
     return " ".join(sentences)
@@ -148,6 +152,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 def _lines(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> tuple[Html, Html]:
     """The row of numbers of a verdict and the row of its sentence. claim_verdicts: all verdicts on the claim."""
     levels = _change(verdict)
+    # Most verdicts are on alpha rho, which needs no remark.
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
         _sides(verdict),
@@ -177,6 +182,7 @@ def _sides(verdict: Verdict) -> str:
         return f"{learner} against its untrained start"
     if not verdict.baseline:
         return learner
+    # ``against`` is the baseline in words, if another learner's name does not say it.
     if verdict.against in ("", f"for {verdict.baseline}"):
         return f"{learner} against {method_label(verdict.baseline)}"
     return f"{learner} against the value {verdict.against}"
@@ -191,7 +197,10 @@ def _p_values(verdict: Verdict) -> str:
 
 
 def _outcome(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> Html:
-    """The outcome as a badge and, below it, the one after Holm's correction where it differs, or what it is worth."""
+    """The outcome as a badge and, below it, the outcome after Holm's correction for many comparisons, if it differs.
+
+    A remark follows if the untrained network passes as well.
+    """
     # The class gives the badge a colour, which only repeats what its text says.
     parts: list[Html | str] = [element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")]
     if verdict.corrected_outcome not in (None, verdict.outcome):

@@ -48,6 +48,7 @@ def top_by_eigsh(
     for point in range(len(problem.thetas)):
         H = operator_at(point)
 
+        # The default value binds this point's H, because the name H changes with the loop.
         def counting_product(v: np.ndarray, H: LinearOperator = H) -> np.ndarray:
             nonlocal calls
             calls += 1

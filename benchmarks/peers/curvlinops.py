@@ -10,6 +10,7 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    """Return the job for a quantity, one of those in ``benchmarks.peers``."""
     runs: dict[str, Callable[[], Answer]] = {
         "top5": lambda: top_by_eigsh(problem, lambda point: _operator(problem, point).to_scipy(np.float32)),
         "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, num_products(problem.name)),

@@ -15,6 +15,7 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    """Return the job for a quantity, one of those in ``benchmarks.peers``."""
     if quantity == "top5":
         depth = smallest_depth(problem)
         return Job(lambda: _top5(problem, depth), f"depth {depth}, the first of 10, 20, ... that converges")
@@ -30,7 +31,7 @@ def smallest_depth(problem: Problem) -> int:
 
     A user would have to search for it by hand; the search is not timed.
     """
-    depth = 10
+    depth = 10  # the limit in the loop keeps the depth below the number of parameters
     for point in range(len(problem.thetas)):
         while not _lanczos(problem, point, depth).converged.all() and depth < problem.thetas.shape[-1] - 10:
             depth += 10

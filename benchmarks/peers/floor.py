@@ -3,7 +3,7 @@
 The forward pass and the gradient at the point are taken as already computed. Then a product needs, for each
 convolution of the network, two convolutions in the tangent of the forward pass (one for the tangent of the input, one
 for that of the weight), and four in the tangent of the backward pass (two for the gradient by the input, two for the
-gradient by the weight). All 6 have the size of the forward convolution. In the first layer, the input has no tangent
+gradient by the weight). All six have the size of the forward convolution. In the first layer, the input has no tangent
 and no gradient, so only 2 of the 6 are left. Therefore floor = 6 (t_1 + ... + t_4) - 4 t_1, where t_i is the time of
 the forward convolution of layer i of the 4-conv network on the batch of one point, in float32. Batch normalisation,
 ReLU and pooling are left out.
@@ -20,15 +20,17 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job, Problem
 
-MIN_SECONDS, MIN_SAMPLES = 0.4, 5  # every timing goes on until it has taken both
-CALLS_PER_SAMPLE = 20  # on a GPU
+MIN_SECONDS, MIN_SAMPLES = 0.4, 5  # every timing takes at least so many seconds, and at least so many samples
+CALLS_PER_SAMPLE = 20  # on a GPU; on a CPU, a sample is one call
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    """Return the job for "products", the only quantity that has a floor."""
     return Job({"products": lambda: _floor(problem)}[quantity], "6 forward convolutions less 4 times the first")
 
 
 def _floor(problem: Problem) -> Answer:
+    """The floor's time for one product and the number of its operations; on a GPU also the rate of matrix products."""
     rates = {"product_flop": product_flop(problem)}
     if not problem.thetas.is_cuda:
         return Answer(num_matvecs=1, seconds=floor_seconds(problem), rates=rates)
@@ -62,8 +64,8 @@ def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
 
 def product_flop(problem: Problem) -> float:
     """The number of operations of the same convolutions, with a multiplication and an addition counted as two."""
-    # With stride 1 and the image size kept, one channel of the input has as many entries as the output has positions,
-    # and each weight is used once at each position.
+    # The convolutions have stride 1 and do not change the size of an image. So the output has as many positions as one
+    # channel of the input has entries, and each weight is used once at each position.
     counts = [2 * conv.weight.numel() * x[:, :1].numel() for conv, x in _layers(problem)]
     return float(6 * sum(counts) - 4 * counts[0])
 

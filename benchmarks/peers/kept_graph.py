@@ -10,6 +10,7 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
+    """Return the job for a quantity, one of those in ``benchmarks.peers``."""
     # Each entry returns the function to be timed. Only the entry of the measured quantity is called. For "products" the
     # graph is made here, before the timing. For "one point" the timed function makes it, so making it is timed as well.
     runs: dict[str, Callable[[], Callable[[], Answer]]] = {"products": lambda: _with_one_graph(problem)}

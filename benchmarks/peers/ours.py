@@ -16,7 +16,10 @@ from hessian_tools.curvature import Operator
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    """Return the job for a quantity. Nothing is traced here, so that tracing is a part of the first call."""
+    """Return the job for a quantity, one of those in ``benchmarks.peers``.
+
+    Nothing is traced here, so that tracing is a part of the first call.
+    """
     runs = {
         "top5": lambda: _top5(problem),
         "trace": lambda: _trace(problem),

@@ -12,7 +12,9 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    # The module is taken from sys.modules, because the attribute ``pyhessian.hessian`` is the class of that name.
+    """Return the job for a quantity, one of those in ``benchmarks.peers``."""
+    # The library's product is replaced by one that counts its calls. Its module is taken from sys.modules, because the
+    # attribute ``pyhessian.hessian`` is the class of that name.
     library = vars(sys.modules["pyhessian.hessian"])
     count = library["hessian_vector_product"] = _Count(library["hessian_vector_product"])
     jobs = {

@@ -1,7 +1,7 @@
-"""The problems: quadratic losses with planted spectra, and small networks with dense Hessians in float64.
+"""The problems: quadratic losses whose Hessian has a chosen ("planted") spectrum, and small networks.
 
-The dense Hessians are made by plain reverse-over-reverse differentiation of torch, of all data at once, and share no
-code with the library.
+For the networks, the reference is the dense Hessian in float64. It is made by torch's plain reverse-over-reverse
+differentiation, of all data at once, and shares no code with the library.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from benchmarks.references.spectra import DTYPE, LARGER, SPECTRA
 class Reference:
     """A loss and its exact Hessian.
 
-    model, criterion, batch: what a tool is given, in float32. whole: all data as one pair (x, y).
+    model, criterion, batch: what a tool is given, in float32. whole: the data of all batches as one pair (x, y).
     planted: the spectrum in closed form, or None where it is computed from the dense Hessian.
     """
 
@@ -69,10 +69,11 @@ class Weighted(nn.Module):
 
 
 def planted(name: str, spectrum: Tensor) -> Reference:
-    """A linear model whose loss has the Hessian Q diag(spectrum) Q': its n inputs are the columns of Q."""
+    """A linear model whose loss has the Hessian Q diag(spectrum) Q': the n examples are the columns of Q."""
     n = len(spectrum)
     Q = torch.linalg.qr(torch.randn(n, n, generator=ht.stream(0, "references", name), dtype=DTYPE)).Q
     model = ht.seeded(lambda: nn.Linear(n, 1, bias=False), seed=0)
+    # The targets are the weights of the squares in ``Weighted``; the factor n cancels the mean over the n examples.
     batch = (Q.T.contiguous().float(), (n * spectrum)[:, None].float())
     return Reference(f"planted {name}", model, Weighted(), batch, batch, spectrum)
 
@@ -113,7 +114,7 @@ def references() -> list[Reference]:
     def convolutional(**options: Any) -> Callable[[], nn.Module]:
         def layers() -> nn.Module:
             first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, **options), nn.Tanh(), nn.AvgPool2d(2))
-            return nn.Sequential(first, nn.Flatten(), nn.Linear(36, 3))
+            return nn.Sequential(first, nn.Flatten(), nn.Linear(36, 3))  # 36: four channels of 3 x 3 positions
 
         return layers
 

@@ -1,4 +1,4 @@
-"""Scores of a tool on the problems: each product, each top of a spectrum and each trace is right or wrong."""
+"""Scores of a tool on the problems: whether its products, its largest eigenvalues and its traces are right."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -38,12 +38,14 @@ def score(tool: Tool, problems: list[Reference] | None = None) -> dict[str, dict
 
 
 def _scores(tool: Tool, problem: Reference) -> dict[str, Score]:
+    """The scores of a tool on one problem, by quantity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for the tools that draw from the global generator
         return {name: _attempt(check, tool, problem) for name, check in CHECKS.items()}
 
 
 def _attempt(check: Callable[[Tool, Reference], Score], tool: Tool, problem: Reference) -> Score:
+    """The score by a check; a tool that raises an error is wrong, unless it is not installed."""
     try:
         return check(tool, problem)
     except ImportError:
@@ -53,20 +55,24 @@ def _attempt(check: Callable[[Tool, Reference], Score], tool: Tool, problem: Ref
 
 
 def _product(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's product passes ``ht.audit``."""
+
     def factory(model: nn.Module, batch: Any) -> Any:
         return tool(model, problem.criterion, batch).get("matvec")
 
-    matvec = factory(model := deepcopy(problem.model), problem.batch)
+    model = deepcopy(problem.model)
+    matvec = factory(model, problem.batch)
     if matvec is None:
         return Score(None)
     found = ht.audit(matvec, model, problem.criterion, problem.batch, factory)
     failed = [finding for finding in found.findings if finding.passed is False]
-    # The comparison with exact products tells most, where it was made.
+    # The audit makes several checks. The comparison with exact products tells most, so it is reported if it failed.
     first = next((f for f in failed if f.name == "hessian"), failed[0] if failed else None)
     return Score(found.passed, "" if first is None else f"{first.name} {first.value:.0e}")
 
 
 def _top(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's largest eigenvalues are the exact ones, up to ``RTOL``."""
     top = tool(deepcopy(problem.model), problem.criterion, problem.batch).get("top")
     if top is None:
         return Score(None)
@@ -77,13 +83,15 @@ def _top(tool: Tool, problem: Reference) -> Score:
 
 
 def _trace(tool: Tool, problem: Reference) -> Score:
+    """Whether the tool's trace is the exact one, up to its own standard error."""
     trace = tool(deepcopy(problem.model), problem.criterion, problem.batch).get("trace")
     if trace is None:
         return Score(None)
     value, stderr = trace()
     distance = abs(value - float(problem.eigenvalues.sum()))
-    right = distance <= STANDARD_ERRORS * stderr + ROUNDING * float(problem.eigenvalues.abs().sum())
-    return Score(right, "" if right else f"{distance / stderr:.0f} s.e." if stderr else "inf")
+    if distance <= STANDARD_ERRORS * stderr + ROUNDING * float(problem.eigenvalues.abs().sum()):
+        return Score(True)
+    return Score(False, f"{distance / stderr:.0f} s.e." if stderr else "inf")
 
 
 CHECKS = {"product": _product, "top": _top, "trace": _trace}
@@ -93,17 +101,18 @@ def table(scores: Mapping[str, dict[str, dict[str, Score]] | str], problems: lis
     """The scores as a Markdown table: a row for each problem (None: all of them), and a column for each tool."""
     lines = [f"| product, top {K}, trace | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
     for problem in problems or references():
-        cells = [_cell(of[problem.name]) if isinstance(of, dict) else "" for of in scores.values()]
+        # A tool that could not be run has a text in place of its scores.
+        cells = [_cell(found[problem.name]) if isinstance(found, dict) else "" for found in scores.values()]
         lines.append(f"| {problem.name} | {' | '.join(cells)} |")
-    totals = [_total(of) if isinstance(of, dict) else of for of in scores.values()]
+    totals = [_total(found) if isinstance(found, dict) else found for found in scores.values()]
     return "\n".join([*lines, f"| **right of those offered** | {' | '.join(totals)} |"])
 
 
 def _cell(scores: Mapping[str, Score]) -> str:
-    words = {True: "ok", None: "-"}
+    words = {True: "ok", None: "-"}  # a wrong quantity shows its note instead
     return ", ".join(words.get(each.right, f"**{each.note}**") for each in scores.values())
 
 
-def _total(of: Mapping[str, Mapping[str, Score]]) -> str:
-    given = [each.right for scores in of.values() for each in scores.values() if each.right is not None]
+def _total(scores_by_problem: Mapping[str, Mapping[str, Score]]) -> str:
+    given = [each.right for scores in scores_by_problem.values() for each in scores.values() if each.right is not None]
     return f"{sum(given)} of {len(given)}"

@@ -12,7 +12,8 @@ SPECTRA: dict[str, Tensor] = {
     "outliers": torch.cat([torch.tensor([50.0, 30.0, -20.0], dtype=DTYPE), torch.linspace(-0.5, 0.6, 21, dtype=DTYPE)]),
     "clustered": torch.cat([torch.linspace(4.99, 5.01, 8, dtype=DTYPE), torch.linspace(-1.0, 1.0, 16, dtype=DTYPE)]),
 }
-# Larger ones, for tools alone: a negative trace, equal magnitudes of both signs, and a multiple eigenvalue.
+# Larger spectra, which only the comparison of tools uses: a negative trace, equal magnitudes of both signs, and a
+# multiple eigenvalue.
 LARGER: dict[str, Tensor] = {
     "negative": -torch.cat([torch.tensor([40.0, 25.0, -15.0], dtype=DTYPE), torch.linspace(0, 1.0, 197, dtype=DTYPE)]),
     "both_signs": torch.cat([torch.tensor([5.0, -5.0, 4.0], dtype=DTYPE), torch.linspace(-1, 1, 197, dtype=DTYPE)]),

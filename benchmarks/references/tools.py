@@ -1,6 +1,7 @@
 """The tools that are compared: this library, its peers as their users call them, and differences of gradients.
 
-A peer is imported when its function is called, which raises ImportError where it is not installed.
+Each is a function of (model, criterion, batch), as ``benchmarks.references`` describes it. A peer is imported when its
+function is called, which raises ImportError where the peer is not installed.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def pyhessian(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str, A
     from pyhessian import hessian
     from pyhessian.utils import hessian_vector_product
 
-    # Without this line a second object for one model adds up the gradients of both.
+    # PyHessian adds to ``.grad``, so that without this line a second object for the same model would add up both.
     model.zero_grad(set_to_none=True)
     data = {"dataloader": batch} if isinstance(batch, list) else {"data": batch}
     H = hessian(model, criterion, **data, cuda=False)

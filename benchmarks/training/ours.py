@@ -1,8 +1,8 @@
 """hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient.
 
 If a run has more than one thread, convolutional networks use as many worker processes of one thread each instead, but
-at most one for each task. They are not batched over tasks on a CPU, because that makes them slower there. On a GPU all
-networks are, in chunks of as many tasks as fit in memory.
+at most one for each task. On a CPU these networks compute one task after the other, because computing all tasks at once
+is slower for them. On a GPU all networks compute as many tasks at once as fit in memory.
 """
 
 import os
@@ -123,5 +123,6 @@ def _cpu_seconds(pids: list[int]) -> float:
 
     It is read from /proc, because ``resource`` counts only child processes that have ended, and these still run.
     """
+    # In this file, entries 11 and 12 after the name in parentheses are the processor times of the user and the system.
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return time.process_time() + sum(int(s[11]) + int(s[12]) for s in stats) / os.sysconf("SC_CLK_TCK")

@@ -22,7 +22,6 @@ purpose:
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
 from hessian_tools.curvature.operators.hessian import hessian as hessian_operator
+from hessian_tools.failures import warn
 from hessian_tools.layout import flatten, unwrapped
 from hessian_tools.loss import make_loss
 from hessian_tools.random_states import restored_random_states
@@ -106,10 +106,7 @@ class hessian:
         pairs = top_eigenpairs(self.operator, k=top_n, rtol=tol, vectors=True, seed=self.seed, max_matvecs=limit)
         num_missed = int((~pairs.converged).sum())
         if num_missed:
-            warnings.warn(
-                f"{num_missed} of {top_n} eigenvalues have not converged to tol={tol}; raise maxIter={maxIter}",
-                stacklevel=2,
-            )
+            warn(f"{num_missed} of {top_n} eigenvalues have not converged to tol={tol}; raise maxIter={maxIter}")
         assert pairs.vectors is not None
         return pairs.values.tolist(), [self._shaped(vector) for vector in pairs.vectors.T]
 
@@ -142,10 +139,9 @@ class hessian:
 
 
 def _device(cuda: bool) -> torch.device:
+    """The device to measure on; warns where CUDA is requested and missing."""
     if cuda and not torch.cuda.is_available():
-        warnings.warn(
-            "cuda=True, but torch sees no CUDA device; the CPU is used instead, as with cuda=False", stacklevel=3
-        )
+        warn("cuda=True, but torch sees no CUDA device; the CPU is used instead, as with cuda=False")
         return torch.device("cpu")
     return torch.device("cuda" if cuda else "cpu")
 
@@ -158,6 +154,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:
+    """The batches (inputs, targets), from the one of the two arguments that is given."""
     if (data is None) == (dataloader is None):
         raise ValueError("give either data=(inputs, targets) for one batch or dataloader= for several, not both")
     with restored_random_states():  # a loader that shuffles or augments draws from the global random generators

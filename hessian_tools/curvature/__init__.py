@@ -53,7 +53,7 @@ from hessian_tools.deprecation import old_names
 # The operators, the gradient, and the check that an operator is the matrix that it claims to be.
 __all__ = ["hessian", "hessian_of", "gauss_newton", "gradient", "ragged", "preconditioned", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
-# Whether somebody else's product is right.
+# A check of Hessian-vector products that other code computes.
 __all__ += ["audit", "Audit"]
 # Eigenvalues.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]
@@ -78,7 +78,9 @@ __all__ += ["adaptation_jacobian", "AdaptationJacobian", "singular_values", "Sin
 __all__ += ["alignment", "cos_displacement", "cosine_null", "Null", "small_step_difference"]
 __all__ += ["path_ratio", "drop_ratio", "linearisation_error"]
 
-if not TYPE_CHECKING:  # with a __getattr__, a type checker would accept any attribute name
+# Former names, which still work and give a warning. A type checker does not see this __getattr__, because with it the
+# checker would accept any attribute name.
+if not TYPE_CHECKING:
     _OPERATORS, _DIRECTIONS = (f"{__name__}.{package}" for package in ("operators.composite", "directions"))
     __getattr__ = old_names(
         __name__,

@@ -20,7 +20,7 @@ MAX_NUMBERS = 12
 # The colours: INK for a value, SHADE for its error or for a value that has not converged, ZERO for the line at zero.
 # A verdict is written in the colour ZERO where it is bad, and else in GOOD.
 INK, SHADE, ZERO, GOOD = "#333333", "#c9c9c9", "#b2182b", "#1b6e3c"
-# The logarithmic axis of a density ends at this share of the density's largest value.
+# The logarithmic axis of a density begins at this fraction of the largest value that is drawn.
 LOWEST = 1e-5
 
 
@@ -33,7 +33,7 @@ def eigenvalues_html(
     """A row for each point: its eigenvalues as ticks, grey where not converged. All rows have the same axis."""
     rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:MAX_ROWS]
     finite = [v for value, *_ in rows for v in value if isfinite(v)]
-    low, high = min([0.0, *finite]), max([0.0, *finite])
+    low, high = min([0.0, *finite]), max([0.0, *finite])  # the axis, which always contains zero
     texts = []
     for value, residual, good in rows:
         colored = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
@@ -53,8 +53,9 @@ def lines_html(
 ) -> str:
     """A row for each point: its numbers over the steps as lines, dark and then grey, with their first and last value.
 
-    lines: the numbers by name. steps: the x coordinates, by default 0, 1, ...; they need no order. where: stands behind
-    the title, with the number of rows, if there is an axis of points. All rows have the same axes.
+    lines: the numbers by name, for one or two lines. steps: the x coordinates, by default 0, 1, ...; they need not be
+    sorted. where: written after the title, with the number of points in place of {}, unless the lines have no axis of
+    points. All rows have the same axes.
     """
     rows = {name: _rows(values)[:MAX_ROWS] for name, values in lines.items()}
     finite = [v for values in rows.values() for row in values for v in row if isfinite(v)]
@@ -66,7 +67,8 @@ def lines_html(
         picture = ""
         words: list[str] = []
         # Drawn from the last line to the first, so that the first one, which is dark, lies on top.
-        for (name, values), color in zip(reversed(rows.items()), (INK, SHADE)[len(rows) - 1 :: -1], strict=True):
+        colored = list(zip(rows.items(), (INK, SHADE)[: len(rows)], strict=True))
+        for (name, values), color in reversed(colored):
             y = values[position]
             places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]
             points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
@@ -124,7 +126,7 @@ def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"
 def modules_html(
     names: Sequence[str], value: Float[Tensor, "*point module"], stderr: Float[Tensor, "*point module"], probes: int
 ) -> str:
-    """A bar for the trace of each module's block, at several points their mean, with one standard error each way."""
+    """A bar for the trace of each module's block, with one standard error each way; for several points, their mean."""
     pairs = _rows(torch.stack([part.reshape(-1, len(names)).mean(0) for part in (value, stderr)], dim=-1))
     ends = [end for v, e in pairs for end in (v - e, v + e) if isfinite(end)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
@@ -142,7 +144,7 @@ def modules_html(
 
 
 def findings_html(title: str, findings: Sequence[tuple[bool | None, str, str, str]]) -> str:
-    """A table with a row for each finding: whether it passed (None: not judged), the verdict, its name, a sentence."""
+    """A table with a row for each finding: whether it passed (None: not judged), its verdict, its name, a sentence."""
     colors = {True: GOOD, False: ZERO, None: "#777777"}
     rows = "".join(
         f'<tr><td style="color:{colors[passed]};white-space:nowrap;text-align:left"><b>{escape(verdict)}</b></td>'
@@ -168,33 +170,36 @@ def _y_of(value: float, low: float, high: float) -> float:
 
 
 def _tick(x: float, color: str, height: float = 0.7) -> str:
-    """A vertical line in a picture of 20 pixels. height: its length as a fraction of the picture's height."""
+    """A vertical line in a picture that is 20 pixels high. height: its length as a fraction of the picture's height."""
     top = 10 - 10 * height
     return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{20 - top:.1f}" stroke="{color}" stroke-width="1.5"/>'
 
 
 def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> str:
-    """The area below a curve on the logarithmic axis; a column of pixels shows the largest value in it."""
+    """The area below a curve on the logarithmic axis. Each column of pixels shows the largest of its values."""
     columns: dict[int, float] = {}
     for position, value in zip(x, y, strict=True):
         column = round(_x_of(position, x[0], x[-1]))
         columns[column] = max(columns.get(column, 0.0), value)
-    depth = log10(1 / LOWEST)
+    depth = log10(1 / LOWEST)  # the powers of ten that the axis covers
     heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, LOWEST * peak)) / depth)) for c, v in columns.items()}
     points = " ".join(f"{c},{HEIGHT - h:.1f}" for c, h in sorted(heights.items()))
     return f'<polygon points="{min(columns)},{HEIGHT} {points} {max(columns)},{HEIGHT}" fill="{color}"/>'
 
 
 def _svg(content: str, height: int) -> str:
+    """A picture of these SVG elements."""
     # A screen reader passes over the picture, because the text beside it says the same.
     return f'<svg width="{WIDTH}" height="{height}" aria-hidden="true" style="vertical-align:middle">{content}</svg>'
 
 
 def _line(text: str) -> str:
+    """A line of text in a monospaced font."""
     return f' <span style="font-family:monospace">{escape(text)}</span>'
 
 
 def _block(title: str, rows: list[str], points: Sequence[int], where: str = "at {} points") -> str:
+    """The title, the rows, and how many points have no row. points: the shape of the axes of points."""
     count = prod(points)
     more = f"<div>and {count - len(rows)} more</div>" if count > len(rows) else ""
     at_points = f" {where.format(count)}" if len(points) else ""

@@ -1,4 +1,4 @@
-"""Tasks to meta-learn from: bundled drawings, generated regression tasks, data sets on disk, and how they are drawn."""
+"""Tasks for meta-learning, which are sampled from bundled drawings, from generated curves or from data sets on disk."""
 
 from hessian_tools.data.class_sets import ImageClasses, StoredClasses
 from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, Episode, ImageTasks, TaskSource
@@ -12,5 +12,5 @@ from hessian_tools.validation import check_choice
 __all__ = ["open_tasks", "TaskSource", "Episode", "ImageTasks", "CrossDomainTasks", "SineLineTasks", "Sine", "Line"]
 # Sets of classes, from which tasks are drawn.
 __all__ += ["open_data", "load_quickdraw", "reshaped", "ClassSet", "ImageClasses", "StoredClasses", "FeatureClasses"]
-# Their descriptions, and the check of a name that a user gives.
+# The descriptions of data, and the check that a name from the user is one of the known names.
 __all__ += ["describe", "summary", "check_choice"]

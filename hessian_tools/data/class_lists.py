@@ -1,6 +1,7 @@
 """The splits of the literature; class_lists.toml holds them and names their sources.
 
-Each constant maps the parts of a split (train, val, test) to lists of class names or of class numbers.
+Most constants map the parts of a split (train, val, test) to lists of class names or of class numbers. OMNIGLOT and
+VINYALS have other keys, which the comments in the file explain.
 """
 
 import tomllib

@@ -1,4 +1,8 @@
-"""Sets of images grouped by class: in memory, with classes of equal size, or in a file, with classes of any size."""
+"""Sets of images grouped by class: in memory, with classes of equal size, or in a file, with classes of any size.
+
+In this file a split is one part of the classes, such as "train", "val" or "test", and the position of a class is its
+index in ``class_names``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -122,7 +126,7 @@ class StoredClasses(DisjointClasses):
     def __post_init__(self) -> None:
         super().__post_init__()
         # The file is mapped now and not only at the first use. So it stays readable even if another process puts a
-        # newer cache in its place in the meantime.
+        # newer file in its place in the meantime.
         _ = self.images
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,8 +165,8 @@ class StoredClasses(DisjointClasses):
 
         classes: [way]. examples: [example, way]. The rows come example by example, as those of ``ImageClasses.take``.
         """
-        # The sums are the rows of the file [example, way], and the pixels are [example, way, channel, height, width].
-        pixels = np.asarray(self.images[self._starts[classes // self.turns] + examples])
+        rows = self._starts[classes // self.turns] + examples  # the rows of the file, [example, way]
+        pixels = np.asarray(self.images[rows])  # [example, way, channel, height, width]
         for way, turn in enumerate(classes % self.turns):  # turn: how many quarter turns the class stands for
             if turn:
                 pixels[:, way] = np.rot90(pixels[:, way], int(turn), axes=(-2, -1))
@@ -184,7 +188,7 @@ def turned_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
-    """The positions, among ``turned_names``, of the turned classes that classes at these positions stand for.
+    """For classes at these positions, the positions of their turned classes in ``turned_names``, four for each class.
 
     >>> turned_positions((1,))
     (4, 5, 6, 7)

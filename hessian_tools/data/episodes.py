@@ -1,6 +1,7 @@
 """Few-shot episodes: what a task is, and how one is drawn from the classes of a data set.
 
-An episode is a function of (seed, split, index) alone. It is drawn with ``np.random.RandomState``, whose numbers NumPy
+An episode is a function of (seed, split, index) alone, where a split is one part of the classes: "train", "val" or
+"test". An episode is drawn with ``np.random.RandomState``, whose numbers NumPy
 has promised not to change. So task 17 of the test split is the same task on every machine, and drawn tasks need not
 be stored or passed on.
 """
@@ -24,7 +25,7 @@ SPLITS = ("train", "val", "test")
 # This is part of every digest. Raise its number whenever the same (seed, split, index) would give another episode.
 EPISODE_RECIPE = "episodes-1"
 
-# The positions of an episode's classes, and the examples that are drawn of each.
+# The positions of an episode's classes in ``class_names``, and the numbers of the examples drawn from each class.
 Ways = Int[np.ndarray, " way"]
 Examples = Int[np.ndarray, "example way"]
 # The inputs x of some examples and their targets y: labels or, in regression, numbers.
@@ -44,7 +45,7 @@ class Episode(NamedTuple):
 
 @runtime_checkable
 class TaskSource(Protocol):
-    """The interface of a supply of tasks, as training and measuring use it: of images, of features or of regression."""
+    """The interface by which training and measuring get tasks, whether of images, of feature vectors or of curves."""
 
     @property
     def kind(self) -> str:
@@ -60,7 +61,7 @@ class TaskSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that determines the episodes; a run's manifest keeps it."""
+        """SHA-256 (hex) of everything that determines the episodes; the manifest of a training run records it."""
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
         """Task number ``index`` of a split: the same task at every call and on every machine."""
@@ -109,7 +110,7 @@ class ClassSet(Protocol):
 
 @dataclass(frozen=True)
 class ImageTasks:
-    """N-way K-shot classification tasks from a set of classes, of images or of their features.
+    """N-way K-shot classification tasks, which are drawn from a set of classes of images or of feature vectors.
 
     ways: the number of classes in an episode. shots, queries: the number of images of each class in the support set
     and in the query set.
@@ -240,10 +241,13 @@ class CrossDomainTasks:
 
 
 def episode_stream(seed: SupportsIndex, split: str, index: SupportsIndex) -> np.random.RandomState:
-    """The random generator of one episode. Raises TypeError unless seed and index are whole numbers."""
-    # The stream is seeded by the text of its arguments, and NumPy's integers print differently from Python's.
+    """The random generator of one episode.
+
+    Raises TypeError unless seed and index are whole numbers, and ValueError for a negative index.
+    """
     if as_index(index) < 0:
         raise ValueError(f"index={index} but episodes are numbered from 0; use 0 or more")
+    # The stream is seeded by the text of its arguments, and NumPy's integers print differently from Python's.
     return numpy_stream(as_index(seed), "episode", str(split), as_index(index))
 
 

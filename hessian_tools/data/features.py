@@ -1,4 +1,7 @@
-"""Feature vectors grouped by class, which take the place of images, as in LEO (Rusu et al., 2019)."""
+"""Feature vectors grouped by class, which take the place of images.
+
+LEO (latent embedding optimisation, Rusu et al., 2019) learns from such features of a network that was trained before.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -28,7 +31,7 @@ class FeatureClasses(DisjointClasses):
     """Feature vectors grouped by class.
 
     features: float32 [example, feature], one class after the other. counts: the number of vectors of each class.
-    split_rule: how the classes are divided, in words.
+    split_rule: how the classes are divided, in words. scale: the stored value that stands for 1.0.
     """
 
     name: str
@@ -75,6 +78,7 @@ def find_features(tree: Tree) -> dict[str, str]:
         files = {"": tree.path.name}
     else:
         files = {part: f"{alias}.npz" for alias, part in PART_OF.items() if f"{alias}.npz" in tree.files}
+    # Files of these names that hold other arrays are no features.
     return files if all("features" in array_names(tree, name) for name in files.values()) else {}
 
 
@@ -106,6 +110,7 @@ def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None =
 
 
 def _split_by_parts(labels: list[str], parts: list[str], where: str) -> Split:
+    """The split that the label and the part of each example give; ``where`` names the files in messages."""
     if not parts:
         raise ValueError(f"{where} has no array parts; add it, or give a file with split=")
     unknown = sorted(set(parts) - set(PART_OF))
@@ -136,18 +141,21 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
                 f"{name} cannot be read ({str(e)[:200]}); save {ARRAYS} as plain arrays with np.savez"
             ) from None
     features, labels = arrays["features"], arrays["labels"]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, which is refused below
         vectors = features.astype(np.float32)
     if not np.isfinite(vectors).all():
         raise ValueError(f"{name}: some features are not finite, or too large for float32; compute them again")
     check_same_length(name, len(features), len(labels))
-    # Labels that are text need no check, for which np.ones(1) stands.
-    is_whole = np.isfinite(labels) & (labels >= 0) & (labels % 1 == 0) if labels.dtype.kind in "iuf" else np.ones(1)
-    if not is_whole.all():
-        raise ValueError(f"{name}: some labels are no whole numbers from 0; give those, or the names of the classes")
+    if labels.dtype.kind in "iuf":  # integers and floats; labels that are text need no check
+        is_whole = np.isfinite(labels) & (labels >= 0) & (labels % 1 == 0)
+        if not is_whole.all():
+            raise ValueError(
+                f"{name}: some labels are no whole numbers from 0; give those, or the names of the classes"
+            )
     parts = [part] * len(features) if part else [str(value) for value in arrays.get("parts", ())]
     if parts:
         check_same_length(f"{name} (parts)", len(features), len(parts))
-    # Where each part has its own file, numbers as labels begin at 0 in each: class 0 of train is not class 0 of test.
-    prefix = f"{part}-" if part and np.issubdtype(labels.dtype, np.integer) else ""
+    # If each part has a file of its own, numeric labels begin at 0 in each file, so class 0 of train is not class 0 of
+    # test. The name of the part in front of the number tells them apart.
+    prefix = f"{part}-" if part and labels.dtype.kind in "iuf" else ""
     return vectors, [f"{prefix}{label}" for label in labels.tolist()], parts

@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-# What data sets use; Pillow knows further formats, one of which runs another program (PostScript).
+# The formats that data sets use. Pillow knows further ones, and opening one of them (PostScript) runs another program.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000  # the largest photograph of the known data sets has 42 million
 

@@ -16,9 +16,10 @@ MAX_HEADER = 10_000  # bytes; NumPy's own limit
 
 
 class StoredArray(NamedTuple):
-    """An array in an .npz file, of which only the header has been read; ``file`` stands at the first number.
+    """An array in an .npz file, of which only the header has been read.
 
-    fortran: whether the numbers are stored with the first index changing fastest.
+    file: the open file, positioned at the array's first number. fortran: whether the numbers are stored with the first
+    index changing fastest.
     """
 
     file: IO[bytes]
@@ -32,6 +33,7 @@ class StoredArray(NamedTuple):
         if size > max_bytes:
             raise ValueError(f"an array of shape {self.shape} takes {size / 1e9:.1f} GB; at most {max_bytes / 1e9:g}")
         content = bytearray()
+        # The bytes are read in blocks of 16 MiB, so memory grows with what the file holds and not with what it claims.
         while len(content) < size and (block := self.file.read(min(size - len(content), 1 << 24))):
             content += block
         if len(content) < size:
@@ -40,7 +42,7 @@ class StoredArray(NamedTuple):
 
 
 def array_names(tree: Tree, name: str) -> list[str]:
-    """The names of the arrays in an .npz file; empty if it is none."""
+    """The names of the arrays in an .npz file; empty if the file is not an .npz file."""
     try:
         with tree.open(name) as file, zipfile.ZipFile(file) as archive:
             return [member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")]
@@ -67,9 +69,9 @@ def stored_array(tree: Tree, name: str, array: str) -> Iterator[StoredArray]:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, the order and the type of an array; its header is read from a file that is open for bytes."""
+    """The shape, the order and the type of an array, from its header; ``file`` is open where the array begins."""
     version = np.lib.format.read_magic(file)
-    length = file.read(2 if version == (1, 0) else 4)
+    length = file.read(2 if version == (1, 0) else 4)  # the header begins with its length, in 2 bytes or in 4
     if int.from_bytes(length, "little") > MAX_HEADER:
         raise ValueError("its header is damaged")
     header = io.BytesIO(length + file.read(int.from_bytes(length, "little")))

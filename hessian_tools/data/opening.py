@@ -97,22 +97,22 @@ def open_data(
         if split or rotations or crop:
             raise ValueError("split, rotations and crop are for data of your own; leave them out with 'quickdraw'")
         return reshaped(load_quickdraw(), image_size=image_size or 28, channels=channels or 1)
-    with _damage_is_told(path), Tree(_existing(path)) as tree:
+    with _damage_as_value_error(path), Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
         match = _adjusted(recognise(tree), image_size=image_size, channels=channels, crop=crop)
         places, contents, chosen = _look_up(tree, match, split, cache)
-        # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
-        splits = chosen.positions(contents.class_names, match.layout)
+        # A split that does not fit the classes is refused here, and not only after decoding, which can take an hour.
+        parts = chosen.positions(contents.class_names, match.layout)
         if not isinstance(contents, pixel_cache.Cached):
             contents = pixel_cache.fill(places, contents, match, source=tree.path, progress=progress)
     class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
-        splits = {part: turned_positions(positions) for part, positions in splits.items()}
+        parts = {part: turned_positions(positions) for part, positions in parts.items()}
     digest, rule = contents.pixels_digest, f"{chosen.name}: {chosen.rule}"
     return StoredClasses(
-        match.name, contents.file, contents.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
+        match.name, contents.file, contents.counts, class_names, parts, digest, match.layout, rule, bool(rotations)
     )
 
 
@@ -124,7 +124,7 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     """
     if path == "quickdraw":
         return "quickdraw, bundled: 345 classes of 20 images, 1 x 28 x 28; train 220, val 55, test 70 classes"
-    with _damage_is_told(path), Tree(_existing(path)) as tree:
+    with _damage_as_value_error(path), Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features.summary
         match = recognise(tree)
@@ -185,8 +185,8 @@ def _adjusted(match: Match, *, image_size: int | None, channels: int | None, cro
 
 
 @contextmanager
-def _damage_is_told(path: str | Path) -> Iterator[None]:
-    """Turn whatever the reading of damaged data raises into a ValueError, and let Pillow say nothing besides."""
+def _damage_as_value_error(path: str | Path) -> Iterator[None]:
+    """Turn any error from reading damaged data into a ValueError, and silence Pillow's warning of large images."""
     with readable(str(path)), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked in images.py
         yield
@@ -195,10 +195,10 @@ def _damage_is_told(path: str | Path) -> Iterator[None]:
 def _look_up(
     tree: Tree, match: Match, split: str | Path | None, cache: str | Path | None
 ) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
-    """Look up three things: where the cache may lie, what it or the data contain, and the chosen split.
+    """Look up three things: the paths where the cache may lie, the contents of the data set, and the chosen split.
 
-    The first are paths without the endings .npy and .json. The second is the cache or, if there is
-    none, the contents of the data.
+    The paths are without the endings .npy and .json. The contents come from the cache or, if there is none, from the
+    data themselves.
     """
     places = pixel_cache.cache_paths(tree, match, folder=Path(os.path.expanduser(cache)) if cache else None)
     contents = pixel_cache.find(places) or pixel_cache.read_contents(tree, match)
@@ -224,6 +224,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def _split_line(split: Split) -> str:
+    """The name of a split, the number of classes in each of its parts, and its rule."""
     parts = ", ".join(f"{part} {len(names)}" for part, names in split.parts.items())
     return f"{split.name!r}: {parts} classes ({split.rule})"
 
@@ -243,11 +244,12 @@ def reshaped(data: ImageClasses, *, image_size: int, channels: int) -> ImageClas
 
 @cached_function
 def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
+    """The result of ``reshaped``, computed once in a process for the same arguments."""
     images, scale = data.images, data.scale
     if len(images) * images.shape[1] * side**2 > MAX_RESHAPED:
         raise ValueError(f"image_size={side} would make {data.name} larger than {MAX_RESHAPED / 1e9:g} GB; give less")
     if images.shape[3:] != (side, side):
-        # The value that stands for 1.0 is ``scale``; it becomes 255 here, so that resizing can give values in between.
+        # ``scale`` is the stored value that stands for 1.0. It becomes 255, so that resizing can give values between.
         grey = (images.reshape(-1, *images.shape[3:]) * np.uint8(255 // scale)).astype(np.uint8)
         images = np.stack([resized(Image.fromarray(drawing), side=side) for drawing in grey])
         images, scale = images.reshape(*data.images.shape[:2], 1, side, side), 255

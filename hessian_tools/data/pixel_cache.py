@@ -32,7 +32,7 @@ from hessian_tools.data.splits import Split
 from hessian_tools.data.tree import Tree
 
 FOLDER = ".hessian-tools"
-CACHE_RECIPE = "cache-1"
+CACHE_RECIPE = "cache-1"  # part of every cache's key; raise its number whenever the form of the two files changes
 BLOCK = 4 << 20  # the number of bytes that one checksum covers
 # The number of blocks that are checked when a cache is opened. This covers files of up to 256 MB; of a larger file, the
 # first and the last block are checked and others at even distances, so that opening does not read the whole file.
@@ -40,7 +40,7 @@ MAX_CHECKED_BLOCKS = 64
 CHUNK = 256  # the number of images that are decoded together
 STALE_SECONDS = 24 * 3600.0  # an unfinished file of this age is taken to be left by a crash
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # is called with the number of images decoded so far and the total number
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_contents(tree: Tree, match: Match) -> Contents:
 
 
 def _open(stem: Path) -> Cached | None:
-    """The cache at a stem, or None if it is absent, unfinished or damaged."""
+    """The cache at a path without the endings .npy and .json, or None if it is absent, unfinished or damaged."""
     file = stem.with_name(f"{stem.name}.npy")
     try:
         about = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def _open(stem: Path) -> Cached | None:
 
 def _is_intact(file: Path, checksums: list[int]) -> bool:
     """Whether the size of a file and the checksums of up to ``MAX_CHECKED_BLOCKS`` of its blocks are as expected."""
-    if -(-file.stat().st_size // BLOCK) != len(checksums):
+    if -(-file.stat().st_size // BLOCK) != len(checksums):  # the number of blocks, rounded up
         return False
     with file.open("rb") as stream:
         for block in np.unique(np.linspace(0, len(checksums) - 1, MAX_CHECKED_BLOCKS).astype(int)):
@@ -167,7 +167,8 @@ def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, 
             f"the cache needs {size / 1e9:.1f} GB, but {stem.parent} has {free / 1e9:.1f} GB free; "
             "make room, give another folder with cache=, or ask for a smaller image_size"
         )
-    unfinished = stem.with_name(f".{uuid4().hex}.partial")  # a file made by tempfile could not be read by others
+    # tempfile is not used for this file, because it would make one that other users cannot read.
+    unfinished = stem.with_name(f".{uuid4().hex}.partial")
     try:
         images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
         _decode(images, contents, match, progress)
@@ -186,10 +187,11 @@ def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, 
 
 
 def _writable(places: list[Path]) -> Path:
+    """The first path whose folder can be written."""
     for stem in places:
         above = stem.parent.parent
-        # The permissions are asked, because a superuser, as in a container, can write even to a read-only folder.
-        if above.exists() and not above.stat().st_mode & 0o222:
+        # A superuser, as in a container, can write even to a read-only folder, so the permission bits are asked first.
+        if above.exists() and not above.stat().st_mode & 0o222:  # nobody may write
             continue
         with suppress(OSError):
             stem.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 from hessian_tools.data.images import open_image
 from hessian_tools.data.layouts.layout import Picture
 
-MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB"}  # for a number of channels, Pillow's name for images of that kind
 # This is part of every cache's key. Raise its number whenever the same image would give other pixels.
 PIXEL_RECIPE = "pixels-1"
 

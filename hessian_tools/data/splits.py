@@ -13,14 +13,14 @@ from typing import Any
 
 from hessian_tools.validation import did_you_mean, some_of
 
-MAX_BYTES = 10_000_000  # of a file that divides the classes
+MAX_BYTES = 10_000_000  # of a user's file that divides the classes
 # The parts of a split, each with all names that the literature uses for it.
 PARTS = {
     "train": ("train", "base", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "novel", "testing"),
 }
-# For each of these names, the part that it stands for.
+# For each of all these names, the part that the name stands for.
 PART_OF = {alias: part for part, aliases in PARTS.items() for alias in aliases}
 BY_NAME_RULE = "64, 16 and 20 % of the classes in the order of the sha256 of their names; no split of the literature"
 
@@ -50,7 +50,7 @@ class Split:
 
 
 def named_split(name: str, rule: str, parts: Mapping[str, Iterable[str]]) -> Split:
-    """A split whose parts are in the order train, val, test; empty parts and repeated names are dropped."""
+    """A split whose parts are in the order train, val, test; empty parts and repeated class names are left out."""
     members = {part: tuple(dict.fromkeys(parts.get(part, ()))) for part in PARTS}
     return Split(name, rule, {part: names for part, names in members.items() if names})
 

@@ -71,7 +71,7 @@ class Tree:
             )
         content = bytearray()
         with readable(f"{name} in {self.path}"), self.open(name) as file:
-            # A zip may hold more than it says, so that no more than the stated size is asked for.
+            # A member of a zip may be longer than the zip states. No more than the stated size is read.
             while len(content) < size and (block := file.read(min(size - len(content), 1 << 20))):
                 content += block
         return bytes(content)
@@ -91,6 +91,7 @@ class Tree:
         return (self.root / name).open("rb")
 
     def _list_files(self) -> None:
+        """List the files at the path, with the members of a zip in the place of the zip."""
         files: dict[str, Stamp] = {}
         empty: list[str] = []
         if self.path.is_file() and self.path.suffix == ".zip":
@@ -104,6 +105,7 @@ class Tree:
         self.files, self.empty = dict(sorted(files.items())), tuple(empty)
 
     def _members(self, name: str) -> dict[str, Stamp]:
+        """Open a zip, and list the files in it."""
         try:
             archive = self._open_files.enter_context(zipfile.ZipFile(self.root / name))
         except Exception as e:  # a damaged zip can fail in any way
@@ -133,7 +135,7 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
     """The files with their stamps, and the empty folders; a folder that links make reachable twice is listed once."""
     files: dict[str, Stamp] = {}
     empty: list[str] = []
-    entered: set[tuple[int, int]] = set()
+    entered: set[tuple[int, int]] = set()  # the numbers by which the system knows the folders: device and inode
     waiting = [("", depth)]
     while waiting:
         folder, levels = waiting.pop()

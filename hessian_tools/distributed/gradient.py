@@ -1,4 +1,8 @@
-"""The gradient of a sharded model with its graph, which is differentiated once for each product."""
+"""The gradient of a sharded model with its graph, which is differentiated once for each product with the Hessian.
+
+Each process holds a shard of each parameter, as a ``DTensor``. A *whole* parameter is the ordinary tensor that a
+process gathers from the shards of all processes where the model uses the parameter; see ``distributed.sharding``.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +16,14 @@ from torch.distributed.tensor import DTensor
 
 from hessian_tools.curvature.engines.double_backward import refuse_broken_graph
 from hessian_tools.curvature.engines.torch_errors import explained
-from hessian_tools.distributed.sharding import CHANGED, Regathers
+from hessian_tools.distributed.sharding import CHANGED, Regathering
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-# The names of the nodes of operations that return a view, such as the transpose of a weight in ``F.linear``.
+# torch's names, without the number at the end, for the nodes of a graph that stand for views, such as the transpose of
+# a weight in ``F.linear``.
 VIEWS = {f"{view}Backward" for view in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Alias")}
 
-# The sum of the bits of a tensor is computed in pieces of this many numbers.
-PIECE = 2**20
+PIECE = 2**20  # how many numbers of a tensor ``_sums_of_bits`` adds at once
 
 
 class ShardedGradient:
@@ -34,18 +38,19 @@ class ShardedGradient:
     """
 
     def __init__(self, parameters: tuple[Any, ...], value: Callable[[], Tensor]) -> None:
-        with torch.enable_grad(), TwiceDifferentiable(), Regathers() as regathers:
+        # TwiceDifferentiable replaces the operations that torch cannot differentiate twice.
+        with torch.enable_grad(), TwiceDifferentiable(), Regathering() as regathering:
             loss = value()
             self.gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         self.refusal: RuntimeError | None = None
         try:
             refuse_broken_graph(loss, *(g for g in self.gradients if g is not None))
         except RuntimeError as error:
-            self.refusal = error  # raised by the method below, because the processes have to share it
+            self.refusal = error  # raised by the method ``refuse_broken_graph``, so that the processes can share it
         self.rows = _Rows(parameters)
         self.bit_sums = _sums_of_bits(parameters)
         roots = [g.grad_fn for g in self.gradients if g is not None and g.requires_grad]
-        self.inputs = _inputs_with_hooks(roots, regathers.nodes, self.rows) if roots else []
+        self.inputs = _inputs_with_hooks(roots, regathering.nodes, self.rows) if roots else []
 
     def refuse_broken_graph(self) -> None:
         """Raises NoOtherWay, a RuntimeError, for a loss without a second derivative.
@@ -56,7 +61,7 @@ class ShardedGradient:
             raise explained(self.refusal) from self.refusal
 
     def refuse_other_parameters(self) -> None:
-        """Raises ValueError where the parameters of this process are not those of the gradient.
+        """Raises ValueError where the parameters of this process have changed since the gradient was computed.
 
         A graph gathers parameters again, and would mix old numbers and new ones. torch's count of changes
         (``Tensor._version``) does not show every change: optimisers with ``foreach=True`` and changes of ``.data``
@@ -66,7 +71,7 @@ class ShardedGradient:
             raise ValueError(CHANGED)
 
     def product(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
-        """This process's entries of the product, from its part of the vector."""
+        """This process's entries of the product, from its entries of the vector."""
         out = torch.zeros_like(v)
         self.rows.start(out)
         parts = [_like(piece, p) for piece, p in zip(self.rows.divided(v), self.rows.parameters, strict=True)]
@@ -75,10 +80,10 @@ class ShardedGradient:
         if self.inputs:
             gradients, directions = zip(*chosen, strict=True)
             derivatives = torch.autograd.grad(gradients, self.inputs, directions, retain_graph=True, allow_unused=True)
-            for reached, derivative in zip(self.inputs, derivatives, strict=True):
+            for each, derivative in zip(self.inputs, derivatives, strict=True):
                 # An input that is an edge of the graph stands for a whole parameter, whose derivative a hook has added.
-                if derivative is not None and isinstance(reached, DTensor):
-                    self.rows.add(reached, derivative)
+                if derivative is not None and isinstance(each, DTensor):
+                    self.rows.add(each, derivative)
         self.rows.stop()
         return out
 
@@ -114,12 +119,13 @@ class _Rows:
 
 
 def _sums_of_bits(parameters: tuple[Any, ...]) -> list[int]:
-    """For each parameter the sum of its shard's numbers, read as whole numbers, which changes with any bit."""
-    whole = {4: torch.int32, 8: torch.int64}
+    """For each parameter the sum of its shard's numbers, read as integers; a change of any one bit changes the sum."""
+    integers = {4: torch.int32, 8: torch.int64}  # by the bytes of a number
     shards = [p.detach().to_local() for p in parameters]
-    bits = [s.contiguous().view(whole[s.element_size()]).flatten() for s in shards]
-    # In pieces, because torch copies 32-bit numbers into 64 bits for the sum.
-    return torch.stack([torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]).tolist()
+    bits = [s.contiguous().view(integers[s.element_size()]).flatten() for s in shards]
+    # The sum is taken in pieces, because torch first copies 32-bit integers into 64 bits, which takes memory.
+    sums = [torch.stack([piece.sum() for piece in b.split(PIECE)]).sum() for b in bits]
+    return torch.stack(sums).tolist()
 
 
 def _like(piece: Tensor, parameter: Any) -> DTensor:
@@ -137,67 +143,73 @@ def _like(piece: Tensor, parameter: Any) -> DTensor:
 def _inputs_with_hooks(roots: Sequence[Any], gathered: dict[Any, Any], rows: _Rows) -> list[Any]:
     """The inputs for ``torch.autograd.grad``; sets a hook at every operation that uses a whole parameter.
 
-    roots: the nodes of the gradient. gathered: for each node that gathers a parameter, the parameter.
+    roots: the nodes of the gradient in the graph. gathered: for each node that gathers a parameter, the parameter.
     """
     edges = list(_edges(roots))
-    whole = dict(gathered)  # the nodes that return a whole parameter or a view of one
-    for _ in edges:  # each pass finds the views of the tensors found before; the last pass finds none
-        views = {node: whole[after] for node, _, (after, _) in edges if after in whole and _is_view(node)}
-        if views.keys() <= whole.keys():
+    # For each node that returns a whole parameter or a view of one, the parameter. Each pass of the loop finds views of
+    # what was found before, until a pass finds nothing new.
+    parameter_of = dict(gathered)
+    for _ in edges:
+        views = {
+            node: parameter_of[source]
+            for node, _, (source, _) in edges
+            if source in parameter_of and node.name().rstrip("0123456789") in VIEWS
+        }
+        if views.keys() <= parameter_of.keys():
             break
-        whole |= views
+        parameter_of |= views
     uses: dict[Any, GradientEdge] = {}
-    for node, position, (after, number) in edges:
-        if after in whole and node not in whole:
-            edge = uses.setdefault(after, GradientEdge(after, number))
+    for node, position, (source, output) in edges:
+        if source in parameter_of and node not in parameter_of:
+            edge = uses.setdefault(source, GradientEdge(source, output))
             # The hook must not hold the gradient, because the graph, which holds the hook, would then hold itself.
-            node.register_hook(_divide(position, edge, whole[after], rows))
-    # A model may also use a DTensor in a way that ``gathered`` does not know. Autograd then differentiates with respect
-    # to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
+            node.register_hook(_dividing_hook(position, edge, parameter_of[source], rows))
+    # A model may also use a DTensor in its own way, without the gathering of ``sharding``. Autograd then differentiates
+    # with respect to the DTensor itself. The path from a gathering node back to its parameter is not such a use.
     inside = {node for start in gathered for node in _chain(start)}
-    own = [after.variable for node, _, (after, _) in edges if hasattr(after, "variable") and node not in inside]
-    return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in own))]
+    direct = [source.variable for node, _, (source, _) in edges if hasattr(source, "variable") and node not in inside]
+    return [*uses.values(), *(p for p in rows.parameters if any(p is each for each in direct))]
 
 
-def _divide(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
+def _dividing_hook(position: int, edge: GradientEdge, parameter: Any, rows: _Rows) -> Callable[..., Any]:
     """A hook on a node, which adds one of the node's derivatives to the rows of a parameter and passes on the others.
 
-    position: the position of that derivative among the derivatives of the node. edge: the edge of the graph to which
-    autograd would have passed it on, which leads to the parameter.
+    position: the position of this derivative among the derivatives of the node. edge: the edge of the graph along which
+    autograd would have passed the derivative on to the parameter.
     """
 
     def hook(derivatives: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
-        whole = derivatives[position]
-        if whole is None or not rows.pieces:  # no derivative, or no product is being computed
+        derivative = derivatives[position]
+        if derivative is None or not rows.pieces:  # no derivative, or no product is being computed
             return None
-        (shard,) = torch.autograd.grad([edge], [parameter], [whole], retain_graph=True)
-        rows.add(parameter, shard)
+        # This runs the backward pass of the gathering, which divides the derivative into the shards.
+        (in_shards,) = torch.autograd.grad([edge], [parameter], [derivative], retain_graph=True)
+        rows.add(parameter, in_shards)
         return (*derivatives[:position], None, *derivatives[position + 1 :])
 
     return hook
 
 
 def _edges(roots: Iterable[Any]) -> Iterable[tuple[Any, int, tuple[Any, int]]]:
-    """The edges of a graph: a node, the position of one of its inputs, and (node, output number) of that input."""
+    """The edges of a graph, each from a node to one of its inputs.
+
+    An edge is (node, position of the input, (source, output)), where the input is that output of the node ``source``.
+    """
     todo = list(dict.fromkeys(roots))
     seen = set(todo)
     while todo:
         node = todo.pop()
-        for position, (after, number) in enumerate(node.next_functions):
-            if after is None:
+        for position, (source, output) in enumerate(node.next_functions):
+            if source is None:  # an input that needs no gradient
                 continue
-            yield node, position, (after, number)
-            if after not in seen:
-                seen.add(after)
-                todo.append(after)
+            yield node, position, (source, output)
+            if source not in seen:
+                seen.add(source)
+                todo.append(source)
 
 
 def _chain(node: Any) -> Iterable[Any]:
     """A node, the node of its first input, the node of the first input of that node, and so on."""
     while node is not None:
         yield node
-        node = next((after for after, _ in node.next_functions if after is not None), None)
-
-
-def _is_view(node: Any) -> bool:
-    return node.name().rstrip("0123456789") in VIEWS
+        node = next((source for source, _ in node.next_functions if source is not None), None)

@@ -1,9 +1,10 @@
 """A look at the loss of a sharded model before its first product: is it a function of the parameters alone?
 
-This is what :mod:`hessian_tools.first_look` is for the loss of one process. A sharded model is differentiated at the
-parameters that it holds, so that a module that is run again in a backward pass runs at the right ones. What can go
-wrong in silence is that a pass draws random numbers or moves buffers, that the model uses parameters which it held
-before it was sharded, that a derivative is hand-written and wrong, and that processes hold different buffers.
+For the loss of one process, :mod:`hessian_tools.first_look` does the same. A sharded model is differentiated at the
+parameters that it holds, so that modules which are run again in a backward pass use the right ones. These faults
+remain, and none of them raises an error by itself: a forward pass draws random numbers or changes buffers; the model
+uses parameters that it held before it was sharded; a hand-written derivative is wrong; the processes hold different
+buffers.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.products import ShardedProducts, call, criterion_value
-from hessian_tools.distributed.sharding import Regathers, was_replaced
+from hessian_tools.distributed.sharding import Regathering, was_replaced
 from hessian_tools.first_look import agree
 from hessian_tools.hand_written import (
     direction_of,
@@ -33,7 +34,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.watches import ForwardWatch
 
 
-@full_precision
+@full_precision  # float32 products are computed in float32 and not in TF32
 def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, device: torch.device) -> tuple[Any, str]:
     """The outputs on the data of this process, and the name of a hand-written derivative ("" if there is none).
 
@@ -45,8 +46,9 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     with restored_random_states(device):
         before = global_states(device)
         # Both passes record a graph, because a pass without one may take other operations, as attention does.
-        with torch.enable_grad(), TwiceDifferentiable(), Regathers():
-            # The watch does not look for stored parameters, at which a sharded model is rightly differentiated.
+        with torch.enable_grad(), TwiceDifferentiable(), Regathering():
+            # The argument of the watch says which parameters must not be used: none here, because a sharded model is
+            # rightly differentiated at the parameters that it holds.
             with ForwardWatch(lambda _: False) as watch:
                 outputs = call(model, x)
                 drew_in_model = drawn_between(before, global_states(device))
@@ -64,7 +66,8 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
     if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
         raise HiddenStateError("the model changes its buffers in its forward pass; call model.eval()")
     pairs = [*zip(tensors_of(outputs), tensors_of(again), strict=True), (value, value_again)]
-    # Results that are not finite are not compared, because NaN does not equal itself.
+    # ``agree`` means equal to the bit on a CPU, and up to rounding on a GPU. Results that are not finite are not
+    # compared, because NaN does not equal itself.
     if any(bool(a.isfinite().all()) and not agree(a.detach(), b.detach()) for a, b in pairs):
         raise HiddenStateError(
             "the model or the criterion gives another result the second time, so the loss is no function of the "
@@ -83,20 +86,20 @@ def look_at_shards(model: nn.Module, criterion: Criterion, x: Any, y: Any, devic
 
 @full_precision
 def refuse_wrong_derivative(H: ShardedProducts, name: str) -> None:
-    """Raises HiddenStateError if hand-written derivatives are not those of the loss's values.
+    """Raises HiddenStateError if the hand-written derivatives differ from finite differences of the loss.
 
     H: makes the products. name: the name of the Function with the hand-written derivatives, for the message. The
     parameters are moved to measure differences of values and of gradients, and are then restored to the bit.
     """
-    parts = [p.to_local().detach() for p in H.parameters]  # they share the memory of the parameters
+    parts = [p.to_local().detach() for p in H.parameters]  # these tensors share the memory of the parameters
     theta = torch.cat([part.flatten() for part in parts])
 
-    def put(at: Tensor) -> None:
+    def put(at: Tensor) -> None:  # sets the parameters to the values in ``at``
         with torch.no_grad():
             for part, piece in zip(parts, at.split([part.numel() for part in parts]), strict=True):
                 part.copy_(piece.view(part.shape))
 
-    def inner(a: Tensor, b: Tensor) -> Tensor:
+    def inner(a: Tensor, b: Tensor) -> Tensor:  # the inner product of two whole vectors, from their parts
         return H.shards.inner(torch.dot(a, b))
 
     def flat(gradient: ShardedGradient) -> Tensor:

@@ -1,4 +1,4 @@
-"""Products with the Hessian of a sharded model, of which every process computes the rows of its own shards."""
+"""Products with the Hessian of a sharded model; every process computes the rows that belong to its own shards."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,8 @@ class ShardedProducts(Operator):
     """The products with the rows of the Hessian that belong to this process's shards, at one point.
 
     weight: the factor of this process's loss, such that the losses of all processes add up to the loss of all data.
-    own: which entries of a vector this process holds. kept: an empty list, into which the first product puts the
-    gradient with its graph, for all later products.
+    own: which entries of a vector this process holds. cached_gradient: an empty list, into which the first product puts
+    the gradient with its graph, for all later products.
     """
 
     model: nn.Module
@@ -36,7 +36,7 @@ class ShardedProducts(Operator):
     weight: float
     parameters: tuple[Any, ...]
     own: Shards
-    kept: list[ShardedGradient]
+    cached_gradient: list[ShardedGradient]
 
     @property
     def shards(self) -> Shards:
@@ -79,11 +79,13 @@ class ShardedProducts(Operator):
         return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
 
     def _product(self, v: Tensor) -> Tensor:
+        """This process's entries of the product with one vector, from its entries of the vector."""
         with self.ranks.reporting_lost_process(connection_errors_only=True):
-            if not self.kept:
-                self.kept.append(self.gradient())
-            self.ranks.with_shared_errors(self.kept[0].refuse_other_parameters)
-            return self.kept[0].product(v)
+            if not self.cached_gradient:
+                self.cached_gradient.append(self.gradient())
+            (gradient,) = self.cached_gradient
+            self.ranks.with_shared_errors(gradient.refuse_other_parameters)  # an error of one is raised on all
+            return gradient.product(v)
 
     def value(self) -> Tensor:
         """This process's summand of the loss of all data."""
@@ -95,8 +97,8 @@ class ShardedProducts(Operator):
         Raises HiddenStateError where a hook on a tensor changes a gradient, and NoOtherWay, a RuntimeError, for a loss
         without a second derivative. If one process raises an error, every process does.
         """
-        # The watch is here for these hooks. Its search for stored parameters is switched off, because a sharded model
-        # is differentiated at the parameters that it stores.
+        # The watch is here to see such hooks. Its argument says which parameters must not be used: none here, because a
+        # sharded model is differentiated at the parameters that it holds.
         with ForwardWatch(lambda _: False) as watch:
             gradient = ShardedGradient(self.parameters, self.value)
 
@@ -148,7 +150,7 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
 
     def weights_of_both() -> tuple[float, ...]:
         try:
-            return batch_weights(loss, one, both_batches, shared=True)
+            return batch_weights(loss, one, both_batches, shared=True)  # shared: the batches have no point axis
         except ValueError as error:
             cause, advice, _ = str(error).partition("; give weights=")
             if not advice:
@@ -162,6 +164,7 @@ def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> fl
     of_first, of_own = ranks.with_shared_errors(weights_of_both)
     # Both weights are 1 for a criterion that sums; they add up to 1 for one that averages.
     sums = of_first + of_own == 2
+    # A row for each process: its weight as a multiple of process 0's, and whether its criterion sums.
     rows = ranks.numbers([of_own / of_first, float(sums)])
     if all(row[1] for row in rows):
         return 1.0

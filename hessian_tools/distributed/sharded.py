@@ -56,7 +56,7 @@ class ShardedHessian:
         """How many entries of a vector this process holds."""
         return self.operator.shards.length
 
-    @full_precision
+    @full_precision  # float32 products are computed in float32 and not in TF32
     def mv(self, v: Float[Tensor, " shard"]) -> Float[Tensor, " shard"]:
         """This process's part of the product with a vector, from its part of the vector."""
 
@@ -67,7 +67,7 @@ class ShardedHessian:
                     f"[{self.shard_size}] of {self.operator.dtype}"
                 )
 
-        self.operator.ranks.with_shared_errors(check)
+        self.operator.ranks.with_shared_errors(check)  # an error of one process is raised on all of them
         return self.operator.products(v[None, :, None])[0, :, 0]
 
     @full_precision
@@ -85,17 +85,19 @@ class ShardedHessian:
     ) -> EigenPairs:
         """k eigenpairs by Lanczos with residuals from true products, as :func:`hessian_tools.top_eigenpairs` gives.
 
-        The arguments are those of that function, but copies of multiple eigenvalues are not searched for.
+        The arguments mean the same as there, but further copies of multiple eigenvalues are not searched for.
         ``vectors`` of the result are this process's entries [shard, k]. max_basis: None chooses a number of vectors
         that fit into 512 MiB of each process (CUDA: 4 GiB or less), but at least 2 k + 8.
         """
         H, total = self.operator, self.num_params
         selections = (checked_selection(which, k, rtol, total),)
-        largest_shard = -(-total // H.shards.ranks.size)  # so that all processes find the same limits
+        # The size of the largest shard (the quotient is rounded up), so that all processes find the same limits.
+        largest_shard = -(-total // H.shards.ranks.size)
         fit = memory_budget(H.device) // (H.dtype.itemsize * largest_shard)
         limits = lanczos_limits(k, total, fit, seed, max_matvecs, max_basis, copies=False)
         saved = None
         if folder is not None:
+            # A saved run is recognised by the product of its matrix with a random vector.
             saved = SavedRun(Path(folder), H, selections, limits, random_vector(H, 0, "saved run"))
         (pairs,) = checked_pairs(H, lanczos(H, selections, limits, saved=saved), selections)
         if saved is not None:
@@ -119,8 +121,9 @@ class ShardedHessian:
         for column in range(num_probes):
             draw = partial(signs, generator=stream(seed, "rademacher", column))
             z = H.shards.own_numbers(draw, torch.int8).to(H.device, H.dtype)
-            # Products take [point, param, probe]: here one point and one probe.
-            samples.append(H.shards.inner((z * H.products(z[None, :, None])[0, :, 0]).sum()))
+            # Products take and return [point, param, probe], here with one point and one probe.
+            product = H.products(z[None, :, None])[0, :, 0]
+            samples.append(H.shards.inner((z * product).sum()))  # z'Hz, added up over the processes
         return estimate_of(torch.stack(samples))
 
 
@@ -131,7 +134,7 @@ def sharded_hessian(
 
     model: made by :func:`shard`, or a model whose parameters are DTensors that are divided along their first axis over
         one group of processes, and whose forward pass gathers them so that it can be differentiated twice. It must be
-        a function of its parameters: buffers that move and random numbers are refused.
+        a function of its parameters: a model that changes its buffers or draws random numbers is refused.
     criterion: ``criterion(outputs, targets)``. batch: the pair (inputs, targets) of this process; the objective is the
         loss of the data of all processes.
     weight: by how much this process's loss counts, relative to the other processes. None takes the number by which the
@@ -144,7 +147,7 @@ def sharded_hessian(
     whose hand-written derivatives are wrong.
     """
     refuse_wrapped(model)
-    return_freed_blocks()
+    return_freed_blocks()  # otherwise the C library would keep hundreds of MB that nothing uses
     parameters = _checked_parameters(model)
     ranks = Ranks(parameters[0].device_mesh.get_group(), parameters[0].to_local().device)
     if criterion is None:
@@ -153,6 +156,7 @@ def sharded_hessian(
         raise ValueError("the batch is a list of batches; give each process one batch")
     batch = cast_like(batch, parameters[0].to_local())
     x, y = split_batch(batch, signature_of(model))
+    # Buffers and frozen parameters are not divided, and must be equal on all processes.
     named = [*model.named_buffers(), *model.named_parameters()]
     refuse_different_constants({name: t for name, t in named if not isinstance(t, DTensor)}, ranks)
     outputs, name = ranks.with_shared_errors(lambda: look_at_shards(model, criterion, x, y, ranks.device))
@@ -199,7 +203,7 @@ def _shards_of(parameters: tuple[Any, ...], ranks: Ranks) -> Shards:
         # The rows of each process, rounded up, as DTensor divides; the last processes may have fewer rows or none.
         rows = -(-p.shape[0] // ranks.size)
         first = min(ranks.rank * rows, p.shape[0])
-        offset = start + first * (p.numel() // p.shape[0])
+        offset = start + first * (p.numel() // p.shape[0])  # the quotient is the number of entries of a row
         segments.append((offset, offset + p.to_local().numel()))
         start += p.numel()
     return Shards(ranks, start, segments)

@@ -31,16 +31,17 @@ class _Gathered(nn.Module):
         assert isinstance(shard, DTensor)
         placements = [Replicate()] * shard.device_mesh.ndim
         whole = shard.redistribute(placements=placements).to_local(grad_placements=[Partial()] * len(placements))
-        if _regathers and whole.grad_fn is not None:
-            _regathers[-1].nodes[whole.grad_fn] = shard
-            _regathers[-1].remember(whole, shard)
+        if _open_contexts and whole.grad_fn is not None:  # the innermost of the open contexts notes the gathering
+            _open_contexts[-1].nodes[whole.grad_fn] = shard
+            _open_contexts[-1].remember(whole, shard)
         return whole
 
 
-class Regathers:
-    """A context in which graphs do not hold whole parameters: where a derivative needs one, it is gathered again.
+class Regathering:
+    """A context in which autograd's graphs do not hold whole parameters, those gathered from all processes.
 
-    All processes run the same graph and therefore gather in the same order.
+    Where a derivative needs a whole parameter, it is gathered again. All processes run the same graph and therefore
+    gather in the same order.
 
     nodes: for each node of the graph that gathers a parameter, the parameter.
     """
@@ -52,14 +53,14 @@ class Regathers:
         self.whole: dict[int, tuple[StorageWeakRef, DTensor]] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._packed, self._unpacked)
 
-    def __enter__(self) -> "Regathers":
-        _regathers.append(self)
+    def __enter__(self) -> "Regathering":
+        _open_contexts.append(self)
         self.hooks.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.hooks.__exit__(*error)
-        _regathers.pop()
+        _open_contexts.pop()
         self.whole.clear()
 
     def remember(self, whole: Tensor, shard: DTensor) -> None:
@@ -74,7 +75,7 @@ class Regathers:
         known = self.whole.get(StorageWeakRef(tensor.untyped_storage()).cdata)
         if known is None:
             return tensor
-        shard = known[1]
+        _, shard = known
         return shard, shard._version, tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def _unpacked(self, packed: Any) -> Tensor:
@@ -86,12 +87,12 @@ class Regathers:
             raise ValueError(CHANGED)
         with torch.no_grad():
             whole = shard.redistribute(placements=[Replicate()] * shard.device_mesh.ndim).to_local()
-        if self in _regathers:  # the first derivative is computed now, and saves this tensor for the second one
+        if self in _open_contexts:  # the first derivative is computed now, and saves this tensor for the second one
             self.remember(whole, shard)
         return whole.as_strided(*form)
 
 
-_regathers: list[Regathers] = []  # the contexts that are open
+_open_contexts: list[Regathering] = []  # the contexts that are open, the innermost last
 
 
 def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -103,7 +104,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
     Raises ValueError for models that are wrapped or sharded already, and for processes whose parameters differ.
     """
     refuse_wrapped(model)
-    return_freed_blocks()
+    return_freed_blocks()  # otherwise the C library would keep hundreds of MB that nothing uses
     group = checked_group(process_group)
     parameters = [p for _, p in trainable(model)]
     if any(isinstance(p, DTensor) for p in parameters):
@@ -115,6 +116,7 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
             raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
     kind = parameters[0].device.type
     ranks = Ranks(group, parameters[0].device)
+    # The sum of all parameters serves as a checksum.
     sums = ranks.numbers([sum(float(p.detach().double().sum()) for p in parameters), len(parameters)])
     if any(row != sums[0] for row in sums):
         raise ValueError("the processes have different parameters; make the model after torch.manual_seed(0) on each")

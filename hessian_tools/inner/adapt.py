@@ -28,18 +28,19 @@ def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], s
     return learner_path(learner, loss, theta, support).adapted
 
 
-@full_precision
+@full_precision  # float32 products are computed in float32 and not in TF32
 def meta_gradient(
     learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch, query: Batch, *, full: bool
 ) -> Float[Tensor, " meta"]:
     """The gradient in ``theta`` of the query loss after the learner's inner loop.
 
-    full: True differentiates through the inner loop; False treats its gradients as constants, whatever
-        ``learner.first_order`` says. For steps along the gradient the full one is J'g, where g is the gradient of the
-        query loss at theta_K and J = d theta_K / d theta_0 (see ``adaptation_jacobian``). The first-order one is g.
+    full: True differentiates through the inner loop; False treats the gradients of its steps as constants, whatever
+        ``learner.first_order`` says. With K steps along the gradient, from theta_0 to theta_K, the full meta-gradient
+        is J'g and the first-order one is g. Here g is the gradient of the query loss at theta_K, and J is the matrix
+        d theta_K / d theta_0 (see ``adaptation_jacobian``), with the transpose J'.
 
-    Other terms that the learner's meta-training descends, such as SHOT's distance, are not part of it. The full
-    gradient costs as much as a training step.
+    Penalties that meta-training adds to the query loss, such as SHOT (see ``hessian_tools.inner.shot``), are not part
+    of this gradient. The full gradient costs as much as a training step.
 
     >>> from hessian_tools.inner.learners import maml
     >>> learner, loss = maml(2, 0.1), lambda theta, target: ((theta - target) ** 2).sum() / 2
@@ -71,26 +72,26 @@ def learner_path(
 
     theta: the learner's meta-parameters [meta].
     steps: a number of steps other than the learner's own. The step size is then scaled so that both loops take the
-        same total time, as the learner's step rule measures it.
+        same total time, as the learner's step rule measures it (for plain steps, their number times their size).
     step_factor: a factor of the learner's step size, or of all its step sizes.
     first_gradient, minibatches, checkpointing, products: see ``inner_loop``.
 
-    LEO moves latent codes, from which the head's weights are decoded (see ``hessian_tools.inner.leo``). Its path
-    consists of the networks that are decoded from the codes, then of the fine-tuned ones, with gradients with respect
-    to the head's weights. For LEO, ``steps``, ``step_factor``, ``first_gradient``, ``minibatches`` and ``products`` are
-    ignored.
+    LEO (latent embedding optimisation, see ``hessian_tools.inner.leo``) moves latent codes, from which the head's
+    weights are decoded. Its path consists of the networks that are decoded from the codes, and then of the fine-tuned
+    ones; the gradients are those with respect to the head's weights. For LEO, ``steps``, ``step_factor``,
+    ``first_gradient``, ``minibatches`` and ``products`` are ignored.
     """
     if learner.latent is not None:
         return leo.decoded_path(learner, require_network(loss, LEO_NEEDS), theta, support, checkpointing=checkpointing)
-    alpha = step_factor * step_sizes(learner, loss, theta)
+    step_size = step_factor * step_sizes(learner, loss, theta)
     if steps is not None:
-        alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)
+        step_size = learner.rule.time(learner.steps) * step_size / learner.rule.time(steps)
     return inner_loop(
         loss,
         network_parameters(loss, theta),
         support,
         steps=steps or learner.steps,
-        step_size=alpha,
+        step_size=step_size,
         first_order=learner.first_order,
         first_gradient=first_gradient,
         part=moved_part(learner, loss, device=theta.device),

@@ -49,7 +49,7 @@ def inner_loop(
 
     The direction d_k is the gradient g_k for the plain rule.
 
-    steps, step_size: K and alpha; one number, or one for each moved entry.
+    steps: K. step_size: alpha, one number, or one for each entry that moves.
     first_order: True treats every inner gradient as a constant in the outer derivative.
     first_gradient: the gradient at ``theta``, if another loop has computed it already. Its passes over the support set
         are then not repeated, and the outer backward pass goes through them once for both loops.
@@ -59,12 +59,12 @@ def inner_loop(
     checkpointing: keep only the point of each step, and repeat the step's forward and backward pass in the outer
         backward pass. This needs memory for the activations of one step, whatever the number of steps. It changes
         nothing under ``first_order``, unless products are computed.
-    products: compute the product H_k g_k of each step too. The gradients and the products of the path are then
-        differentiable in ``theta`` under ``first_order`` as well, with the steps as constants.
+    products: compute H_k g_k too, the product of Hessian and gradient at each step. The gradients and the products of
+        the path are then differentiable in ``theta`` even under ``first_order``, with the steps as constants.
     """
     keeps_graph = products or not first_order
     gradient_at = recomputed_gradient if checkpointing and keeps_graph else support_gradient
-    thetas, gradients, state = [theta], list[Gradient](), None
+    thetas, gradients, state = [theta], list[Gradient](), None  # state: what the step rule remembers, if anything
     batches = row_parts(support, minibatches)
     for k in range(steps):
         if k == 0 and first_gradient is not None:
@@ -72,7 +72,8 @@ def inner_loop(
         else:
             point = thetas[-1] if keeps_graph else thetas[-1].detach()
             gradient = gradient_at(loss, point, batches[k % minibatches], part=part, product=products)
-        # The gradient is detached too, because a plain function may depend on other tensors that the outer loop learns.
+        # Detaching the point is not enough: a loss that is a plain function may depend on other tensors that the outer
+        # loop learns, so the gradient is detached too.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)
         gradients.append(gradient)

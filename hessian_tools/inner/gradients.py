@@ -1,4 +1,7 @@
-"""The gradient of a support loss at one parameter vector, whose graph is kept or recomputed on differentiation."""
+"""The gradient of a support loss at one parameter vector.
+
+The gradient can be differentiated again. Its graph either stays in memory, or is made again when it is needed.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +19,11 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient with respect to the entries that move, with the other results of the same pass over the support set.
+    """A gradient in the parameters that the inner loop moves, and other results of the same pass over the support set.
 
     loss: the value of the support loss.
     outputs: the network's outputs; None where the loss is a plain function and not a ``Loss``.
-    product: the product H g of the Hessian in the entries that move with the gradient; None where it was not asked for.
+    product: the product H g of the gradient with the Hessian in the same parameters; None where it was not asked for.
     """
 
     vector: Float[Tensor, " moved"]
@@ -49,10 +52,14 @@ def support_gradient(
         vector, value = grad_and_value(loss)(theta, support)
         return Gradient(vector, value, None)
     x, y = support
-    rest = loss.layout.unflatten(theta) if part is not None else {}
+    parameters = loss.layout.unflatten(theta) if part is not None else {}
 
     def with_outputs(moved: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = loss.outputs(moved, x) if part is None else loss.outputs_at(rest | part.layout.unflatten(moved), x)
+        """The loss and the outputs, where ``moved`` takes the place of the parameters that move."""
+        if part is None:
+            outputs = loss.outputs(moved, x)
+        else:
+            outputs = loss.outputs_at(parameters | part.layout.unflatten(moved), x)
         return loss.criterion(outputs, y), outputs
 
     start = theta if part is None else part.take(theta)
@@ -86,7 +93,7 @@ def recomputed_gradient(
 
     Only ``theta`` and ``support`` are kept, and each differentiation runs the forward and the backward pass again (the
     checkpointing of Chen et al. 2016, applied to the two passes of one inner step). Derivatives of every order are
-    those of :func:`support_gradient`.
+    the same as with :func:`support_gradient`.
 
     Every tensor to be differentiated must be in ``theta`` or ``support``. Raises ValueError where ``loss`` depends on
     another tensor that requires a gradient, and inside ``torch.func`` transforms.
@@ -106,19 +113,20 @@ def recomputed_gradient(
 
 
 def _inside_transform() -> bool:
-    """Whether this code runs inside some torch.func transform."""
+    """Whether this code runs inside some torch.func transform, which torch has no public function to ask."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Recomputed(torch.autograd.Function):
     """Computes the outputs of a function without their graph, which is made only when they are differentiated.
 
-    Its backward is not ``once_differentiable``, because SHOT's penalty may need derivatives of higher order.
+    ``backward`` is not marked ``once_differentiable``, because penalties on the inner loop may need derivatives of
+    higher order.
     """
 
     @staticmethod
     def forward(ctx: Any, passes: Callable[..., Any], *inputs: Any) -> Any:
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # ``backward`` gets None, and not zeros, for an output that is not used
         ctx.passes = passes
         ctx.constants = [None if isinstance(t, Tensor) else t for t in inputs]
         ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in inputs))
@@ -134,14 +142,19 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor | None) -> Any:
+        # Gradients are enabled here only if the caller differentiates with ``create_graph=True``.
         higher_order, needed = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
         with torch.enable_grad():
-            # Each input gets a node of its own, because one input may be made from another, and the derivative along
-            # that path belongs to the outer graph.
-            inputs = [
-                constant if t is None else t.view_as(t) if higher_order else t.detach().requires_grad_(is_needed)
-                for t, constant, is_needed in zip(ctx.saved_tensors, ctx.constants, needed, strict=True)
-            ]
+            inputs: list[Any] = []
+            for t, constant, is_needed in zip(ctx.saved_tensors, ctx.constants, needed, strict=True):
+                if t is None:  # an input that is not a tensor
+                    inputs.append(constant)
+                elif higher_order:
+                    # The view is a new node of the graph. One input may be made from another, and the derivative along
+                    # that path belongs to the outer graph.
+                    inputs.append(t.view_as(t))
+                else:
+                    inputs.append(t.detach().requires_grad_(is_needed))
             pairs = [
                 (output, gradient)
                 for output, gradient in zip(ctx.passes(*inputs), output_gradients, strict=True)

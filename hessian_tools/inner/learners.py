@@ -21,7 +21,8 @@ class Latent:
     fine_tuning_steps: the number of steps on the decoded weights, taken after those on the codes.
     fine_tuning_step_size: the size of these steps.
     dropout: the rate at which entries of the encoder's inputs are dropped in training.
-    kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)).
+    kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)), where q(z) is the distribution that the encoder gives
+        for a code z.
     encoder_weight: weight (gamma) of |stop(z') - z|^2, the squared distance of a code z from the adapted code z', whose
         gradient is stopped.
     l2_weight: weight (lambda_1) of the squared parameters of encoder, relation network and decoder.
@@ -197,7 +198,7 @@ def leo(
 
     The head's weights are decoded from the codes, and an encoder computes the first codes from the inputs of the
     network's head. For an ``MLP((width, ways))`` these are the network's own inputs. For a network with a body they are
-    the body's features, and the body is meta-trained with the rest.
+    the body's features, and the body is meta-trained as well.
     steps, step_size: the number and the size of the steps on the codes. This step size and that of the fine-tuning are
     learned, starting from the given values.
     """
@@ -207,9 +208,9 @@ def leo(
 def supervised(steps: int, step_size: float) -> Learner:
     """Control: ordinary cross-entropy training on all training classes, adapted to a new task by the same inner loop.
 
-    The body is trained under a head of its own, with one output per training class. On a new task the network has
-    its initial head of ``ways`` outputs, which is drawn from the seed and never trained. The untrained control of the
-    same seed has the same head.
+    In training the body has another head, with one output per training class. On a new task the network has its initial
+    head of ``ways`` outputs, which is drawn from the seed and never trained. The untrained control of the same seed has
+    the same head.
     """
     return Learner("supervised", steps, step_size, outer="classes")
 
@@ -242,12 +243,13 @@ class Algorithm:
     @property
     def learner_settings(self) -> tuple[str, ...]:
         """The keyword arguments that :meth:`learner` accepts."""
-        # A latent learner always moves its codes, by plain steps, equally many in training and on a new task.
+        # A latent learner always moves its codes, by plain steps, and takes as many on a new task as in training.
         return (*self.options, *(() if self._example.latent is not None else ("moves", "rule", "evaluation_steps")))
 
     @property
     def training_settings(self) -> tuple[str, ...]:
         """The fields of ``TrainConfig`` that a training run of the algorithm may set besides the learner."""
+        # These are the conditions of ``check_shot``, ``ShotPretraining.check`` and ``CurvaturePenalty.check``.
         example = self._example
         if not example.is_trained:
             return ()

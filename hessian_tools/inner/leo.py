@@ -1,9 +1,11 @@
-"""LEO (Rusu et al. 2019): an inner loop on a code per class, from which the head's weights are decoded.
+"""LEO (latent embedding optimisation, Rusu et al. 2019): an inner loop on one latent code for each class.
+
+The weights of the network's head are decoded from these codes.
 
 An encoder and a relation network turn the support features into a mean and a standard deviation per class. In training
 a code is drawn from that distribution; on a new task it is the mean. The codes descend the support loss through the
 decoder, and then the decoded weights descend it themselves. Encoder, relation network, decoder and both step sizes are
-meta-parameters, which follow those of the network.
+meta-parameters, which follow the network's parameters in ``theta``.
 
 We differ from the authors in two points. The noise of the decoded weights is drawn once per task and not at each
 decoding, so that the inner loop descends one fixed function. The SHOT penalty needs this, because it compares two inner
@@ -89,7 +91,7 @@ class Task:
         )
 
     def weight_path(self, code: Float[Tensor, " code"], *, checkpointing: bool = False) -> InnerPath:
-        """Fine-tuning: the inner loop on the head's weights, which starts from those decoded from ``code``."""
+        """Fine-tuning: the inner loop on the head's weights, which starts from the weights decoded from ``code``."""
 
         def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
             x, y, bias = batch
@@ -111,9 +113,11 @@ class Task:
         The penalties on the codes are summed over the entries of a code and averaged over the classes.
         """
         latent = _latent(self.learner)
+        # The divergence KL(N(mean, std^2) || N(0, I)) of the distribution of the codes, in closed form.
         kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
         encoder = ((last_code.detach().view_as(self.start) - self.start) ** 2).sum(-1).mean()
         l2 = torch.stack([(self.parameters[name] ** 2).sum() for name in PENALISED]).sum()
+        # A row holds what one entry of a code contributes to the weights.
         rows = F.normalize(self.parameters["decoder"].T, dim=-1)
         eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
@@ -124,7 +128,7 @@ class Task:
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
     """The layout of LEO's meta-parameters for ``width`` features: linear maps without bias, and two step sizes.
 
-    The two step sizes are that of the steps on the codes and that of fine-tuning.
+    The first step size is that of the steps on the codes, and the second that of fine-tuning.
     """
     h = latent.size
     shapes = {
@@ -140,6 +144,7 @@ def latent_parameters(learner: Learner, *, width: int, generator: torch.Generato
     """LEO's initial meta-parameters: draws of Glorot's uniform distribution, and the learner's two step sizes."""
     latent = _latent(learner)
     layout = latent_layout(latent, width=width)
+    # The loop draws numbers for the step sizes, too, which the learner's own values then replace.
     drawn = {
         name: (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * sqrt(6 / sum(shape))
         for name, shape in zip(layout.names, layout.shapes, strict=True)
@@ -158,6 +163,7 @@ def open_task(
     """
     latent, (x, y) = _latent(learner), support
     inputs = features(loss, network_parameters(loss, theta), x)
+    # The head's weight matrix has one row for each class.
     ways = loss.layout.unflatten(network_parameters(loss, theta))[head_weight(loss.layout)].shape[0]
     layout = latent_layout(latent, width=inputs.shape[1])
     stored = further_parameters(loss, theta)[: layout.numel]
@@ -167,8 +173,8 @@ def open_task(
             f" {loss.layout.numel}; append latent_parameters(learner, width={inputs.shape[1]}, generator=...)"
         )
     parameters = layout.unflatten(stored)
-    kept = inputs * _mask(inputs, latent.dropout, noise)
-    mean, std = encode(parameters, kept, y.to(inputs.device), ways=ways)
+    encoder_inputs = inputs * _mask(inputs, latent.dropout, noise)
+    mean, std = encode(parameters, encoder_inputs, y.to(inputs.device), ways=ways)
     start = mean + std * _normal(mean, noise)
     weight_noise = _normal(inputs.new_zeros(ways, inputs.shape[1]), noise)
     return Task(learner, loss, theta, parameters, inputs, y, mean, std, start, weight_noise)
@@ -183,7 +189,8 @@ def encode(
 ) -> tuple[Float[Tensor, "way latent"], Float[Tensor, "way latent"]]:
     """The mean and the standard deviation of each class's code.
 
-    The relation network sees each pair of an example of the class and any example; its outputs are averaged.
+    For each class, the relation network gets all pairs of an example of this class and any example. Its outputs for
+    these pairs are averaged.
     """
     encoded = inputs @ parameters["encoder"].T
     count, size = encoded.shape
@@ -206,6 +213,7 @@ def decode(
     The mean and the logarithm of the standard deviation are linear in the code.
     """
     width, size = noise.shape[1], codes.shape[1]
+    # As in ``encode``, the numbers stand for standard deviations in units of Glorot's, sqrt(2 / (inputs + outputs)).
     mean, log_std = (codes @ decoder.T).split(width, -1)
     return mean + log_std.exp() * sqrt(2 / (width + size)) * noise
 
@@ -262,5 +270,5 @@ def _mask(like: Tensor, rate: float, generator: torch.Generator | None) -> Tenso
     """The factors of dropout: 0 with probability ``rate``, else 1 / (1 - rate); 1 without a generator."""
     if generator is None or rate == 0:
         return torch.ones_like(like)
-    kept = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
-    return kept.to(like) / (1 - rate)
+    is_left = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
+    return is_left.to(like) / (1 - rate)

@@ -2,7 +2,8 @@
 
 SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
 reference); see ``hessian_tools.inner.shot``. The curvature penalty acts on the curvature along the inner gradient
-itself; see ``hessian_tools.inner.penalty``.
+itself; see ``hessian_tools.inner.penalty``. One learner, LEO (latent embedding optimisation, see
+``hessian_tools.inner.leo``), has inner steps on latent codes instead of parameters, and penalties of its own.
 """
 
 from collections.abc import Callable
@@ -148,13 +149,14 @@ def parameter_parts(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
     """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
 
-    The objective is the query loss, to which the curvature penalty is added, or, for Reptile, half the squared
-    displacement. The distance is NaN without SHOT. The third value holds the numbers that are reported.
+    The objective is the query loss plus the curvature penalty or, for Reptile, half the squared displacement. The
+    distance is NaN without SHOT. The third value holds the numbers that are reported.
     project: the function that is applied to the outputs of SHOT's reference.
     """
     x, y = query
     is_reptile = learner.outer == "displacement"
     examples = joined(support, query) if is_reptile else support
+    # The gradient of the curvature penalty takes third derivatives of the support loss.
     support_loss = loss if penalty is None else loss.thrice_differentiable
     run_loop = partial(learner_path, learner, support_loss, theta, examples, checkpointing=checkpointing)
     path = run_loop(minibatches=learner.minibatches, products=penalty is not None)
@@ -170,7 +172,7 @@ def parameter_parts(
         objective = objective + penalty.weight * change
     first = path.gradients[0]
 
-    def outputs_at(end: Tensor) -> Tensor:
+    def outputs_at(end: Tensor) -> Tensor:  # those at the end of the learner's own loop are known already
         return outputs if end is path.adapted else loss.outputs(end, x)
 
     distance = _shot_distance(shot, path, partial(run_loop, first_gradient=first), outputs_at, project)
@@ -227,6 +229,7 @@ def _shot_distance(
 def _aux(
     query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor, change: Tensor | None = None
 ) -> Aux:
+    """The numbers that are reported; ``outputs`` and ``y`` are those of the query set."""
     outputs = outputs.detach()
     change = torch.full_like(query_loss, float("nan")) if change is None else change
     return Aux(

@@ -1,9 +1,10 @@
 """Meta-parameters as one vector: the network's parameters first, then whatever else a learner learns.
 
-``theta`` is [param] for most learners. Meta-SGD appends a step size for each entry that the inner loop moves,
-supervised training a head with one output per training class, and LEO its own networks. Pre-training by SHOT_p appends
-those of its projector, a small network that it applies to the outputs of the main one (see ``pretraining``) and that no
-inner loop contains. Code that needs the network's parameters alone calls ``network_parameters``.
+For most learners ``theta`` holds the network's parameters alone, [param]. Meta-SGD appends a step size for each entry
+that the inner loop moves. Supervised training appends a head with one output per training class. LEO (latent embedding
+optimisation) appends the parameters of its own networks and two step sizes. SHOT_p, a kind of pre-training (see
+``pretraining``), appends those of its projector, a small network for the outputs of the main one, which no inner loop
+contains. Code that needs the network's parameters alone calls ``network_parameters``.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
 
 
 def without_projector(learner: Learner, loss: LossFunction, theta: Float[Tensor, " longer"]) -> Float[Tensor, " meta"]:
-    """The meta-parameters of an inner loop, without those of the projector, which only pre-training by SHOT_p uses."""
+    """The meta-parameters without those of the projector, which pre-training by SHOT_p uses outside the inner loop."""
     # For LEO, for supervised training and for a loss that is a plain function, the number of meta-parameters is None,
     # and the slice takes all of theta. That is right, because theta then has no projector: SHOT_p is refused for these
     # two learners, and it needs a network.
@@ -90,7 +91,7 @@ def further_parameters(loss: Loss, theta: Float[Tensor, " meta"]) -> Float[Tenso
 
 
 def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"]) -> float | Float[Tensor, " moved"]:
-    """The learner's step size, or those learned in ``theta``, one per moved entry."""
+    """The learner's step size or, if step sizes are learned, the ones in ``theta``: one for each moved entry."""
     if not learner.learns_step_sizes:
         return learner.step_size
     network = require_network(loss, f"{learner.name} learns step sizes of named parameters")

@@ -3,7 +3,7 @@
 At step k of an inner loop let g_k be the gradient of the support loss in the parameters that the inner loop adapts (all
 of the network's for MAML, the head's for ANIL), H_k its Hessian in the same parameters, and alpha the step size. A step
 changes the gradient by -alpha H_k g_k to leading order, so alpha |H_k g_k| / |g_k| is the relative change of the
-gradient, which SHOT makes small indirectly.
+gradient. The other penalty, SHOT (see ``hessian_tools.inner.shot``), makes this change small indirectly.
 """
 
 from dataclasses import dataclass
@@ -59,6 +59,6 @@ def mean_relative_change(path: InnerPath, step_size: float) -> Float[Tensor, ""]
         if gradient.product is None:
             raise ValueError("the path has no products of Hessian and gradient; make it with products=True")
         length = torch.linalg.vector_norm(gradient.vector)
-        # At g = 0 the product is 0 too, and so is the quotient by 1; a division by 0 would make its derivative NaN.
+        # At g = 0 the product H g is 0, too, and is divided by 1. A division by 0 would make the derivative NaN.
         ratios.append(torch.linalg.vector_norm(gradient.product) / torch.where(length == 0, 1.0, length))
     return step_size * torch.stack(ratios).mean()

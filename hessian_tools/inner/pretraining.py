@@ -42,7 +42,8 @@ class Augmentation:
         self, images: Float[Tensor, "image channel height width"], generator: torch.Generator
     ) -> Float[Tensor, "image channel height width"]:
         """The changed images; ``generator`` is one of the CPU."""
-        # Five numbers are drawn for each image whatever the options, so that no option changes the draws of another.
+        # Five numbers are drawn for each image, so that no option changes the draws of another. They are for the scale,
+        # the mirror, the two shifts and the brightness.
         uniform = torch.rand(len(images), 5, generator=generator, device="cpu").to(images)
         centred = 2 * uniform - 1
         scale = 1 / (1 + self.zoom * centred[:, 0])
@@ -60,7 +61,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ShotPretraining:
-    """The settings of SHOT_p.
+    """The settings of SHOT_p, which is pre-training by SHOT's distance alone.
 
     projector: what becomes of the projector, the network of two layers that is applied to the reference's outputs: it
         is "trained", or "fixed" at its random start, or "absent".
@@ -142,7 +143,7 @@ def pretraining_loss(
     """
 
     def project(reference: Tensor) -> Tensor:
-        # The start is counted from the front, because the projector may have no parameters.
+        # A slice theta[-size:] would be all of theta where the projector has no parameters.
         projector = theta[len(theta) - pretraining.size(reference.shape[-1]) :]
         return pretraining.project(reference, projector)
 

@@ -1,9 +1,10 @@
-"""SHOT: few large inner steps should end where many small ones do (Lee, Yoo, Kwak 2023).
+"""SHOT, Suppressing the Hessian along the Optimization Trajectory (Lee, Yoo, Kwak 2023).
 
-Two inner loops start at the same point and use the same support set: the target takes T steps of size alpha_t, and the
-reference R > T steps of size alpha_r, with alpha_t T = alpha_r R = tau. To leading order their ends differ by
-(tau^2 / 2)(1/T - 1/R) H g, where g and H are the gradient and the Hessian of the support loss. A small distance thus
-means a small Hessian-gradient product along the inner loop.
+This penalty asks that few large inner steps end where many small ones do. Two inner loops start at the same point and
+use the same support set. The target takes T steps of size alpha_t, and the reference takes R > T steps of size alpha_r,
+with alpha_t T = alpha_r R = tau. To leading order their ends differ by (tau^2 / 2)(1/T - 1/R) H g, where g and H are
+the gradient and the Hessian of the support loss. A small distance thus means a small Hessian-gradient product along the
+inner loop.
 """
 
 from collections.abc import Callable

@@ -83,7 +83,7 @@ class Preconditioned:
         mean_square, count = (0.0, 0) if state is None else state
         mean_square = self.decay * mean_square + (1 - self.decay) * gradient**2
         corrected = mean_square / (1 - self.decay ** (count + 1))
-        # Epsilon stands under the root, because the root has no derivative at 0, the gradient of a dead unit.
+        # The gradient of a dead unit is 0, where a root has no derivative, so epsilon is added under the root.
         return gradient / (corrected + self.epsilon).sqrt(), (mean_square, count + 1)
 
     def time(self, steps: int) -> float:

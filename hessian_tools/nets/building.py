@@ -28,7 +28,7 @@ def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
     machine.
     """
     # torch.manual_seed is not used here: it also seeds every GPU, or the first GPU that comes into use later.
-    # Seven bytes are a number that a signed 64-bit integer holds.
+    # A seed must fit into a signed 64-bit integer, so seven of the hash's bytes are taken.
     number = int.from_bytes(stream_seed(seed, "initial parameters")[:7], "little")
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=gpus), torch.device("cpu"):
@@ -112,7 +112,7 @@ def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]
     try:
         # Nothing is computed on the meta device, where outputs of an absurd size are therefore refused at once.
         shapes_only = outputs_on("meta")
-    except Exception:  # not every network works there
+    except Exception:  # not every network works on the meta device
         shapes_only = None
     if isinstance(shapes_only, Tensor):
         refuse(shapes_only)

@@ -37,6 +37,7 @@ class Conv4(nn.Module):
             layers = _convolution(inputs, width, normalisation=normalisation, groups=groups)
             blocks.append(nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(2)))
         self.body = nn.Sequential(*blocks)
+        # Each of the four poolings halves height and width, and leaves out a last row or column without a partner.
         self.head = nn.Linear(width * (height // 16) * (columns // 16), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,8 +116,7 @@ def _convolution(
 
     "batch" normalises by the mean and variance of the current batch; no running statistics are kept, so that the
     forward pass is a function of parameters and input. "group" normalises over ``groups`` groups of channels of each
-    image (Wu and He 2018): one group takes all channels together, and as many groups as channels is instance
-    normalisation.
+    image (Wu and He 2018); with one channel in each group it is instance normalisation.
     """
     check_choice("normalisation", normalisation, NORMALISATIONS)
     if normalisation == "group" and (groups < 1 or outputs % groups):

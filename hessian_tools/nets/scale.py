@@ -12,17 +12,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from hessian_tools.layout import first_names
 
-# The name of a weight, and the modules that take the outputs of its layer as inputs; None stands for anything else that
-# takes them, such as a function.
+# The name of a weight, and everything that takes the outputs of the weight's layer as inputs: a module, or None for
+# anything else, such as a function.
 Use = tuple[str, list[nn.Module | None]]
 
 
 def normalised_weights(model: nn.Module) -> tuple[str, ...]:
-    """The names of the weights whose every single filter can be rescaled without a change of the loss.
+    """The names of the weights of which each filter can be rescaled without a change of the loss.
 
     A filter is a slice of the weight along dimension 0; it is rescaled by a positive number. The loss stays exactly the
-    same only in the limit where the eps of the normalisation goes to 0. The weights are those of
-    convolutions and linear layers whose outputs go into a normalisation and nowhere else. They are found by tracing the
+    same only in the limit where the eps of the normalisation goes to 0. The weights are those of convolutions and
+    linear layers whose outputs go into a normalisation and nowhere else. What follows a layer is found by tracing the
     forward pass with ``torch.fx``. If that fails, a layer is taken to be followed by its neighbour in an
     ``nn.Sequential``.
 
@@ -42,8 +42,8 @@ def normalised_weights(model: nn.Module) -> tuple[str, ...]:
     free: dict[str, bool] = {}  # for each weight, whether each of its filters can be rescaled at all its uses so far
     for name, followers in uses:
         layer = model.get_submodule(name.rpartition(".")[0])
-        always = bool(followers) and all(_frees_each_filter(after, layer) for after in followers)
-        free[name] = always and free.get(name, True)
+        here = bool(followers) and all(_frees_each_filter(follower, layer) for follower in followers)
+        free[name] = here and free.get(name, True)
     return tuple(name for name, _ in model.named_parameters() if free.get(name))
 
 
@@ -59,7 +59,7 @@ def _frees_each_filter(norm: nn.Module | None, layer: nn.Module) -> bool:
 
 
 def _uses_input_statistics(norm: _NormBase) -> bool:
-    """Whether a normalisation divides by statistics of its input; torch decides this differently for its two kinds."""
+    """Whether a normalisation divides by statistics of its input; in torch, the condition differs between the kinds."""
     if isinstance(norm, _InstanceNorm):
         return norm.training or not norm.track_running_stats
     return norm.training or norm.running_mean is None
@@ -72,7 +72,8 @@ def _traced_uses(model: nn.Module) -> list[Use]:
     copy = deepcopy(model, {id(p): p for p in model.parameters()})
     with torch.random.fork_rng(devices=[]):
         graph = Tracer().trace(copy)
-    modules, names = dict(model.named_modules()), first_names(model)  # a shared weight has several names
+    # ``names`` maps every name of a parameter to its first name, because a shared weight has several.
+    modules, names = dict(model.named_modules()), first_names(model)
     uses: list[Use] = []
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in names:

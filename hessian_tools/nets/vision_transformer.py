@@ -60,7 +60,7 @@ class _Patches(nn.Module):
     def __init__(self, channels: int, patch: int, tokens: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Conv2d(channels, width, patch, stride=patch)
-        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))  # the usual scale of position vectors
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embedding(x).flatten(2).mT + self.position
@@ -82,7 +82,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """softmax(q k' / sqrt(d)) v for each head, written out."""
+    """For each head softmax(q k' / sqrt(d)) v, written out; d is the length of a query, and k' the transpose of k."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -91,6 +91,7 @@ class _Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Queries, keys and values, each [example, head, patch, entry].
         q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
         return self.output((weights @ v).transpose(1, 2).flatten(2))

@@ -5,7 +5,8 @@ a time. Only the logits of one chunk are in memory at the same time.
 
 For one token with hidden state h, logits z = W h + b and probabilities p = softmax(z), the derivative in z is
 q = p - e_target. In the direction (u, U, c) of (h, W, b) the logits move by t = W u + U h + c, and q moves by
-r = p * (t - <p, t>). The derivative in h is W'q, and moves by W'r + U'q; that in W is q h', and moves by r h' + q u'.
+r = p * (t - <p, t>). The derivative in h is W'q, and moves by W'r + U'q. The derivative in W is q h', and moves by
+r h' + q u'. The derivative in b is q, and moves by r. A prime marks a transpose.
 """
 
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """``F.cross_entropy(hidden @ weight.T + bias, targets)`` without a tensor of all logits, differentiable twice.
 
-    ignore_index: tokens with this target do not count. chunk: how many tokens are computed at once; None takes as many
-    as have 32 MiB of logits. Raises ValueError for a wrong option, and for a target outside the vocabulary.
+    ignore_index: tokens with this target do not count. chunk: how many tokens are computed at once; None takes so many
+    that their logits fill 32 MiB. Raises ValueError for a wrong option, and for a target outside the vocabulary.
 
     >>> h, W = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> targets = torch.tensor([0, 2])
@@ -62,7 +63,7 @@ def linear_cross_entropy(
 class _Total(Function):
     """The summed cross-entropy of the tokens that count."""
 
-    generate_vmap_rule = True
+    generate_vmap_rule = True  # lets torch.func.vmap batch this function
 
     @staticmethod
     def forward(h: Tensor, W: Tensor, b: Tensor, y: Tensor, counted: Tensor, size: int) -> Tensor:  # type: ignore[override]
@@ -89,7 +90,10 @@ class _Total(Function):
 
 
 class _Gradient(Function):
-    """The derivatives of the summed cross-entropy in h, W and b. Their own derivatives are symmetric."""
+    """The derivatives of the summed cross-entropy in h, W and b.
+
+    Their own derivative is a Hessian and therefore symmetric, so ``backward`` and ``jvp`` compute the same products.
+    """
 
     generate_vmap_rule = True
 
@@ -120,7 +124,7 @@ class _Gradient(Function):
 
 
 def _second_derivative(at: tuple[Tensor, ...], size: int, u: Tensor, U: Tensor, c: Tensor) -> tuple[Tensor, ...]:
-    """How the derivatives in h, W and b move in the direction (u, U, c); see the head of this file."""
+    """How the derivatives in h, W and b move in the direction (u, U, c), by the formulas at the top of this file."""
     h, W, b, y, counted = at
     rows, sums = [], _Sums()
     for part, where, target, counts in _chunks(h, y, counted, size):
@@ -140,7 +144,7 @@ def _residual(z: Tensor, target: Tensor, counts: Tensor) -> Tensor:
 
 
 def _chunks(h: Tensor, y: Tensor, counted: Tensor, size: int) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
-    """The hidden states of a chunk, its place, its targets (0 where they do not count), and which of them count."""
+    """For each chunk the hidden states, their rows, the targets (0 where they do not count), and which tokens count."""
     for start in range(0, max(1, len(h)), size):  # without any tokens there is one empty chunk
         where = slice(start, start + size)
         yield h[where], where, torch.where(counted[where], y[where], 0), counted[where]

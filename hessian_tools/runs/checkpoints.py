@@ -33,10 +33,10 @@ def load(path: Path, *, at_least: int = 1, needs_facts: bool = False, **facts: A
 
     at_least: the smallest number of meta-parameters that the file must hold.
     needs_facts: whether a file without any facts and checksum is refused. Version 0.1 wrote none.
-    facts: the facts with which the file must have been saved; one that is None is not compared.
+    facts: the facts with which the file must have been saved; a fact that is None is not compared.
 
     Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, was
-    saved with other facts, or holds no such vector.
+    saved with other facts, or holds no vector ``theta`` of this length.
     """
     refuse_unreadable(path, max_bytes=inf)  # a network may have any size
     try:
@@ -104,7 +104,7 @@ def state_path(folder: Path) -> Path:
 
 
 def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
-    """Everything that resuming needs: the parameters, Adam's moments, and the meta-iteration.
+    """Everything that resuming needs: the parameters, the moments if the optimiser is Adam, and the meta-iteration.
 
     The episodes need no saving, because they follow from the seed and the meta-iteration.
     """

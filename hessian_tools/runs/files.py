@@ -64,7 +64,7 @@ def refuse_unreadable(path: Path, *, max_bytes: float = MAX_BYTES) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless they exist."""
+    """Make a folder, and the folders above it, unless they exist."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -102,14 +102,14 @@ def locked(folder: Path) -> Iterator[None]:
     make_folder(folder)
     try:
         import fcntl
-    except ImportError:  # Windows has no such locks, so there the user must see to it
+    except ImportError:  # Windows has no such locks, so there the user must see to it that only one process is at work
         yield
         return
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # Some file systems of clusters have no locks; there, too, the user must see to it.
+            # Some file systems of clusters have no locks; on these, too, it is left to the user.
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise FolderInUseError(
                     f"another process is at work in {folder}; wait until it ends, or read an earlier meta_train of this"

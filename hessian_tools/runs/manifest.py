@@ -3,7 +3,8 @@
 The manifest is one JSON file. Its part "config" holds the settings of the study that the run belongs to. Its part
 "training" holds everything that determines the numbers of the training. A study writes and compares the first part,
 and training writes and compares the second. A run resumes in a folder only where the compared part is equal. The
-remaining entries inform readers: versions, device, threads, digests of the data and of the study's claims.
+remaining entries inform readers: versions, device, threads, and digests of the data and of the study's claims, which
+are the hypotheses that it tests.
 """
 
 import json
@@ -58,7 +59,8 @@ def record_ownership(
     manifest = entries(folder)
     recorded = _recorded_training(folder, manifest) if part == "training" else manifest.get(part)
     if part == "config" and recorded is None and manifest:
-        recorded = {}  # the folder holds a run that belongs to no study, so every setting of the study differs
+        # The folder holds a run that belongs to no study. An empty record differs in every setting of the study.
+        recorded = {}
     if recorded is None:
         write_json(path, {**manifest, part: wanted, **(facts or {})})
         return
@@ -114,7 +116,7 @@ def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(folder: Path) -> int:
-    """The number of the network's parameters, as training has recorded them; 1 where the folder has no such record."""
+    """The number of the network's parameters, as training has recorded them; 1, the least, where it has not."""
     try:
         return max(sum(prod(shape) for shape in recorded_layout(folder).values()), 1)
     except (DamagedFileError, OSError):
@@ -134,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _recorded_training(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The part "training" of a run's record, if the run has one."""
+    """The part "training" of a run's manifest, which version 0.1 kept in a file of its own; None without a record."""
     earlier = folder / EARLIER_TRAINING
     recorded = manifest.get("training")
     return read_json(earlier) if recorded is None and earlier.exists() else recorded
@@ -147,6 +149,7 @@ def _short(value: Any) -> str:
 
 
 def _version(package: str) -> str:
+    """The version of a package, or "absent" where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

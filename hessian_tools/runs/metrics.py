@@ -15,7 +15,7 @@ from hessian_tools.runs.manifest import training_digest
 
 NAME = "metrics.jsonl"
 # The last entry of a line: the checksum of the run and of the line's other entries. Lines of earlier versions have a
-# checksum of the other entries alone, and those of version 0.1 have none; both are accepted.
+# checksum of the other entries alone, and lines of version 0.1 have none; both are accepted.
 CHECKSUM = "crc32"
 
 
@@ -54,6 +54,7 @@ def _checksum(row: Mapping[str, Any], run: str | None) -> int:
 
 
 def _row(line: bytes, run: str | None, place: str) -> dict[str, Any]:
+    """The entries of a line, without its checksum; ``place`` names the line in the error message."""
     try:
         row = json.loads(line)
         checksum = row.pop(CHECKSUM, None)

@@ -40,10 +40,6 @@ def ignore_progress(*report: object) -> None:
     """The ``emit`` of a caller that does not follow the progress."""
 
 
-def _as_it_is(unit: Any, worker: int) -> Any:
-    return unit
-
-
 class WorkerPool:
     """Worker processes, which are started when they are first needed and kept for all later calls of ``run``.
 
@@ -56,7 +52,7 @@ class WorkerPool:
 
     def __init__(self, workers: int, *, place: Callable[[Any, int], Any] | None = None) -> None:
         self.workers = workers
-        self._place = place or _as_it_is
+        self._place = place or (lambda unit, worker: unit)
         self._started: list[_Worker] = []
 
     def __enter__(self) -> "WorkerPool":
@@ -89,8 +85,8 @@ class WorkerPool:
             while len(self._started) < min(self.workers, len(units)):
                 self._started.append(_Worker(len(self._started)))
             self._dispatch(work, list(units), emit)
-        # The other workers are still busy, and a later call would take their answers for answers to its own units.
         except BaseException:
+            # The other workers are still busy, and a later call of ``run`` would take their answers for its own.
             self.close()
             raise
 
@@ -120,7 +116,7 @@ class WorkerPool:
                     emit(*value)
                 elif kind == "error":
                     raise value
-                elif waiting:
+                elif waiting:  # here and in the next branch, the kind is "done"
                     worker.give(work, self._place(waiting.pop(0), worker.number))
                 else:
                     del busy[connection]
@@ -165,6 +161,7 @@ class _Worker:
         return kind, value
 
     def _lost(self) -> WorkerLost:
+        """The error for a worker whose pipe is closed, which means that its process has ended or is about to."""
         self.process.join(GRACE)
         return WorkerLost(
             f"worker process {self.number} ended (exit code {self.process.exitcode}) while it was {self.activity};"

@@ -42,7 +42,7 @@ class ShortBatchNorm(TorchFunctionMode):
 
 
 class _Forward(Function):
-    """(x, w, b) -> y."""
+    """Batch normalisation (x, w, b) -> y."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -53,7 +53,7 @@ class _Forward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _keep(ctx, *inputs)
+        _save_inputs(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -62,6 +62,7 @@ class _Forward(Function):
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dw: Tensor, db: Tensor, _: None) -> Tensor:
+        """dy."""
         x, w, _b = ctx.saved_tensors
         h, r = _standardised(x, ctx.eps)
         scale = w * r
@@ -71,7 +72,7 @@ class _Forward(Function):
 
 
 class _Backward(Function):
-    """(g, x, w) -> the gradients gx, gw, gb."""
+    """Its backward pass (g, x, w) -> the gradients gx, gw, gb."""
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +83,7 @@ class _Backward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _keep(ctx, *inputs)
+        _save_inputs(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -90,8 +91,10 @@ class _Backward(Function):
 
     @staticmethod
     def jvp(ctx: Any, dg: Tensor, dx: Tensor, dw: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        """d gx, d gw and d gb."""
         g, x, w = ctx.saved_tensors
         h, r = _standardised(x, ctx.eps)
+        # In the names, hg stands for (hg)', hdx for (h dx)', hdg for (h dg)' and gdh for (g dh)'.
         n, hg, mean_g = x.numel() // x.shape[1], _mean(h * g), _mean(g)
         hdx, mean_dx, hdg, mean_dg = _mean(h * dx), _mean(dx), _mean(h * dg), _mean(dg)
         gdh = r * (_mean(g * dx) - mean_dx * mean_g - hdx * hg)
@@ -112,7 +115,8 @@ def _combined(x: Tensor, offset: Tensor, *terms: tuple[Tensor, Tensor]) -> Tenso
     return total + _channels(offset, x)
 
 
-def _keep(ctx: Any, *inputs: Any) -> None:
+def _save_inputs(ctx: Any, *inputs: Any) -> None:
+    """Saves the tensors, and eps as the last input, for both modes of differentiation."""
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
@@ -126,8 +130,10 @@ def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _mean(x: Tensor) -> Tensor:
+    """The mean of each channel over examples and pixels."""
     return x.mean([d for d in range(x.ndim) if d != 1])
 
 
 def _channels(per_channel: Tensor, like: Tensor) -> Tensor:
+    """A number for each channel, in the shape in which it broadcasts with a tensor [example, channel, ...]."""
     return per_channel.reshape(1, -1, *(1 for _ in like.shape[2:]))

@@ -38,7 +38,7 @@ def pays(*, device: str, points: int, patch_bytes: int = 0) -> bool:
     """Whether convolutions at so many points are computed as matrix products, judged by sizes only.
 
     device: the type of the device. patch_bytes: the bytes of the largest matrix of patches at one point; 0 asks whether
-    any convolution is. At one point nothing is grouped, and on a CPU grouped convolutions are faster.
+    any convolution would be. At one point nothing is grouped, and on a CPU grouped convolutions are faster.
 
     >>> pays(device="cuda", points=256, patch_bytes=2_000_000), pays(device="cuda", points=1, patch_bytes=2_000_000)
     (True, False)
@@ -57,8 +57,8 @@ def at_many_points(points: int, device: torch.device) -> AbstractContextManager[
 class MatrixConvolutions(TorchFunctionMode):
     """While it is entered, 2-d convolutions for which it pays at so many points are matrix products.
 
-    Grouped and transposed convolutions, those whose padding is given in words, and all within two nested forward modes
-    remain as they are. Results and derivatives agree to rounding.
+    Grouped and transposed convolutions, those whose padding is a word such as "same", and all within two nested forward
+    modes remain as they are. Results and derivatives agree to rounding.
     """
 
     def __init__(self, points: int) -> None:
@@ -141,7 +141,7 @@ class _Partial(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.wanted, ctx.form = inputs
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # a gradient or tangent that is zero arrives as None
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -214,7 +214,7 @@ def _images(w: Tensor, y: Tensor, form: Form) -> Tensor:
         form.images[2:], form.reach, form.padding, form.stride, form.result[2:], strict=True
     ):
         low.append(kernel_reach - 1 - padding)
-        spread = (size - 1) * stride + 1
+        spread = (size - 1) * stride + 1  # the side of y with zeros between its pixels
         high.append(side + kernel_reach - 1 - spread - low[-1])
     turned = w.flip(2, 3).transpose(0, 1).flatten(1)
     patches = _patches(_spread(y, form.stride), form.kernels[2:], (1, 1), tuple(low), tuple(high), form.dilation)

@@ -88,6 +88,7 @@ def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
 
 
 def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """x times the weight plus the bias, both in this shape."""
     x = x if weight is None else x * weight.reshape(shape)
     return x if bias is None else x + bias.reshape(shape)
 

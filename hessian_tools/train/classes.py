@@ -48,6 +48,7 @@ class ClassBatches:
         labels = rng.randint(len(classes), size=self.tasks.ways * (self.tasks.shots + self.tasks.queries))
         chosen = classes[labels]
         examples = rng.randint([data.count(int(position)) for position in chosen])  # classes may differ in size
-        x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)  # one example of each class in ``chosen``
+        # ``take`` reads one example of each entry of ``chosen``, which may hold a class several times.
+        x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)
         cut = self.tasks.ways * self.tasks.shots  # the number of images that a support set would have
         return Episode((x[:cut], y[:cut]), (x[cut:], y[cut:]))

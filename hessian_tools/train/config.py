@@ -25,7 +25,8 @@ _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
 _REPR_FIELDS = ("learner", "shot", "pretraining")
-_LATER_FIELDS = ("shuffle_labels", "penalty", "reduced_precision")  # each is False or None by default
+# Fields that were added later, see ``TrainConfig.identity``; each is False or None by default.
+_LATER_FIELDS = ("shuffle_labels", "penalty", "reduced_precision")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of an object that defines none; it differs between processes
 
 
@@ -37,15 +38,15 @@ class TrainConfig:
     network: a function that builds the module; its parameters are drawn from ``seed``.
     shot: the SHOT penalty on the distance between the ends of few large and of many small inner steps; None trains
         without it.
-    checkpoints: the meta-iterations whose parameters are kept, where 0 is the untrained network; the last one ends the
-        run.
+    checkpoints: the meta-iterations (outer steps) whose parameters are saved, where 0 is the untrained network; the
+        last one ends the run.
     meta_batch: the number of tasks in an outer step.
     learning_rate, optimiser: those of the outer loop; the optimiser is "adam", or "sgd" for plain descent as in
         Reptile.
     validation_tasks, validation_seed: the number of validation tasks at each checkpoint (0 validates nothing), and
         the seed they are drawn with.
     device: where the run computes, such as "cpu" or "cuda".
-    folder: where the run is kept on disk; None keeps nothing.
+    folder: where the run is saved on disk; None saves nothing.
     save_every: the number of meta-iterations between saves of the state from which a run is resumed. The state is also
         saved at checkpoints and every ten seconds; None: only then.
     head: the module that is the network's head; None: by the rule of ``flatten``.
@@ -69,7 +70,8 @@ class TrainConfig:
         labels of the support set are permuted at random over its examples, and so are those of the query set. The
         number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
-        those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
+        equal to the bit to those of one such process. A script that uses workers needs
+        ``if __name__ == "__main__":``.
     reduced_precision: False computes products of float32 in float32: TF32 and autocast are off during an outer step,
         and are restored after it. True trains with the precision that the process has set; on CUDA torch's own default
         is TF32 for convolutions. Evaluation and curvature are computed in float32 either way.
@@ -114,6 +116,11 @@ class TrainConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         check_choice("optimiser", self.optimiser, OPTIMISERS)
+        self._check_sharing_of_tasks()
+        self._check_objective()
+
+    def _check_sharing_of_tasks(self) -> None:
+        """Raise ValueError for options that contradict each other on how many tasks are computed at once, and where."""
         if self.batched is not None and self.tasks_at_once is not None:
             raise ValueError(
                 f"batched={self.batched} and tasks_at_once={self.tasks_at_once} both say how many tasks are computed at"
@@ -135,6 +142,9 @@ class TrainConfig:
                 f"workers={self.workers} take tasks in turn on the CPU, which does not go with"
                 f" {at_once or f'device={self.device!r}'}; use workers=1"
             )
+
+    def _check_objective(self) -> None:
+        """Raise ValueError for labels, penalties or pre-training that do not fit the learner, tasks or each other."""
         if self.shuffle_labels and self.tasks.kind != "classification":
             raise ValueError("shuffle_labels=True permutes the labels of classes, which regression does not have")
         if self.shuffle_labels and not self.learner.is_trained:

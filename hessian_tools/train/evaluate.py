@@ -1,4 +1,4 @@
-"""Evaluation as is usual in the field: on many held-out tasks, with the mean and its 95 % interval."""
+"""Evaluation as is usual in the field: on many tasks outside the training set, with the mean and its 95 % interval."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,9 +151,9 @@ def query_scores(
         """The query losses and accuracies of some tasks, each [task]."""
         episodes = [episode(index=index) for index in indices]
         stacked_episodes = None if chunks.one_by_one else stacked(episodes)
-        if stacked_episodes is not None:
-            # The number of all tasks is given, so that the first task, which is computed alone to measure its memory,
-            # is computed by the same operations as the others.
+        if stacked_episodes is not None:  # None also stands for tasks that differ in shape
+            # The number of points decides by which operations convolutions are computed. It is the number of all tasks,
+            # so that the first task, which runs alone to measure its memory, takes the same operations as the others.
             with at_many_points(num_tasks, theta.device):
                 return list(torch.vmap(scores_of_one)(cast_like(stacked_episodes, theta)))
         rows = [scores_of_one(cast_like(task, theta)) for task in episodes]

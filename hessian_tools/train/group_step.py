@@ -1,4 +1,4 @@
-"""Outer steps whose tasks are shared by the processes of a group, such as those that ``torchrun`` starts.
+"""Outer steps whose tasks are shared by the processes of a group, as ``torchrun`` starts them.
 
 The first process leads: it alone has the optimiser, validates, and writes the run's folder. It tells the others what
 comes next, a step or a checkpoint or the end, so that all of them do the same.
@@ -50,12 +50,15 @@ class GroupStep:
         return self.ranks.rank == 0
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """On the first process: do with all processes what ``outer.accumulate_gradient`` does in one."""
+        """On the first process: compute an outer step with all processes, like ``outer.accumulate_gradient`` in one."""
         self.tell("step", meta_step)
         return self._step(theta, meta_step)
 
     def tell(self, order: Order, what: Any = None) -> None:
-        """On the first process: say what comes next."""
+        """On the first process: say what comes next.
+
+        what: the meta-iteration of a step, a checkpoint, or the error that ends the run, if there was one.
+        """
         self.ranks.from_process(0, (order, what))
 
     def close(self, error: BaseException | None = None) -> None:
@@ -83,7 +86,7 @@ class GroupStep:
         with torch.no_grad():
             theta.copy_(ranks.first(theta))
         theta.grad = None
-        self.others_wait = False  # an error in the step is raised on every process, so that none waits then
+        self.others_wait = False  # if the step fails, every process raises an error, and none waits for an order
         gradients, parts = ranks.with_shared_errors(lambda: self._own_tasks(theta, meta_step))
         aux = torch.zeros(count, len(Aux._fields), dtype=theta.dtype, device=theta.device)
         # Each process fills in the rows of its own tasks. The sum over the processes then holds all rows.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hessian_tools.failures import first_line
 from hessian_tools.inner.collapse import COLLAPSE_THRESHOLD
 from hessian_tools.inner.meta_loss import Aux
 from hessian_tools.inner.parameters import without_projector
@@ -270,8 +271,7 @@ def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> 
         with torch.no_grad(), restored_random_states():
             outputs = loss.outputs(theta, x)
     except RuntimeError as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{name} cannot take examples of shape {tuple(x.shape[1:])}: {reason}") from e
+        raise ValueError(f"{name} cannot take examples of shape {tuple(x.shape[1:])}: {first_line(e)}") from e
     width = outputs.shape[-1]
     if outputs.shape[:-1] != x.shape[:1] or width < needed or (config.tasks.kind == "regression" and width != needed):
         raise ValueError(

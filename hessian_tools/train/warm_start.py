@@ -19,8 +19,9 @@ from hessian_tools.train.outer import training_source
 def first_parameters(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
     """The first meta-parameters [meta] of a run.
 
-    The network's parameters come first. They are followed by learned step sizes, or a head for all training classes, or
-    LEO's own parameters; the projector of pre-training comes last. ``theta`` is the untrained network [param].
+    The network's parameters come first. They are followed by learned step sizes, by a head for all training classes, or
+    by the parameters of LEO's own networks (LEO is latent embedding optimisation). The projector of pre-training comes
+    last. ``theta`` is the untrained network [param].
     """
     network = _network(config, theta)
     parts = [meta_parameters(config.learner, loss.layout, network)]
@@ -35,7 +36,7 @@ def first_parameters(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
 
 
 def _network(config: TrainConfig, theta: Tensor) -> Tensor:
-    """The network's parameters: those of the checkpoint that the run starts from, or ``theta``."""
+    """The network's parameters, from the checkpoint that the run starts from; ``theta`` if it starts from none."""
     if config.start is None:
         return theta
     if not config.start.exists():

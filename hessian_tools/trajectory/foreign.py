@@ -52,7 +52,7 @@ def points_of_states(
 def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> Tensor:
     """The point of one state; ``where`` is what error messages call the state, such as "state 2"."""
     if isinstance(state, Tensor):
-        expected = loss.layout.numel if isinstance(loss, Loss) else None
+        expected = loss.layout.numel if isinstance(loss, Loss) else None  # a plain function takes any length
         if state.ndim != 1 or len(state) != (expected or len(state)):
             shape = f"[{expected}]" if expected else "[param]"
             raise ValueError(f"{where} has shape {list(state.shape)}; a vector of all parameters has {shape}")
@@ -69,6 +69,7 @@ def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> T
 
 
 def _read_file(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file by name; ``where`` is as for :func:`_vector`."""
     if not path.is_file():
         raise ValueError(f"{where}: there is no file {path}")
     try:
@@ -81,6 +82,7 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _point_from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
+    """The point of a state that holds tensors by name; the arguments are those of :func:`_vector`."""
     first = first_names(loss.model)  # the layout knows a tied weight by the first of its names
     named = {first.get(name, name): tensor for name, tensor in state.items()}
     _refuse_unknown(loss, named, where, buffers)
@@ -104,13 +106,13 @@ def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers
     unknown = [name for name in named if name not in known and name.rpartition(".")[-1] not in ignored]
     if unknown:
         hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
-        if unknown[0].removeprefix(f"{prefix}.") in known:
+        if unknown[0].removeprefix(f"{prefix}.") in known:  # such as "module.0.weight" of nn.DataParallel
             hint = f"the name is a wrapper's; give the state dict of its {prefix!r}"
         raise ValueError(f"{where} has {unknown[0]!r}, which the model does not have; {hint}")
 
 
 def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
-    """Raise ValueError where something outside the layout differs from the model."""
+    """Raise ValueError where a parameter outside the layout, or a buffer, differs from the model's."""
     for name, parameter in loss.model.named_parameters():
         if name in named and name not in loss.layout.names and not same_values(named[name], parameter):
             raise ValueError(

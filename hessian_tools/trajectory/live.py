@@ -7,7 +7,6 @@ share of the time since the start. A measurement may therefore take many trainin
 of the step at which its copy was taken.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import isfinite
@@ -22,6 +21,7 @@ from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
 from hessian_tools.curvature.eigen.rayleigh_ritz import checked_pairs
 from hessian_tools.curvature.objective.matrix import HESSIAN
 from hessian_tools.curvature.operators.hessian import Hessian, hessian
+from hessian_tools.failures import warn
 from hessian_tools.first_look import value_of
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Criterion, Loss, make_loss
@@ -34,7 +34,7 @@ RTOL = 1e-2
 
 
 def share_of(budget: str | float) -> float:
-    """The share of the time that a budget such as "2%" or 0.02 allows; raises ValueError for what is none.
+    """The share of the time that a budget such as "2%" or 0.02 allows; raises ValueError for any other value.
 
     >>> share_of("2%"), share_of(0.05)
     (0.02, 0.05)
@@ -42,7 +42,7 @@ def share_of(budget: str | float) -> float:
     try:
         share = float(budget.removesuffix("%")) / 100 if isinstance(budget, str) else float(budget)
     except ValueError:
-        share = -1.0
+        share = -1.0  # which is refused below
     if not 0 < share <= 1 or (isinstance(budget, str) and not budget.endswith("%")):
         raise ValueError(f'budget={budget!r} is no share of the time; give one such as "2%" or 0.02')
     return share
@@ -51,6 +51,7 @@ def share_of(budget: str | float) -> float:
 class LiveMeasurement:
     """Measurements of the largest eigenvalue while the model trains; see :class:`~hessian_tools.Recorder`.
 
+    share: the largest share of the time that measurements may take. The other arguments are those of the recorder.
     measurements: what was published. skipped: the number of measurements that were due but not begun, because an
     earlier one was in progress or the budget did not allow a copy. unconverged: the number of measurements that were
     not published, because they failed, or ended without a converged eigenvalue or with a number that is not finite.
@@ -71,14 +72,14 @@ class LiveMeasurement:
         self.model, self.every, self.share, self.log, self.clock = model, every, share, log, clock
         # Whatever may move in training is copied: the buffers, and trained parameters outside of theta. Frozen
         # parameters are shared, because they may be most of a large model.
-        trained = {name for name, p in model.named_parameters() if p.requires_grad} - set(layout.names)
-        self._copied = (*trained, *(name for name, _ in model.named_buffers()))
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._copied = (*(trained - set(layout.names)), *(name for name, _ in model.named_buffers()))
         self.loss: Loss = make_loss(in_eval_mode(model, copied=set(self._copied).__contains__), criterion, layout)
         self.layout = layout
         self.measurements: list[dict[str, float]] = []
         self.skipped, self.unconverged, self.spent, self.steps = 0, 0, 0.0, 0
         self._units: Iterator[dict[str, float] | None] | None = None
-        self._label = 0
+        self._label = 0  # the number of the training step at which the measurement in progress was begun
         # One measurement is begun here, so that whatever cannot be measured is refused before training, and so that the
         # times of a copy and of the first two units (the gradient and one product) are known.
         started = clock()
@@ -90,7 +91,7 @@ class LiveMeasurement:
         units = self._measurement(theta)
         # The next unit may take as long as the slowest one of this measurement and of the one before.
         self._slowest_before = max(self._timed(lambda: next(units))[1] for _ in range(2))
-        self._slowest = 0.0
+        self._slowest = 0.0  # the seconds of the slowest unit of the measurement in progress
         self.started = clock()
 
     def step(self, number: int | None) -> None:
@@ -118,9 +119,11 @@ class LiveMeasurement:
         )
 
     def _affordable(self, seconds: float) -> bool:
+        """Whether the budget allows work that takes so many seconds now."""
         return self.spent + seconds <= self.share * (self.clock() - self.started)
 
     def _begin(self, label: int) -> None:
+        """Begins a measurement of the training step of this number, or counts it as skipped."""
         if self._units is not None or not self._affordable(self._copy_seconds):
             self.skipped += 1
             return
@@ -145,7 +148,7 @@ class LiveMeasurement:
         except Exception as error:  # a measurement may not end hours of training
             self._units = None
             self.unconverged += 1
-            warnings.warn(f"the measurement of step {self._label} failed: {error}", stacklevel=4)
+            warn(f"the measurement of step {self._label} failed: {error}")
             return
         self.spent += seconds
         self._slowest = max(self._slowest, seconds)
@@ -160,7 +163,7 @@ class LiveMeasurement:
             try:
                 self.log(self._label, values)
             except Exception as error:  # whatever a logger may raise; the values are in measurements
-                warnings.warn(f"log({self._label}, values) failed: {error}", stacklevel=4)
+                warn(f"log({self._label}, values) failed: {error}")
 
     def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """The result of some work, and the seconds that it took."""
@@ -178,21 +181,23 @@ class LiveMeasurement:
             torch.cuda.synchronize(device)
 
     def _measurement(self, theta: Tensor) -> Iterator[dict[str, float] | None]:
-        """Does one unit of a measurement at theta at each ``next``; the last one gives the values, the others None."""
+        """Yields after each unit of a measurement at theta: the values after the last unit, None after all others."""
         objective = replace(self.objective, thetas=theta[None])
         g = self.engine.gradients(objective)[0]
         yield None
         H = Hessian(self.engine.prepare(objective, HESSIAN), single=True)
+        # The largest eigenvalue ("LA") alone.
         selections = (checked_selection("LA", 1, RTOL, H.num_params),)
         plan = solver_plan(H, selections, copies=False, method="lanczos")
         H.announce(plan.num_products)
         rho = curvature_along(g, H.mv(g)).rho
         yield None
+        # Each step of the run is one unit of work.
         run = lanczos_run(H, selections, plan.limits)
         while run.running.any():
             run.step()
             yield None
-        pairs = checked_pairs(H, run.run(), selections)[0]
+        pairs = checked_pairs(H, run.run(), selections)[0]  # all steps are done; [0]: of the only selection
         yield None
         weights = zip(objective.weights, objective.batches, strict=True)
         loss = sum(weight * float(value_of(self.loss, theta, batch)) for weight, batch in weights)

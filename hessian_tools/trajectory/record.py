@@ -31,7 +31,7 @@ def record(
 
     theta: the learner's meta-parameters [meta]; each point is a vector of the network's parameters [param].
     support, query: the task, two batches (x, y).
-    save: which vectors are kept besides the numbers.
+    save: which vectors the result holds besides the numbers.
 
     The gradients are taken with respect to the entries that the inner loop moves, and are 0 elsewhere. K is the number
     of steps in training; to record the evaluation steps, pass ``learner.evaluating()``. Numbers that are not finite
@@ -50,7 +50,7 @@ def record(
         outputs = [loss.outputs(point, x) for point in path.thetas]
         on_query = [(loss.criterion(out, y), accuracy(out, y)) for out in outputs]
         vectors = [g.vector for g in gradients]
-        if path.part is not None:
+        if path.part is not None:  # the inner loop moves only this part of the parameters
             zero = torch.zeros_like(path.adapted)  # a gradient is 0 at the entries that do not move
             vectors = [path.part.put(zero, vector) for vector in vectors]
         return trajectory_of_points(torch.stack(path.thetas), torch.stack(vectors), on_support, on_query, save)

@@ -46,7 +46,7 @@ def trajectory_from(
         :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched, and for ``buffers``.
     support: the batch whose loss and gradients are measured.
     query: a further batch to evaluate on.
-    save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
+    save: which vectors the result holds; by default the points, for ``hessian(loss, t.thetas, support, shared=True)``.
 
     ``step_cosine`` of the result says whether the steps followed the gradients of this loss. The cost is one gradient a
     state and one pass over the query set, with two vectors a state in memory. Raises ValueError for states that do not
@@ -103,7 +103,7 @@ class Recorder:
     log: called as ``log(step, values)`` with a dict of numbers: "lambda_max" (the largest eigenvalue, converged to
         1 %), "lambda_max_error" (its residual), "rho" (the curvature along the gradient), "gradient_norm" and "loss".
         None keeps them in ``measurements`` only.
-    clock: the time in seconds.
+    clock: a function that returns the time in seconds.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.eye(2), torch.zeros(2, 1))
@@ -190,6 +190,7 @@ class Recorder:
         check_choice("buffers", buffers, ("own", "refuse", "ignore"))
         self.loss.own_buffers = buffers == "own"
         states = [state | self._fixed for state in self._states]
+        # For "own", self.loss itself puts the buffers of each point into the network, so the reader ignores them.
         how: Buffers = "refuse" if buffers == "refuse" else "ignore"
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=how)
 
@@ -233,7 +234,7 @@ def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tens
 
     A plain function has no outputs, so its accuracy is NaN.
     """
-    loss, losses, accuracies = objective.loss, [], []
+    loss, losses, accuracies = objective.loss, [], []  # the lists have one entry for each batch
     for batch in objective.batches_at(point):
         if not isinstance(loss, Loss):
             losses.append(loss(theta, batch))
@@ -243,6 +244,7 @@ def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tens
         outputs = loss.outputs(theta, x)
         losses.append(loss.criterion(outputs, y))
         accuracies.append(accuracy(map_tensors(Tensor.detach, outputs), y).to(losses[-1]))
+    # The weights of a criterion that sums add up to more than one, but an accuracy is a mean all the same.
     weights, total = objective.weights, sum(objective.weights)
     weighted_loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
     mean_accuracy = sum(weight / total * each for weight, each in zip(weights, accuracies, strict=True))

@@ -22,16 +22,22 @@ State = Mapping[str, Tensor]
 
 
 def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
-    """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
+    """A copy of the model in eval mode that shares its parameters and buffers, except those that ``copied`` names.
 
+    copied: whether the parameter or buffer of a name is copied as well.
     The mode of the model itself is not changed. Raises ValueError for a model that cannot be copied, and
     HiddenStateError for the patched module of ``higher``, whose loss does not depend on theta.
     """
     model = unwrapped(model)
     # deepcopy takes a tensor from this mapping, by the identity of the original, in place of copying it.
-    held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_tensor(value)}
+    values = [value for module in model.modules() for value in vars(module).values()]
+    held = {id(value): value for value in values if isinstance(value, Tensor)}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        held[id(tensor)] = _separate(tensor) if copied(name) else tensor
+        held[id(tensor)] = tensor
+        if copied(name):
+            copy = tensor.detach().clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            held[id(tensor)] = nn.Parameter(copy, requires_grad=tensor.requires_grad) if is_parameter else copy
     try:
         return deepcopy(model, memo=dict(held)).eval()
     except Exception as error:  # whatever a module may hold
@@ -63,6 +69,7 @@ class RecordedLoss(Loss):
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs, with the buffers of the recorded point that theta is."""
         if self.own_buffers and not isinstance(batch, AtState) and (moved := self._moved()):
+            # An AtState is a batch with the tensors that the network holds while it runs on this batch.
             state = self.states[self._positions(theta[None])[0]]
             batch = AtState({name: state[name].to(theta.device) for name in moved}, batch)
         return super().__call__(theta, batch)
@@ -70,14 +77,17 @@ class RecordedLoss(Loss):
     def in_states(
         self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
     ) -> tuple[Sequence[Batch], bool]:
-        """The batches with the buffers of each point, if buffers moved; raises ValueError for other points."""
+        """The batches, with the buffers of each point if buffers moved; and whether all points share the batches.
+
+        Raises ValueError for points that were not recorded, if buffers moved.
+        """
         moved = self._moved() if self.own_buffers else ()
         if not moved or any(isinstance(batch, AtState) for batch in batches):
             return batches, shared
         states = [self.states[i] for i in self._positions(thetas)]
         tensors = {name: torch.stack([state[name] for state in states]).to(thetas.device) for name in moved}
         tensors = {n: t.to(thetas.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        if shared:
+        if shared:  # the points have the same batch but other buffers, so the batch gets an axis of points
             batches = [map_tensors(lambda leaf: leaf.expand(len(states), *leaf.shape), batch) for batch in batches]
         return [AtState(tensors, batch) for batch in batches], False
 
@@ -96,7 +106,8 @@ class RecordedLoss(Loss):
         return self._compared[1]
 
     def _positions(self, thetas: Float[Tensor, "point param"]) -> list[int]:
-        """Which of the recorded points these are; raises ValueError where one is none of them."""
+        """The positions of these points among the recorded states; raises ValueError for a point without a state."""
+        # Inside a transform of torch.func, such as vmap, the numbers of thetas cannot be read.
         if isinstance(thetas, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(thetas):
             raise ValueError("the buffers of a recorded point are not known here; give ht.hessian(recorder.loss, ...)")
         for i in range(self._known, len(self.states)):
@@ -118,6 +129,7 @@ class RecordedLoss(Loss):
         return [k if k in found and len(thetas) == len(self.states) else found[0] for k, found in enumerate(places)]
 
     def _equal_buffers(self, points: Sequence[int]) -> bool:
+        """Whether the states at these positions have the same buffers."""
         names = [name for name, _ in self.model.named_buffers()]
         first = self.states[points[0]]
         return all(same_values(first[name], self.states[i][name]) for i in points[1:] for name in names)
@@ -134,14 +146,6 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def _digest(vector: Float[Tensor, " param"]) -> bytes:
+    """A hash of the bytes of a vector, so that a state is found by its vector without comparing with all states."""
     content: Any = vector.detach().cpu().contiguous().view(torch.uint8).numpy()
     return blake2b(content, digest_size=16).digest()
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _separate(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy

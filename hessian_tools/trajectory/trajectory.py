@@ -11,8 +11,8 @@ from torch import Tensor
 from hessian_tools.curvature.html import lines_html
 from hessian_tools.result import Result
 
-# An inner loop counts as exploded above this multiple of its first loss. In the demo, no support loss of the 400
-# recorded inner loops rose above its start.
+# An inner loop counts as exploded above this multiple of its first loss. In the demo study of the README, no support
+# loss of the 400 recorded inner loops rose above its start.
 EXPLOSION = 1000.0
 
 
@@ -83,8 +83,8 @@ class Trajectory(Result):
         """For each task, whether a loss, gradient or parameter is not finite, or a loss has exploded."""
         losses = [column for column in (self.support_loss, self.query_loss) if column is not None]
         numbers = torch.stack([*losses, self.theta_norm, self.grad_norm], -1)
-        left_range = [exploded(loss, loss[..., :1]).any(-1) for loss in losses]
-        return torch.stack([~torch.isfinite(numbers).flatten(-2).all(-1), *left_range]).any(0)
+        loss_exploded = [exploded(loss, loss[..., :1]).any(-1) for loss in losses]
+        return torch.stack([~torch.isfinite(numbers).flatten(-2).all(-1), *loss_exploded]).any(0)
 
 
 def trajectory_of_points(

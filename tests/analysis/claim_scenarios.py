@@ -1,4 +1,7 @@
-"""For each claim, a study without its effect and one with it, and how often thousands of such studies support it."""
+"""For each claim, a study without its effect and one with it, and how often thousands of such studies support it.
+
+``Plant`` is one learner of such a study: its numbers say how much meta-training changes the learner's quantities.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,11 +17,18 @@ from analysis.claims.comparison import Comparison, compare_task_by_task
 from analysis.statistics import student_half_width
 
 MANY_CHECKPOINTS = {"checkpoints": (0, 10, 20, 40, 70, 100)}
-WITHOUT = {"without": "maml", "shot": 0.1}
+# A learner with SHOT: the learner without SHOT that it is compared with, and the weight of SHOT. SHOT is the penalty on
+# the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023).
+WITH_SHOT = {"without": "maml", "shot": 0.1}
 
 
 def _doses(gain: float = 0.0, **falls: float) -> dict[str, Plant]:
-    """Learners with the weights -0.1, 0, 0.1 and 1 of the penalty and the given falls."""
+    """Four learners with the weights -0.1, 0, 0.1 and 1 of the penalty on the curvature, and given falls in curvature.
+
+    falls: by the names of the learners, in the order of the weights. The second learner, whose weight is 0, must have
+        the name "b": the others are compared with it.
+    gain: the gain in accuracy is 0.1 plus this factor times the fall.
+    """
     weights = dict(zip(falls, (-0.1, 0.0, 0.1, 1.0), strict=True))
     return {
         name: Plant(along=fall, accuracy=0.1 + gain * fall, penalty=weights[name], without="b" if name != "b" else "")
@@ -30,10 +40,11 @@ MAML = Plant(along=0.5)
 
 
 def _pair(second: Plant, first: Plant = MAML) -> dict[str, Plant]:
+    """A study of two learners, the first of which is called maml."""
     return {"maml": first, "other": second}
 
 
-SHOT = Plant(along=0.5, **WITHOUT)
+SHOT = Plant(along=0.5, **WITH_SHOT)
 ANIL = Plant(part=0.5, algorithm="anil", family="anil")
 # The learners of a study in which the claim is false, those of one in which it is true, and options of the study.
 SCENARIOS: Mapping[str, tuple[dict[str, Plant], dict[str, Plant], dict[str, Any]]] = {
@@ -73,7 +84,7 @@ SCENARIOS: Mapping[str, tuple[dict[str, Plant], dict[str, Plant], dict[str, Any]
 
 
 def many_verdicts(claim: str, *, true: bool, seeds: int) -> list[Verdict]:
-    """The verdicts of a claim on its scenario with a very large number of seeds.
+    """The verdicts of a claim on a study with a very large number of seeds, with its effect if ``true``.
 
     The bootstrap is left out, and the comparison at equal support loss is replaced by the raw one. Both are slow; the
     first decides nothing, and tests/analysis/test_equal_loss.py is about the second.
@@ -94,8 +105,8 @@ def many_verdicts(claim: str, *, true: bool, seeds: int) -> list[Verdict]:
 def rates(verdict: Verdict, num: int) -> tuple[float, float]:
     """How many of the studies of ``num`` seeds have p < 5 %, and how many support the claim, as fractions.
 
-    The seeds of the verdict are cut into such studies. What a claim requires besides its effect is not looked at here,
-    so that the second fraction is an upper bound for such a claim.
+    The seeds of the verdict are cut into such studies. Some claims require more than an effect. This is not looked at
+    here, so that the second fraction is an upper bound for these claims.
     """
     effects = np.array(verdict.effects)
     studies = effects[: len(effects) // num * num].reshape(-1, num)

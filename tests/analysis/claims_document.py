@@ -12,7 +12,7 @@ from claim_scenarios import SCENARIOS, many_verdicts, rates
 from analysis.claims import Plan, load_plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
-NUMS = (3, 5, 10)
+NUMS = (3, 5, 10)  # of the seeds of a study
 
 
 def claims_part(plan: Plan) -> str:
@@ -40,12 +40,14 @@ def claims_part(plan: Plan) -> str:
 
 
 def _cell(text: str) -> str:
+    """A text in a cell of a Markdown table, where a bar would end the cell."""
     return text.replace("|", "\\|")
 
 
 def power_part(*, size_seeds: int = 40_000, power_seeds: int = 10_000) -> str:
-    """A table of how often studies of 3, 5 and 10 seeds support each claim, without its effect and with it.
+    """A table of how often studies of 3, 5 and 10 seeds find an effect that is not there, and one that is there.
 
+    The size of a test is how often p < 5 % without an effect; its power is how often the claim is supported with one.
     size_seeds, power_seeds: the number of simulated seeds without and with the effect, which are cut into studies.
     """
     lines = [

@@ -1,6 +1,8 @@
 """A stand-in for SLURM on this machine: sbatch, srun, sacct and scancel as scripts in a folder for the PATH.
 
-Every job of an array is a process group of its own. A file for each job, named by its number, holds its state.
+The folder $FAKE_SLURM has a file for each job, which is named by the job's number and holds its state, such as RUNNING.
+The number is 100 or more, followed by _0, _1, ... for the jobs of an array. Each job is a process group of its own. The
+number of the group is in the file with the ending .pid, so that scancel can kill all processes of the job.
 """
 
 import os

@@ -58,14 +58,17 @@ def large_study(seeds: int = 5, tasks: int = 4) -> xr.Dataset:
     effects = {name: Effect(first=-0.4, later=-0.2, alignment=0.2) for name in names if name != "untrained"}
     study = simulated_study(learners=names, seeds=range(seeds), tasks=tasks, evaluation_tasks=8, effects=effects)
     study.attrs["ways"] = 5
+    # Factors on some of the numbers, by which the learners with an inner loop of their own differ from the others.
     own_loop = xr.where(study["learner"].isin(["anil", "anil-shot"]), 0.7, 1.0)
     own_loop = own_loop * xr.where(study["learner"].isin(["boil", "boil-shot"]), 1.3, 1.0)
+    # The base, the family, the weight of SHOT and that of the penalty, each of all learners.
     columns = [np.array([learner[index] for learner in LARGE]) for index in range(1, 5)]
     study = study.assign_coords(
         without_intervention=("learner", columns[0].astype(object)),
         family=("learner", columns[1].astype(object)),
         dose=("learner", columns[2]),
         penalty=("learner", columns[3]),
+        # The first three learners of ``LARGE`` are the controls. Each is named after its kind; the others get "".
         control=("learner", np.array([name * (index < 3) for index, name in enumerate(names)], dtype=object)),
     )
     for name in ("alpha_rho", "alignment", "evaluation_accuracy"):

@@ -1,4 +1,7 @@
-"""Points of two tasks in float64, made by hand for the tests of single quantities."""
+"""Points of two tasks in float64, made by hand for the tests of single quantities.
+
+``Points`` is what a quantity of a study receives: the inner loops of several tasks, with the loss and the learner.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +61,9 @@ def points_of(learner: Learner, *, regression: bool = False, scale: float = 1.0)
         return x, (x.sum(-1, keepdim=True) + 0.1 * y[:, None] if regression else y)
 
     episodes = [(batch(6, factor), batch(5, factor)) for factor in (1.0, scale)]
-    recorded = [record(learner, loss, meta_theta, *e, save=SaveAt(True, True)) for e in episodes]
+    save = SaveAt(thetas=True, gradients=True)
+    recorded = [record(learner, loss, meta_theta, *episode, save=save) for episode in episodes]
+    # Every set is a pair (x, y). Those of all tasks are stacked along a new leading axis.
     support, query = (
         tuple(torch.stack(leaves) for leaves in zip(*sets, strict=True)) for sets in zip(*episodes, strict=True)
     )
@@ -69,7 +74,7 @@ def points_of(learner: Learner, *, regression: bool = False, scale: float = 1.0)
         trajectory=stack(recorded),
         support=support,
         query=query,
-        other_support=support,
+        other_support=support,  # a study takes those of other tasks
         normalised=(),
         step_size=float("nan") if learner.why_no_alpha else learner.step_size,
         level=LevelConfig(eigenvalues=1, tolerance=1e-8, probes=2, max_matvecs=100),

@@ -15,20 +15,29 @@ from analysis.schema import MEASURED, describe_learners
 ALPHA = 0.1
 TASK_SPREAD = 0.1  # standard deviation between tasks of every value, relative to it
 STEPS = 2
-VARIED = ("along", "rotated", "top", "frobenius", "head", "body", "loss")  # each is drawn for every point
+# The quantities that are drawn separately at every point of the inner loop: the curvature along the gradient and along
+# rotated gradients, the largest eigenvalue, the Frobenius norm, the curvature of head and of body, and the loss.
+VARIED = ("along", "rotated", "top", "frobenius", "head", "body", "loss")
 
 
 @dataclass(frozen=True)
 class Plant:
-    """One learner, and how meta-training changes its quantities; a fall is one of the natural logarithm.
+    """One learner, and how meta-training changes its quantities. A fall by x divides a quantity by e^x.
 
-    along: the fall of rho and of |Hg| / |g|. elsewhere: that of the curvature along rotated gradients, of the largest
-    eigenvalue and of |H|_F. part: that of rho of the head and of the body.
-    growth: the part of ``along`` that disappears at unit filter norm.
-    loss: the fall of the log loss, which lowers all curvature by twice as much in a study that is ``loss_driven``.
-    level: alpha rho of the untrained network. accuracy: the gain in accuracy. speed: how many times faster it learns.
-    cosine, meta: the cosine of SHOT's distance, and the change of that of the meta-gradients.
-    The other fields are those that ``analysis.schema.describe_learners`` adds as coordinates.
+    rho is the curvature along the gradient g, H the Hessian of the support loss, and alpha the inner step size.
+
+    along: the fall of rho and of |Hg| / |g|.
+    elsewhere: the fall of the curvature along rotated gradients, of the largest eigenvalue and of |H|_F.
+    part: the fall of rho of the head and of rho of the body.
+    growth: how much smaller the fall of rho is at unit filter norm.
+    loss: the fall of the loss. In a study that is ``loss_driven``, all curvature falls by twice as much as well.
+    level: alpha rho of the untrained network.
+    accuracy: the gain in accuracy.
+    speed: how many times sooner the gain is reached.
+    cosine: the cosine between SHOT's difference of parameters and the expansion of this difference for small steps.
+    meta: the change of the alignment, and of the cosine between the full and the first-order meta-gradient.
+    The other fields are settings, which ``analysis.schema.describe_learners`` describes: ``without`` is the learner
+    without SHOT and penalty, ``shot`` the weight of SHOT, and the others have the same names.
     """
 
     along: float = 0.0
@@ -123,6 +132,7 @@ def _planted(
     """
     seeds, _, tasks, _ = start["loss"].shape
     progress = np.sqrt(checkpoints / checkpoints[-1])[None, :, None, None]
+    # How far the change of each seed is from that of the learner, and the noise of single points after training.
     drift = {name: stream.randn(seeds, 1, 1, 1) * seed_spread for name in (*VARIED, "growth")}
     noise = {name: _spread(stream, (seeds, len(checkpoints), tasks, STEPS + 1), progress > 0) for name in VARIED}
 
@@ -130,6 +140,7 @@ def _planted(
     scale = (loss / 1.5) ** 2 if loss_driven else np.ones_like(loss)
 
     def grown(name: str, fall: float, value: float) -> np.ndarray:
+        """A curvature [seed, checkpoint, task, step] that begins around ``value`` and falls by ``fall``."""
         change = np.exp(-fall * progress) * (1 + progress * drift[name])
         return scale * value * start[name] * change * noise[name]
 

@@ -1,9 +1,9 @@
 """A disk that loses power: what a folder may hold after a power cut, at many moments of one run of a command.
 
-The command runs once on the real file system. Beside it ``RecordingDisk`` keeps, per file, the content that the last
-``fsync`` has put on the disk, and per folder the names that the last ``fsync`` of the folder has put there. What came
-later may be on the disk or not. ``after_power_cut`` therefore chooses at random for each such name whether it is there,
-and for each such content whether it is old, new, cut in half, full of zeros, or empty.
+The command runs once on the real file system. Beside it, ``RecordingDisk`` keeps what is certainly on the disk: the
+content of each file at its last ``fsync``, and the names in each folder at the last ``fsync`` of the folder. Later
+changes may be on the disk or not. ``after_power_cut`` therefore chooses at random for each changed name whether the
+change is there, and for each changed content whether it is old, new, cut in half, full of zeros, or empty.
 """
 
 import os
@@ -26,8 +26,9 @@ class RecordingDisk:
 
     def __init__(self, root: Path, at_moment: Callable[[int], object] = lambda moment: None) -> None:
         self.root, self._at_moment, self.moments = root, at_moment, 0
-        self._contents: dict[int, bytes] = {}  # by inode
-        self._names: dict[int, dict[str, int]] = {}  # by inode of the folder
+        # What the last fsync has put on the disk, by inode, the number that a file or folder keeps when it is renamed.
+        self._contents: dict[int, bytes] = {}
+        self._names: dict[int, dict[str, int]] = {}  # of each folder: the inode of each name in it
         self._is_folder: dict[int, bool] = {}
         self._open: list[int] = []  # descriptors of what is on the disk, so that no inode is used a second time
         self._one_at_a_time = threading.RLock()
@@ -39,6 +40,8 @@ class RecordingDisk:
             monkeypatch.setattr(os, name, self._following(getattr(os, name), lambda *paths: None))
 
     def _following(self, call: Callable[..., Any], record: Callable[..., None]) -> Callable[..., Any]:
+        """The function ``call`` with ``at_moment`` before it and ``record`` after it, one thread at a time."""
+
         def followed(*arguments: Any) -> None:
             with self._one_at_a_time:
                 self._at_moment(self.moments)
@@ -49,6 +52,7 @@ class RecordingDisk:
         return followed
 
     def _synced(self, descriptor: int) -> None:
+        """Record what an fsync of an open file or folder has put on the disk."""
         about = os.fstat(descriptor)
         if about.st_ino not in self._is_folder:
             self._open.append(os.dup(descriptor))
@@ -79,10 +83,10 @@ class RecordingDisk:
         before = self._names.get(inode, {})
         now_here = {entry.name: entry.inode() for entry in os.scandir(present)} if present else before
         for name in sorted({*before, *now_here}):
-            kept, moved = before.get(name), now_here.get(name)
-            chosen = kept if kept == moved else choices.choice([kept, moved])
+            old_inode, new_inode = before.get(name), now_here.get(name)  # None where the name is not there
+            chosen = old_inode if old_inode == new_inode else choices.choice([old_inode, new_inode])
             if chosen is not None:
-                is_present = present is not None and chosen == moved
+                is_present = present is not None and chosen == new_inode
                 self._write(chosen, present / name if present and is_present else None, new / name, choices)
 
     def close(self) -> None:

@@ -23,10 +23,12 @@ def start_study(out: Path, *, workers: int, source: str = "micro") -> subprocess
 
 
 def training_has_begun(out: Path) -> bool:
+    """True once a run has written two lines of its metrics."""
     return any(path.read_text().count("\n") >= 2 for path in out.glob("runs/*/metrics.jsonl"))
 
 
 def measuring_has_begun(out: Path) -> bool:
+    """True once a run has marked a task as done, which writes a chunk of the zarr array ``done``."""
     return any(out.glob("runs/*/measurements.zarr/done/c/**/0"))
 
 
@@ -48,9 +50,13 @@ def children(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process that has not ended; Z marks one that has, and whose parent has not asked for it."""
+    """Whether there is a process that has not ended.
+
+    A process that has ended keeps its number, in the state Z, until its parent has asked for its exit status.
+    """
     status = Path(f"/proc/{pid}/stat")
     try:
+        # The state is the first word after the program's name, which stands in brackets.
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False

@@ -51,6 +51,7 @@ def section() -> str:
 
 
 def _about(quantity: Quantity) -> Iterator[str]:
+    """The lines on one quantity, and the table of its variables."""
     yield f"### {quantity.name}: {quantity.title}\n"
     yield f"- formula: `{quantity.formula}`"
     yield f"- cost: {quantity.cost}"
@@ -69,6 +70,7 @@ def _about(quantity: Quantity) -> Iterator[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
+    """The names in code font, with "and" before the last one."""
     *first, last = (f"`{name}`" for name in names)
     return f"{', '.join(first)} and {last}" if first else last
 

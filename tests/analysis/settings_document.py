@@ -80,6 +80,7 @@ def rows(model: type[BaseModel], above: str = "") -> Iterator[str]:
             _allowed(model, name, field),
             _meaning(model, name),
         )
+        # A bar would end a cell. ``chr(92)`` is a backslash, which an f-string cannot hold before Python 3.12.
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
         if below is not None:
             yield from rows(below, f"{key}.")
@@ -111,6 +112,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:
+    """The default of a setting; "as below" where it has the defaults of the settings below it."""
     if field.is_required():
         return "must be given"
     if field.default is None:
@@ -125,6 +127,7 @@ def _default(field: FieldInfo, below: type[BaseModel] | None) -> str:
 
 
 def _yaml(value: Any) -> str:
+    """A value as YAML writes it on one line; yaml ends a plain number or text with "..."."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
     return f"`{text}`"
 
@@ -138,6 +141,7 @@ def _allowed(model: type, name: str, field: FieldInfo) -> str:
 
 
 def _limits(annotations: list[Any]) -> Iterator[str]:
+    """Each limit on a setting in words, from the annotations of its type."""
     for annotation in annotations:
         if isinstance(annotation, FieldInfo):
             yield from _limits(annotation.metadata)

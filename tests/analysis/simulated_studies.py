@@ -1,7 +1,10 @@
 """Simulated studies with known answers: every variable is filled, and the true effects are stored with them.
 
-Tests of claims, plots and reports use these studies, because they read a study's Dataset and never train anything.
+Claims, plots and reports read a study's Dataset and never train anything, so that their tests can use these studies.
 ``truth(ds)`` returns the true effects; the simulated numbers scatter around them by seed, task and point.
+
+Rho is the curvature of the support loss along its gradient, and alpha rho its product with the inner step size alpha.
+The alignment A of a task's K inner gradients is 0 if they are orthogonal and 1 if they are equal.
 """
 
 import json
@@ -166,7 +169,10 @@ def _run(sizes: Sizes, name: str, run_seed: int, last_checkpoint: int, effect: E
 def _core(
     sizes: Sizes, name: str, run_seed: int, progress: np.ndarray, effect: Effect, options: _Options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Support loss and alpha rho [checkpoint, task, step], alignment [checkpoint, task]."""
+    """Draw the support loss and alpha rho [checkpoint, task, step], and the alignment [checkpoint, task], of one run.
+
+    progress: how much of the change by training is there at each checkpoint, from 0 at checkpoint 0 to 1 at the last.
+    """
     step = np.arange(sizes.steps + 1)
     shape = (len(sizes.tasks), len(step))
     start = numpy_stream(options.seed, "start", run_seed)  # for the untrained network, which the seed's learners share
@@ -178,6 +184,7 @@ def _core(
     drift = numpy_stream(options.seed, "drift", name, run_seed).randn(3) * options.seed_spread
     change = np.where(step == 0, effect.first, effect.later)
     seed_drift = np.where(step == 0, drift[0], drift[1])
+    # Noise [checkpoint, task, step, 3]; the last axis is for the loss, alpha rho and the alignment.
     draws = numpy_stream(options.seed, "noise", name, run_seed).randn(len(progress), *shape, 3)
     draws = draws * (progress > 0)[:, None, None, None]  # no noise at checkpoint 0, where the learners are one network
     gain = progress[:, None, None]

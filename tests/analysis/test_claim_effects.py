@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import xarray as xr
-from claim_scenarios import SCENARIOS, WITHOUT, many_verdicts, rates
+from claim_scenarios import SCENARIOS, WITH_SHOT, many_verdicts, rates
 from claims_document import claims_part, part, power_part
 from planted_studies import Plant, planted_study
 from quick_plan import quick_plan
@@ -188,7 +188,7 @@ def test_learners_are_compared_with_their_own_untrained_start() -> None:
 def test_controls_and_dosed_learners_are_no_primary_comparisons_of_suppression() -> None:
     learners = {
         "maml": Plant(along=0.5),
-        "maml-shot": Plant(along=0.7, **WITHOUT),
+        "maml-shot": Plant(along=0.7, **WITH_SHOT),
         "supervised": Plant(along=0.1, control="supervised", algorithm="supervised"),
         "shuffled": Plant(along=0.1, control="shuffled"),
     }
@@ -212,7 +212,7 @@ def test_controls_and_dosed_learners_are_no_primary_comparisons_of_suppression()
 
 
 def test_a_negative_weight_of_shot_belongs_to_the_intervention_alone() -> None:
-    learners = {"maml": Plant(), "maml-shot": Plant(**WITHOUT), "anti": Plant(without="maml", shot=-0.1)}
+    learners = {"maml": Plant(), "maml-shot": Plant(**WITH_SHOT), "anti": Plant(without="maml", shot=-0.1)}
     verdicts = judge(planted_study(learners, seeds=3), quick_plan(*CLAIMS))
     of_anti = {v.claim for v in verdicts if v.learner == "anti"}
     assert of_anti.isdisjoint({"shot", "shot-hg", "shot-equal-accuracy", "shot-accuracy", "shot-speed"})
@@ -228,7 +228,7 @@ def test_a_negative_weight_of_shot_belongs_to_the_intervention_alone() -> None:
      "meta_gradient_cosine", "shot_direction_cosine", "evaluation_accuracy", "eigenvalue", "hg_ratio", "rho"],
 )  # fmt: skip
 def test_a_claim_without_its_variable_yields_nothing_and_says_why(variable: str) -> None:
-    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITHOUT)}
+    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITH_SHOT)}
     whole = planted_study(learners, seeds=2, tasks=2)
     plan = quick_plan(*CLAIMS, resamples=100)
     ds = whole.drop_vars(variable)
@@ -248,14 +248,14 @@ def test_a_claim_without_its_variable_yields_nothing_and_says_why(variable: str)
 def test_a_study_without_the_later_coordinates_is_judged_by_what_it_has() -> None:
     from analysis.schema import LATER_COORDINATES
 
-    whole = planted_study({"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITHOUT)}, seeds=3)
+    whole = planted_study({"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITH_SHOT)}, seeds=3)
     verdicts = judge(whole.drop_vars(LATER_COORDINATES), quick_plan(*CLAIMS))
     assert {v.claim for v in verdicts} >= {"suppression", "shot", "trajectory", "association"}
     assert {v.claim for v in verdicts}.isdisjoint({"intervention", "manipulation", "first-order", "head-and-body"})
 
 
 def test_regression_is_matched_by_its_loss_and_has_no_claim_on_accuracy() -> None:
-    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.8, **WITHOUT)}
+    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.8, **WITH_SHOT)}
     ds = planted_study(learners, seeds=8, checkpoints=(0, 10, 40, 100))
     loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
     matched = [judge(one, quick_plan("shot-equal-accuracy")) for one in (ds, loss)]
@@ -311,7 +311,7 @@ def test_the_first_meta_iteration_that_reaches_an_accuracy_is_interpolated() -> 
 
 
 def test_slow_seeds_are_named_and_too_many_of_them_leave_no_verdict() -> None:
-    learners = {"maml": Plant(), "maml-shot": Plant(accuracy=0.21, **WITHOUT)}
+    learners = {"maml": Plant(), "maml-shot": Plant(accuracy=0.21, **WITH_SHOT)}
     ds = planted_study(learners, seeds=6, checkpoints=(0, 20, 100), score_spread=0.001)
     slow = ds["evaluation_accuracy"].copy()
     slow[0, :2, 1:] = slow[0, :2, 0]  # two seeds of maml learn nothing
@@ -350,7 +350,7 @@ def test_all_claims_together_are_listed_counted_and_stored() -> None:
     learners = {
         "maml": Plant(along=0.5, accuracy=0.2),
         "fomaml": Plant(along=0.8, first_order=True),
-        "maml-shot": Plant(along=0.7, **WITHOUT),
+        "maml-shot": Plant(along=0.7, **WITH_SHOT),
         "maml-anti": Plant(along=0.2, without="maml", shot=-0.1),
         "anil": Plant(part=0.5, algorithm="anil", family="anil"),
         "supervised": Plant(along=0.1, control="supervised", algorithm="supervised", family="supervised"),
@@ -504,7 +504,7 @@ def test_verdicts_of_version_0_1_are_still_read() -> None:
 def test_unusual_studies_have_verdicts_with_plain_sentences(seeds: int, case: str) -> None:
     learners = {
         "maml": Plant(along=0.5),
-        "maml-shot": Plant(along=0.7, **WITHOUT),
+        "maml-shot": Plant(along=0.7, **WITH_SHOT),
         "anti": Plant(without="maml", shot=-0.1),
         "fomaml": Plant(first_order=True),
         "supervised": Plant(control="supervised"),

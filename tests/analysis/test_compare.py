@@ -10,8 +10,9 @@ from simulated_studies import simulated_study
 
 from analysis import compare as comparing
 from analysis.claims import judge, load_plan
+from analysis.claims.findings import untrained_passes
 from analysis.claims.plan import BUNDLED
-from analysis.compare import Comparison, compare, lines, write
+from analysis.compare import Comparison, compare, lines, primary_table, write
 from analysis.drawing import overlay
 from analysis.errors import UserError
 from analysis.folder import begin
@@ -83,8 +84,31 @@ def test_the_table_of_primary_verdicts_has_each_of_them_once(comparison, tmp_pat
     assert f" {effect:+.3g} [" in row.split("|")[2]
 
 
+def test_what_the_untrained_network_passes_as_well_is_marked_in_the_table_and_in_the_terminal(comparison):
+    """By the package's plan the comparison with orthogonal gradients is exploratory; by one's own it may be primary."""
+    primary = {
+        name: [replace(v, kind="primary") if v.claim == "alignment" else v for v in rows]
+        for name, rows in comparison.verdicts.items()
+    }
+    weak = [
+        replace(v, outcome="supported", corrected_outcome="supported") if v.comparison == "against orthogonal" else v
+        for v in primary["one"]
+    ]
+    other = Comparison(comparison.studies, primary | {"one": weak}, comparison.confidence)
+    expected = sum(untrained_passes(verdict, weak) for verdict in weak)
+    assert expected == 2  # the simulated untrained network has an alignment of 0.25
+    unmarked = sum(untrained_passes(verdict, primary["other"]) for verdict in primary["other"])
+    for text in (primary_table(other), "\n".join(lines(other))):
+        assert text.count("; the untrained network passes as well") == expected + unmarked
+        marked = [line for line in text.splitlines() if "passes as well" in line]
+        assert all("against orthogonal" in line for line in marked)
+
+
 def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):
-    figure = overlay.draw(comparison.studies, "maml")
+    studies = {
+        name: ds.assign(alpha_hg_ratio=ds["step_size"] * ds["hg_ratio"]) for name, ds in comparison.studies.items()
+    }
+    figure = overlay.draw(studies, "maml")
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels] == list(overlay.QUANTITIES)
     for ax in panels:
@@ -96,6 +120,15 @@ def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):
     expected = ds["alpha_rho"].sel(learner="maml").isel(inner_step=0).mean(["task", "seed"])
     line = next(line for line in panels[0].get_lines() if line.get_gid() == "mean:other")
     np.testing.assert_allclose(line.get_ydata(), expected)
+    expected = ds["hg_ratio"].sel(learner="maml").isel(inner_step=slice(1, None)).mean(["task", "seed", "inner_step"])
+    line = next(line for line in panels[3].get_lines() if line.get_gid() == "mean:other")
+    np.testing.assert_allclose(line.get_ydata(), float(ds["step_size"].mean()) * expected)
+    # A study that did not measure a quantity has no line in its panel, and one that no study measured has no panel.
+    without = ds.drop_vars("alpha_hg_ratio")
+    assert len([ax for ax in overlay.draw({"other": without}, "maml").axes if ax.get_visible()]) == 3
+    mixed = overlay.draw(studies | {"other": without}, "maml")
+    drawn = [line.get_gid() for line in mixed.axes[3].get_lines() if np.isfinite(line.get_ydata()).any()]
+    assert "mean:one" in drawn and "mean:other" not in drawn
 
 
 def folder(path, name, **plan):

@@ -76,7 +76,7 @@ class ThreadJob:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ThreadJob]:
     """The jobs of engines that are made in the test, whose units need not be those of a study and can run at once."""
-    monkeypatch.setattr(remote, "_anywhere", lambda unit: unit)
+    monkeypatch.setattr(remote, "_with_absolute_paths", lambda unit: unit)
     monkeypatch.setattr(
         worker, "_one_unit", nullcontext()
     )  # these jobs share a process, in which they would take turns
@@ -194,7 +194,7 @@ def test_a_worker_that_cannot_do_the_work_says_what_is_missing(tmp_path: Path, j
 
 
 def test_a_process_does_one_unit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_anywhere", lambda unit: unit)
+    monkeypatch.setattr(remote, "_with_absolute_paths", lambda unit: unit)
     at_work: list[str] = []
 
     def alone(unit: Unit, emit: Any) -> None:
@@ -267,11 +267,11 @@ def test_a_study_in_jobs_has_the_numbers_of_one_process(small: Path, monkeypatch
 
 def test_paths_are_those_of_any_working_folder(small: Path) -> None:
     study, _ = prepare("small.yaml", out="study")
-    assert remote._with_absolute_paths(study).path == small / "study"
+    assert remote._study_with_absolute_paths(study).path == small / "study"
     data = small / "images"
     data.mkdir()
     config = study.config.model_copy(update={"data": study.config.data.model_copy(update={"path": "images"})})
-    moved = remote._with_absolute_paths(replace(study, config=config))
+    moved = remote._study_with_absolute_paths(replace(study, config=config))
     assert moved.config.data.path == str(data)
     assert moved.problem.data.path == str(data)
 

@@ -32,6 +32,23 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     assert findings([lost])[0].endswith("(supported, but inconclusive after the correction).")
 
 
+def test_the_correction_counts_for_all_comparisons_and_for_the_example():
+    """Two comparisons of "maml" are lost with the correction, and the learner that keeps its own is named alone."""
+    kept = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=4)
+    lost = replace(kept, corrected_outcome="inconclusive")
+    both = [replace(verdict, comparison=c) for verdict in (lost, kept) for c in ("raw", "equal support loss")]
+    both[2:] = [replace(verdict, learner="fomaml") for verdict in both[2:]]
+    control = replace(VERDICT, learner="maml-shuffled")
+    (sentence,) = findings([*both, control, control])
+    assert "; all comparisons support it for fomaml at step 0 and maml-shuffled at step 0; for instance" in sentence
+    # The outcome of most primary comparisons decides, and not that of most comparisons.
+    third = replace(lost, learner="anil")
+    assert (
+        "of maml at step 0 is 0.6 against 1 for the untrained network (supported, but inconclusive after"
+        in (findings([*both, third, control, control])[0])
+    )
+
+
 def test_a_sentence_names_few_of_many_learners():
     many = [replace(VERDICT, learner=f"m{i}", comparison=c) for i in range(6) for c in ("raw", "equal support loss")]
     assert "support it for m0 at step 0, m1 at step 0, m2 at step 0 and 3 more; for instance" in findings(many)[0]

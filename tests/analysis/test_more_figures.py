@@ -113,6 +113,35 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
     assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
 
 
+def test_the_dose_response_shows_the_untrained_network_from_which_its_learners_start(large):
+    # The untrained network has more curvature than any trained one, and the axis holds it all the same.
+    start = large["alpha_hg_ratio"].where(large["checkpoint"] > 0, 50.0)
+    study = large.assign(alpha_hg_ratio=start)
+    figure = FIGURES["dose_response"](study)
+    axes = np.array(figure.axes).reshape(3, 2)
+    scores = summarise(evaluation_scores(study)).mean.sel(learner="maml").isel(checkpoint=0)
+    for column, weight in enumerate(("dose", "penalty")):
+        for row, level in enumerate((50.0, 50.0, float(scores))):
+            drawn = line(axes[row, column], f"untrained:{weight}:maml")
+            assert list(drawn.get_ydata()) == pytest.approx([level, level])
+            low, high = axes[row, column].get_ylim()
+            assert low < level < high
+            # The weights fill the axis, and the outermost ones have a margin.
+            weights = np.array(line(axes[row, column], f"mean:{weight}:maml").get_xdata())
+            first, last = (
+                axes[row, column]
+                .transAxes.inverted()
+                .transform(axes[row, column].transData.transform([(weights[0], level), (weights[-1], level)]))[:, 0]
+            )
+            assert 0.02 < first < 0.1 and 0.9 < last < 0.98
+    assert "untrained" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "Dotted lines are the untrained networks" in FIGURES["dose_response"].caption(study)
+    later = study.isel(checkpoint=slice(1, None))  # a study that did not measure the untrained networks
+    assert "untrained" not in FIGURES["dose_response"].caption(later)
+    lines = FIGURES["dose_response"](later).axes[0].get_lines()
+    assert not any(str(each.get_gid()).startswith("untrained") for each in lines)
+
+
 def test_a_learner_that_shot_has_pre_trained_does_not_replace_the_one_without_shot(large):
     """It has the weight 0 too, and may come first in a study."""
     pretrained = large.sel(learner=["maml"]).assign_coords(
@@ -223,6 +252,18 @@ def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     start, control = line(figure.axes[0], "first:maml"), line(figure.axes[0], "last:untrained")
     assert (start.get_markerfacecolor(), list(start.get_xdata())) == ("white", list(control.get_xdata()))
     assert start.get_zorder() > control.get_zorder()
+
+
+def test_a_learner_without_a_path_is_drawn_from_its_own_untrained_start(large):
+    ax = FIGURES["curvature_accuracy"](large).axes[0]
+    drawn = {str(each.get_gid()) for each in ax.get_lines()}
+    assert "path:maml" in drawn and "path:anil" not in drawn  # the study has too many learners for all paths
+    means = summarise(measured(large, "alpha_hg_ratio").isel(inner_step=0)).mean.sel(learner="anil")
+    scores = summarise(evaluation_scores(large)).mean.sel(learner="anil")
+    for gid, place in (("first:anil", 0), ("last:anil", -1)):
+        (x,), (y,) = line(ax, gid).get_data()
+        assert (x, y) == pytest.approx((float(means[place]), float(scores[place])))
+    assert float(scores[0]) != pytest.approx(float(summarise(evaluation_scores(large)).mean.sel(learner="maml")[0]))
 
 
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):

@@ -149,6 +149,14 @@ def test_what_is_no_quantity_is_refused_with_the_name(load):
         chosen_quantities([NAME, NAME], [], load)
 
 
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_a_quantity_of_the_package_says_what_it_is_where_it_comes_from_and_what_it_costs(name):
+    quantity = QUANTITIES[name]
+    for text in (quantity.title, quantity.formula, quantity.library, quantity.cost, quantity.reference):
+        assert text.strip()
+    assert all(variable.long_name and variable.units for variable in quantity.variables)
+
+
 @pytest.mark.skipif(not DOCUMENT.exists(), reason="an installed package has no documents")
 def test_the_list_of_quantities_is_up_to_date():
     text = DOCUMENT.read_text(encoding="utf-8")

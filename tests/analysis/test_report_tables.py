@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import xarray as xr
 from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
+import analysis
 from analysis import compare
 from analysis.drawing.summary import measured
+from analysis.quantities import QUANTITIES
 from analysis.report.accuracy import accuracy_table
 from analysis.report.other_quantities import other_quantities_section, quantities
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
@@ -203,6 +206,63 @@ def test_the_table_of_other_quantities_has_only_what_was_measured(ds):
     values = bare.assign(path_ratio=bare["alignment"])
     assert other_quantities_section(values.sel(checkpoint=[300])) == []
     assert other_quantities_section(values.sel(learner=["untrained"])) == []
+
+
+def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(ds):
+    study = ds.sel(learner=["untrained", "maml"])
+    points, task = study["alpha_rho"] * 0, study["alignment"] * 0
+    gradients = xr.DataArray([[1.0, 0.1, 0.2], [0.1, 1.0, 0.3], [0.2, 0.3, 1.0]], dims=("step_i", "step_j"))
+    grid = {"shot_target": [1, 2], "shot_reference": [2, 3]}
+    distances = xr.DataArray([[5.0, 6.0], [np.nan, 7.0]], grid)
+    study = study.drop_vars(["gram", "gradient_cosine"]).assign(
+        rho_over_lambda_max=points + xr.DataArray([0.5, 0.2, 0.2, 0.2], dims="inner_step"),
+        lambda_max_normalised=points + xr.DataArray([8.0, 3.0, 3.0, 3.0], dims="inner_step"),
+        frobenius_normalised=points + 9.0,
+        trace_normalised=points + 11.0,
+        grad_norm_ratio=points + xr.DataArray([1.0, 0.7, 0.6, 0.4], dims="inner_step"),
+        gradient_cosine=task + gradients,
+        shot_direction_cosine=task + 0.9,
+        shot_direction_ratio=task + 0.3,
+        meta_gradient_ratio=task + 1.5,
+        **{f"shot_{name}": task + distances for name in ("kl_reference_target", "kl_target_reference", "js", "l2")},
+    )
+    table = {part.title: part.rows for part in quantities(study)}
+    means = {title: {name: float(rows[name].mean()) for name in rows} for title, rows in table.items()}
+    assert means["Curvature along the gradient, relative to the sharpest direction"] == pytest.approx(
+        {"step 0": 0.5, "later steps": 0.2}
+    )
+    normalised = means["The whole Hessian at unit filter norm"]
+    assert normalised["largest eigenvalue, step 0"] == pytest.approx(8)
+    assert normalised["largest eigenvalue, later steps"] == pytest.approx(3)
+    assert {normalised[f"{name}, later steps"] for name in ("Frobenius norm", "trace")} == {9, 11}
+    assert means["Fall of the gradient"] == pytest.approx({"ratio": 0.4})
+    assert means["Cosines of the inner gradients"] == pytest.approx({"g_0 and g_1": 0.1, "g_0 and g_2": 0.2})
+    assert means["SHOT's difference and its expansion"] == pytest.approx({"cosine": 0.9, "actual / predicted": 0.3})
+    assert means["Length of the full meta-gradient"] == pytest.approx({"full / first-order": 1.5})
+    far = "T\xa0=\xa01, R\xa0=\xa03"
+    assert means["SHOT's distance"] == {
+        "KL, T\xa0=\xa01, R\xa0=\xa02": 5,
+        f"KL, {far}": 6,
+        "KL, T\xa0=\xa02, R\xa0=\xa03": 7,
+        f"KL(target || reference), {far}": 6,
+        f"Jensen-Shannon, {far}": 6,
+        f"parameters, {far}": 6,
+    }
+    one_step = study.isel(step_i=[0], step_j=[0])
+    assert "Cosines of the inner gradients" not in {part.title for part in quantities(one_step)}
+
+
+def test_every_variable_of_the_package_is_read_by_a_claim_a_figure_or_a_table():
+    """A quantity that costs products, and that no page shows, would be measured for nothing."""
+    folder = Path(analysis.__file__).parent
+    files = [path for part in ("claims", "drawing", "report") for path in (folder / part).rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    variables = [variable for quantity in QUANTITIES.values() for variable in quantity.variables]
+    errors = {variable.error for variable in variables}
+    # Other variables hold the same numbers: the product of step_size and eigenvalue_max, and the errors of the means.
+    errors |= {"alpha_lambda_max", "trace_sample", "density_width"}
+    unread = [v.name for v in variables if v.name not in errors and not re.search(rf"\b{v.name}\b", text)]
+    assert unread == []
 
 
 def test_the_text_of_numbers_intervals_and_elements():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from benchmarks.problem import Problem
 from benchmarks.race import ALLOCATORS, Entry, environment, race
 from benchmarks.reference import reference
 from benchmarks.rows import ROWS, Rival, Row, chosen_rows
-from benchmarks.run import kept_row
-from benchmarks.settings import Clock
+from benchmarks.run import kept_row, run
+from benchmarks.settings import Clock, Settings
 from benchmarks.tables import cells, print_tables
 from benchmarks.workloads import WORKLOADS, load, save
 
@@ -164,6 +165,7 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
         threads=1,
         device="cpu",
         allocator="default",
+        before=None,
         say=print,
     )
     ours, kept, nobody, dense = entries
@@ -173,6 +175,40 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
     assert dense.absent is not None and "KeyError" in dense.absent
     assert "kept_graph: first call" in capsys.readouterr().out
     assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
+
+
+def test_another_checkout_is_a_contestant_with_its_own_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The other checkout answers with the file of its worker and the contestant that it was asked for."""
+    package = tmp_path / "older" / "benchmarks"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    answer = {"seconds": 2.0, "cpu_seconds": 2.0, "num_matvecs": 100, "values": None, "stderr": None}
+    (package / "answer.json").write_text(json.dumps(answer))
+    (package / "worker.py").write_text(
+        "import json, pathlib, sys\n"
+        "print(json.dumps({'note': __file__ + ' ' + json.loads(sys.argv[2])['contestant']}), flush=True)\n"
+        "for _ in sys.stdin:\n"
+        "    print(pathlib.Path(__file__).with_name('answer.json').read_text(), flush=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)  # the paths of the checkout and of the problem may be relative
+    row = Row("W3", "one point", "one point", (), points=1, quick=1, at_most=True)
+    monkeypatch.setattr("benchmarks.tables.ROWS", (row,))
+    run((row,), Settings(quick=True, before=Path("older"), out=Path("out")))
+    ours, before = json.loads(Path("out/benchmarks.json").read_text())["rows"][0]["contestants"]
+    assert before["note"] == f"{package / 'worker.py'} ours"
+    assert ours["note"] == 'route="traced"'
+    printed = capsys.readouterr().out
+    assert "before" in printed and "<= 1.05" in printed
+
+
+def test_ours_may_be_slower_than_before_by_five_per_cent():
+    row = replace(ROW, quantity="products", rivals=(), at_most=True).with_before
+    before = entry("before", [1.0], num_matvecs=1)
+    assert [line(entry("ours", [t], num_matvecs=1), before, row).goal_reached for t in (1.04, 1.06)] == ["yes", "no"]
+    row = replace(ROW, rivals=()).with_before
+    assert [line(entry("ours", [t]), entry("before", [1.0]), row).goal_reached for t in (1.04, 1.06)] == ["yes", "no"]
 
 
 def test_the_table_can_be_printed_from_stored_rows(capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,8 @@ import hessian_tools as ht
 from hessian_tools import curvature, data, train
 from hessian_tools.inner import learners, shot, steps
 
-# The type checks of tests draw random numbers, which the look at a new loss would take for those of the network.
+# At the first use of a loss, the library checks that the loss draws no random numbers. The type checks of tests may
+# draw random numbers, so they are off while the objects below are made.
 _checks_were_off = config.jaxtyping_disable
 config.update("jaxtyping_disable", True)
 

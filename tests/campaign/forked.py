@@ -27,7 +27,7 @@ from analysis import cli, measure, pipeline  # noqa: F401 (loaded here, so that 
 from analysis.drawing.figures import figures_of
 
 SECONDS = 20  # of processor time, after which a command counts as hanging
-PATIENCE = 300.0  # seconds, after which one that waits for something counts as hanging
+PATIENCE = 300.0  # seconds on the clock, after which a command counts as hanging, even if it only waits
 RAISED = 70  # the exit status of a child in which an error was not caught
 MAX_MESSAGE, MAX_LINES = 1000, 3
 # What the small study measures, and which of its figures are drawn, so that a command takes a second.
@@ -54,7 +54,7 @@ class Ended:
 
     @property
     def outcome(self) -> str:
-        """ "right" for exit status 0, "refused" for status 2 and a plain message, or what was wrong."""
+        """The outcome: "right" for exit status 0, "refused" for status 2 and a plain message, or what was wrong."""
         if self.status is None or self.status == -signal.SIGXCPU:
             return "hang"
         if self.status == RAISED or "Traceback" in self.errors:
@@ -126,15 +126,14 @@ def _in_child(arguments: Sequence[str], folder: Path, prepare: Callable[[], obje
         os._exit(status)
 
 
-def at_write(number: int, act: Callable[[], object]) -> Callable[[], None]:
-    """A function for ``prepare``: ``act`` is called before the change of the disk with this number, counted from 0."""
+def before_writes(act: Callable[[int], object]) -> Callable[[], None]:
+    """A function for ``prepare``: before each change of the disk, ``act`` gets the number of the changes so far."""
     changes = 0
 
     def followed(call: Callable[..., object]) -> Callable[..., object]:
         def counted(*arguments: object, **options: object) -> object:
             nonlocal changes
-            if changes == number:
-                act()
+            act(changes)
             changes += 1
             return call(*arguments, **options)
 
@@ -147,21 +146,24 @@ def at_write(number: int, act: Callable[[], object]) -> Callable[[], None]:
     return prepare
 
 
+def at_write(number: int, act: Callable[[], object]) -> Callable[[], None]:
+    """A function for ``prepare``: ``act`` is called before the change of the disk with this number, counted from 0."""
+    return before_writes(lambda changes: act() if changes == number else None)
+
+
 def num_writes(arguments: Sequence[str], folder: Path) -> int:
-    """The number of changes of the disk in an undisturbed command, which is run for it."""
+    """Run an undisturbed command, and count its changes of the disk.
+
+    The child that runs the command writes a byte for each change, because it cannot return a number.
+    """
     tally = folder / "tally"
     tally.write_bytes(b"")
 
-    def note() -> None:
+    def note(_changes: int) -> None:
         with tally.open("ab") as file:
             file.write(b".")
 
-    def prepare() -> None:
-        for name in ("fsync", "replace", "rename", "unlink"):
-            call = getattr(os, name)
-            setattr(os, name, lambda *arguments, call=call, **options: (note(), call(*arguments, **options))[1])
-
-    ended = run(arguments, folder, prepare=prepare)
+    ended = run(arguments, folder, prepare=before_writes(note))
     assert ended.status == 0, ended
     writes = tally.stat().st_size
     tally.unlink()
@@ -169,15 +171,23 @@ def num_writes(arguments: Sequence[str], folder: Path) -> int:
 
 
 def results(study: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a study by its path, without the processor times, which are never the same."""
+    """The SHA-256 of each file of a study by its path.
+
+    Three kinds of files are left out: the processor times, which are never the same, the lock, and the damaged files
+    that a command has put aside.
+    """
     files = (file for file in study.rglob("*") if file.is_file() and file.name not in ("times.jsonl", ".lock"))
-    kept = (file for file in files if "damaged-" not in str(file))
-    return {file.relative_to(study).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in kept}
+    compared = (file for file in files if "damaged-" not in str(file))
+    return {file.relative_to(study).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in compared}
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A folder before each command of a study, and after the last: ``folders[name]`` holds small.yaml and study."""
+    """The small study at each stage, as copies of one folder, which holds the file small.yaml and the folder study.
+
+    folders: the folder before each command, by the command's name, and the folder after all of them, named "end".
+    seconds: how long each command took.
+    """
 
     folders: dict[str, Path]
     seconds: dict[str, float]
@@ -199,7 +209,8 @@ def warm_up() -> None:
         warnings.simplefilter("default")
         monkeypatch.chdir(base)
         Path("small.yaml").write_text(STUDY)
-        monkeypatch.setattr(pipeline, "figures_of", pipeline.figures_of)  # put back afterwards
+        # ``draw_few_figures`` replaces this function; set by monkeypatch, it is put back afterwards.
+        monkeypatch.setattr(pipeline, "figures_of", pipeline.figures_of)
         draw_few_figures()
         assert cli.run(ALL) == cli.run(["verify", "study"]) == 0
 

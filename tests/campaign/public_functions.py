@@ -191,6 +191,7 @@ def matrices() -> list[Entry]:
 
 
 def _of_zeros(v: torch.Tensor) -> torch.Tensor:
+    """The product of the zero matrix with a vector."""
     return torch.zeros_like(v)
 
 

@@ -33,6 +33,7 @@ def network() -> nn.Module:
 
 
 def images() -> Batch:
+    """Twelve random images of 6 x 6 pixels, with labels of three classes."""
     return randn(12, 1, 6, 6, stream_name="images", dtype=torch.float32), torch.arange(12) % 3
 
 

@@ -169,8 +169,11 @@ def test_the_seed_decides_the_random_numbers(model: nn.Module, data: Batch) -> N
 
 
 def test_eigenvalues_that_have_not_converged_give_a_warning(model: nn.Module, data: Batch) -> None:
-    with pytest.warns(UserWarning, match="1 of 1 eigenvalues have not converged to tol=1e-09; raise maxIter=3"):
+    with pytest.warns(
+        UserWarning, match="1 of 1 eigenvalues have not converged to tol=1e-09; raise maxIter=3"
+    ) as warned:
         hessian(model, CRITERION, data=data, cuda=False).eigenvalues(maxIter=3, tol=1e-9)
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hessian_tools.curvature import EigenPairs, Hessian, Operator, hessian
 
+# The largest by magnitude, the largest algebraic, the smallest algebraic, and both ends of the spectrum.
 WHICH = ("LM", "LA", "SA", "BE")
 
 
@@ -53,12 +54,15 @@ def expected(values: Tensor, which: str, k: int) -> Tensor:
     if which == "SA":
         return rising[..., :k]
     falling = rising.flip(-1)
-    low = k // 2 if which == "BE" else 0
+    low = k // 2 if which == "BE" else 0  # how many of them are from the lower end
     return torch.cat([falling[..., : k - low], falling[..., falling.shape[-1] - low :]], dim=-1)
 
 
 def check_pairs(A: Tensor, pairs: EigenPairs) -> None:
-    """Asserts that unit vectors have the stated residuals, and that an eigenvalue lies within each residual."""
+    """Assert that the vectors are unit vectors with the stated residuals.
+
+    Assert also that an exact eigenvalue lies within the residual of each computed one.
+    """
     spectrum, X = torch.linalg.eigvalsh(A), pairs.vectors
     rounding = 1e3 * torch.finfo(A.dtype).eps * spectrum.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     true = (A @ X - X * pairs.values[..., None, :]).norm(dim=-2)

@@ -6,7 +6,11 @@ from hessian_tools.curvature.engines.engine import PreparedProducts
 
 
 def bytes_kept(prepared: PreparedProducts) -> int:
-    """The bytes that a trace keeps at all points, or the bytes of kept gradients; 0 for other engines."""
+    """The bytes of the tensors that an engine keeps for the next product.
+
+    They are the tensors of a compiled trace at all points, or the gradients, with their graphs, of the engine that
+    differentiates twice. Other engines keep nothing.
+    """
     current = prepared.current
     kept = list(current.gradients) if isinstance(current, KeptGraphs) else []
     for part in current.parts if isinstance(current, CompiledProducts) else ():

@@ -51,11 +51,12 @@ def test_tasks_of_features(tmp_path):
     assert "features of length 3: 5 classes of 4 to 4 vectors\nsplit given" in describe(tmp_path / "all.npz")
 
 
-def test_numbers_as_labels_begin_anew_in_each_file(tmp_path):
+@pytest.mark.parametrize("dtype", [int, float])
+def test_numbers_as_labels_begin_anew_in_each_file(tmp_path, dtype):
     for part in ("train", "test"):
-        np.savez(tmp_path / f"{part}.npz", features=np.zeros((4, 2)), labels=np.array([0, 0, 1, 1]))
+        np.savez(tmp_path / f"{part}.npz", features=np.zeros((4, 2)), labels=np.array([0, 0, 1, 1], dtype))
     data = open_data(tmp_path)
-    assert data.class_names == ("test-0", "test-1", "train-0", "train-1")
+    assert data.class_names == tuple(f"{part}-{dtype(label)}" for part in ("test", "train") for label in (0, 1))
     assert data.splits == {"train": (2, 3), "test": (0, 1)}
 
 

@@ -1,4 +1,8 @@
-"""Quantities that processes compute together, each beside the same quantity of one process with all data."""
+"""Quantities that processes compute together, each beside the same quantity of one process with all data.
+
+The processes of a group divide the batches among them. The functions below run in each process of a group, and
+tests/distributed/test_data_parallel.py compares the two members of the pairs that they return.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +24,20 @@ SIZES = (4, 7, 3, 6, 5)
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a group, seen by one of them."""
+    """The group of processes, as one of its processes sees it."""
 
     group: Any
 
     def own(self, items: Any) -> Any:
-        """The items of this process: every size-th one."""
+        """The items of this process. The items are dealt out to the processes in turn, like cards."""
         return items[dist.get_rank(self.group) :: dist.get_world_size(self.group)]
 
     def share(self, batches: list[Any]) -> Any:
+        """The batches of this process, marked as its part of the batches of the whole group."""
         return data_parallel(self.own(batches), self.group)
 
     def order(self, count: int) -> list[int]:
-        """The items in the order of the processes that hold them."""
+        """The indices of ``count`` items: first those of the first process, then those of the second, and so on."""
         size = dist.get_world_size(self.group)
         return [i for rank in range(size) for i in range(rank, count, size)]
 
@@ -54,6 +59,7 @@ def problem(criterion: Any = F.cross_entropy, seed: int = 0) -> tuple[Any, Tenso
 
 
 def products(team: Team) -> list[Pair]:
+    """Products of matrices and of their combinations, by each route, and gradients."""
     loss, theta, batches = problem()
     V = torch.randn(len(theta), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pairs = []
@@ -70,10 +76,14 @@ def products(team: Team) -> list[Pair]:
 
 
 def weights(team: Team) -> list[Pair]:
-    """Sums, weights of the user, a share without batches, a loader, several points, a plain function."""
+    """Hessians whose batches have weights in several ways, and other kinds of losses and data.
+
+    In this order: a criterion that sums, the user's own weights, processes without any batch, a loader, several points,
+    and a loss that is a plain function.
+    """
     loss, theta, batches = problem()
-    summed = problem(lambda out, y: F.cross_entropy(out, y, reduction="sum"))[0]
-    dense = [(ht.hessian(summed, theta, b).to_dense()) for b in (team.share(batches), batches)]
+    summed, _, _ = problem(lambda out, y: F.cross_entropy(out, y, reduction="sum"))
+    dense = [ht.hessian(summed, theta, b).to_dense() for b in (team.share(batches), batches)]
     given = [1.0, 2.0, 0.5, 4.0, 3.0]
     own = ht.hessian(loss, theta, team.share(batches), weights=team.own(given)).to_dense()
     few = [ht.hessian(loss, theta, b).to_dense() for b in (team.share(batches[:1]), batches[:1])]
@@ -91,6 +101,7 @@ def weights(team: Team) -> list[Pair]:
 
 
 def _fourth(theta: Tensor, x: Tensor) -> Tensor:
+    """The mean fourth power of the outputs of a linear model."""
     return ((x @ theta) ** 4).mean()
 
 
@@ -137,6 +148,7 @@ def others(team: Team) -> list[Pair]:
 
 
 def jackknives(team: Team) -> list[Pair]:
+    """The results of the jackknife over batches, whose samples are in the order of the processes."""
     loss, theta, batches = problem()
     batches, pairs = batches[:4], []
     for options in ({}, {"method": "leave_one_out"}, {"quantity": "trace", "num_probes": 4}):

@@ -42,7 +42,7 @@ def meta_refusals(group: Any) -> list[str]:
         raise ArithmeticError("no task today")
 
     def with_failing(what: str) -> Any:
-        """The second process fails at its tasks, or the first one at validation."""
+        """Train where the second process fails at its tasks, or the first one, which validates, at validation."""
         before = group_step.add_task_gradient
         if what == "tasks" and rank == 1:
             group_step.add_task_gradient = fails

@@ -1,4 +1,8 @@
-"""A sharded model beside the same model in one process; a run that is resumed; a process that is killed."""
+"""A sharded model beside the same model in one process; a run that is resumed; a process that is killed.
+
+The parameters of a sharded model are divided among the processes of a group. Each process holds its shard, a part of
+every parameter, and gathers the whole parameters while it computes. The functions below run in each process of a group.
+"""
 
 import os
 import signal
@@ -42,17 +46,22 @@ class Tied(nn.Module):
 
 
 def model() -> nn.Module:
+    """The network of most cases, with the same weights each time."""
     return ht.seeded(Tied, seed=0).double()
 
 
 def data(size: int) -> list[Any]:
+    """One batch for each process of a group of this size."""
     draw = torch.Generator().manual_seed(1)
     numbers = [torch.randn(n, 5, generator=draw, dtype=torch.float64) for n in SIZES[:size]]
     return [(x, torch.randint(0, 3, (len(x),), generator=draw)) for x in numbers]
 
 
 def products(group: Any) -> list[Pair]:
-    """Products, eigenpairs and probes, each beside the part of this process of those of one process."""
+    """Products, eigenpairs and probes of the sharded model.
+
+    Each stands beside the part that belongs to this process of what one process computes with the whole model.
+    """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     pairs = []
     for criterion in (F.cross_entropy, _summed):
@@ -61,16 +70,20 @@ def products(group: Any) -> list[Pair]:
         V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         pairs.append((H.mv(own_part(H, V)), own_part(H, alone.mv(V))))
     options: dict[str, Any] = {"k": 3, "rtol": 1e-7, "vectors": True, "max_basis": 12, "max_matvecs": 200}
-    few, one = H.top_eigenpairs(**options), ht.top_eigenpairs(alone, method="lanczos", copies=False, **options)
-    assert few.vectors is not None and one.vectors is not None
-    pairs += [(few.values, one.values), (few.num_matvecs, one.num_matvecs), (few.converged, one.converged)]
-    signs = torch.sign((few.vectors * own_part(H, one.vectors)).sum(0))
-    pairs.append((few.vectors * signs.where(signs != 0, 1.0), own_part(H, one.vectors)) if H.shard_size else (0, 0))
+    ours = H.top_eigenpairs(**options)
+    whole = ht.top_eigenpairs(alone, method="lanczos", copies=False, **options)
+    assert ours.vectors is not None and whole.vectors is not None
+    pairs += [(ours.values, whole.values), (ours.num_matvecs, whole.num_matvecs), (ours.converged, whole.converged)]
+    # The sign of an eigenvector is arbitrary. A process whose shard is empty has nothing to compare.
+    expected = own_part(H, whole.vectors)
+    signs = torch.sign((ours.vectors * expected).sum(0))
+    pairs.append((ours.vectors * signs.where(signs != 0, 1.0), expected) if H.shard_size else (0, 0))
     pairs.append((H.trace(num_probes=3).samples, ht.trace(alone, num_probes=3, method="probes").samples))
     return pairs
 
 
 def own_part(H: Any, V: Tensor) -> Tensor:
+    """The rows of whole vectors V [param, ...] that belong to the shard of this process."""
     return torch.cat([V[start:stop] for start, stop in H.operator.shards.segments])
 
 
@@ -90,7 +103,11 @@ class PeakBytesOfShards(PeakBytes):
 
 
 def memory(group: Any) -> dict[str, float]:
-    """What products of a deep network hold beyond vectors in shards, in units of one whole weight."""
+    """The memory that products of a deep network take besides vectors in shards, in units of one whole weight matrix.
+
+    It is measured between two products, and at the peak of the first and of the second product. The last number is 1 if
+    the gradient is not freed together with the graphs that the operator keeps, because it refers to itself.
+    """
 
     def build() -> nn.Module:
         return nn.Sequential(*[m for _ in range(DEPTH) for m in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())])
@@ -104,8 +121,8 @@ def memory(group: Any) -> dict[str, float]:
     kept = first.now
     with PeakBytesOfShards() as second:
         H.mv(v)
-    gradient = weakref.ref(H.operator.kept[0].gradients[0])
-    H.operator.kept.clear()
+    gradient = weakref.ref(H.operator.cached_gradient[0].gradients[0])
+    H.operator.cached_gradient.clear()
     vector = 8 * H.shard_size  # the parameters, v, the gradient, and the product
     return {
         "kept": (kept - 3 * vector) / weight,
@@ -122,12 +139,12 @@ def other_models(group: Any) -> list[Pair]:
         draw = torch.Generator().manual_seed(3)
         x = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
         y = torch.randn(size, 2, 3, 8, generator=draw, dtype=torch.float64)
-        one, few = (ht.seeded(build, seed=0).double() for _ in range(2))
-        alone = ht.hessian_of(one, F.mse_loss, [(x[i], y[i]) for i in range(size)])
-        few = few.divided(group) if isinstance(few, Gathering) else shard(few, group)
-        H = sharded_hessian(few, F.mse_loss, (x[rank], y[rank]))
+        whole, sharded = (ht.seeded(build, seed=0).double() for _ in range(2))
+        alone = ht.hessian_of(whole, F.mse_loss, [(x[i], y[i]) for i in range(size)])
+        sharded = sharded.divided(group) if isinstance(sharded, Gathering) else shard(sharded, group)
+        H = sharded_hessian(sharded, F.mse_loss, (x[rank], y[rank]))
         V = torch.randn(H.num_params, generator=draw, dtype=torch.float64)
-        for _ in range(2):
+        for _ in range(2):  # the second product uses the graphs that the first one has kept
             pairs.append((H.mv(own_part(H, V)), own_part(H, alone.mv(V))))
     return pairs
 
@@ -190,7 +207,7 @@ class Stored(nn.Module):
 
 
 def silent(group: Any) -> list[str]:
-    """What is said of losses that would give wrong numbers without any error."""
+    """The messages on losses that would silently give wrong numbers, in the order of the calls below."""
     rank = dist.get_rank(group)
     draw = torch.Generator().manual_seed(4 + rank)
     x = torch.randn(3, 8, generator=draw, dtype=torch.float64)
@@ -238,7 +255,7 @@ def silent(group: Any) -> list[str]:
 
 
 def refused_by_one(group: Any) -> list[str]:
-    """What is said where the loss of process 1 alone has no second derivative, or a hook that changes a gradient."""
+    """The messages where only the loss of process 1 has no second derivative, or a hook that changes a gradient."""
     rank = dist.get_rank(group)
     x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 8)
     tanh = SimpleNamespace(apply=torch.tanh)
@@ -257,7 +274,7 @@ def refused_by_one(group: Any) -> list[str]:
 
 
 def _parameters_stay(network: nn.Module, x: Tensor) -> None:
-    """Raises an error to say whether the look at a hand-written derivative puts the parameters back."""
+    """Say, by an error, whether the parameters are the same after the library has checked a hand-written derivative."""
     before = [p.detach().to_local().clone() for p in network.parameters()]  # type: ignore[operator]
     sharded_hessian(network, F.mse_loss, (x, x))
     after = [p.detach().to_local() for p in network.parameters()]  # type: ignore[operator]
@@ -265,7 +282,10 @@ def _parameters_stay(network: nn.Module, x: Tensor) -> None:
 
 
 def class_weights(group: Any) -> list[Pair]:
-    """Products for a criterion that divides by entries of a tensor in float32, for weights found and weights given."""
+    """Products for a criterion with class weights in float32, by whose sum it divides.
+
+    The weights of the processes are first those that the library finds, and then given ones.
+    """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
     alone = ht.hessian_of(model(), criterion, data(size))
@@ -298,6 +318,7 @@ class Gathering(nn.Module):
 
 
 def refusals(group: Any) -> list[str]:
+    """The messages on models, operators and arguments that must be refused, in the order of the calls below."""
     batch = data(2)[dist.get_rank(group)]
     mesh = dist.device_mesh.DeviceMesh.from_group(group, "cpu")
     sharded = shard(model(), group)
@@ -334,6 +355,7 @@ def refusals(group: Any) -> list[str]:
 
 
 def _after_a_step(H: Any, *, of_data: bool = False) -> Tensor:
+    """A product after the parameters have changed, which must be refused. of_data: change them by way of ``.data``."""
     v = torch.ones(H.shard_size, dtype=torch.float64)
     H.mv(v)
     with torch.no_grad():
@@ -343,17 +365,19 @@ def _after_a_step(H: Any, *, of_data: bool = False) -> Tensor:
 
 
 def resumed(group: Any, folder: Path) -> list[Pair]:
-    """A run of processes that share the data, ended on all of them by an error on one, and resumed."""
+    """A search for eigenpairs by processes that divide the data, which is interrupted at a product and then resumed."""
     loss, theta, batches = problem()
     H = ht.hessian(loss, theta, Team(group).share(batches))
     options: dict[str, Any] = {"k": 2, "rtol": 1e-10, "max_basis": 8, "max_matvecs": 500, "method": "lanczos"}
     whole = ht.top_eigenpairs(H, **options)
-    made = []
+    calls = []
 
     class Stopping(type(H)):
+        """The operator, whose 15th product is interrupted."""
+
         def products(self, V: Tensor) -> Tensor:
-            made.append(len(made))
-            if len(made) == 15:
+            calls.append(len(calls))
+            if len(calls) == 15:
                 raise KeyboardInterrupt
             return super().products(V)
 
@@ -365,7 +389,7 @@ def resumed(group: Any, folder: Path) -> list[Pair]:
 
 
 def killed_in_shards(group: Any) -> tuple[str, float]:
-    """The same for a model in shards, whose products gather parameters."""
+    """The same as ``killed`` for a model in shards, whose products gather parameters."""
     H = sharded_hessian(shard(model(), group), F.cross_entropy, data(4)[dist.get_rank(group)])
     return _without_process_2(lambda: H.mv(torch.ones(H.shard_size, dtype=torch.float64)))
 
@@ -378,6 +402,7 @@ def killed(group: Any) -> tuple[str, float]:
 
 
 def _without_process_2(product: Callable[[], Tensor]) -> tuple[str, float]:
+    """Kill process 2; in the others, repeat a product until it raises an error. Returns the error and the seconds."""
     product()
     dist.barrier()
     if dist.get_rank() == 2:

@@ -1,4 +1,7 @@
-"""Starts gloo processes that run functions of the cases, and brings back what each of them returned."""
+"""Starts processes that run functions together, and brings back what each process returned.
+
+The processes talk to each other by gloo, torch's communication between CPUs.
+"""
 
 import os
 import traceback
@@ -16,9 +19,10 @@ SIZE = max(SIZES)
 
 
 def results_of(cases: dict[tuple[str, int], Any], folder: Path) -> dict[tuple[str, int], list[Any]]:
-    """What each case returned in each process of its group, by (name, size); an error is its text.
+    """What each case returned in each process of its group, by (name, size). For an error, it is the error's text.
 
-    cases: functions of a group of so many processes, by (name, size), run one after the other in the same processes.
+    cases: functions of a process group, by a name and the size of the group. The cases run one after the other in the
+        same processes; those beyond the size of a case's group do not run the case.
     """
     processes = mp.start_processes(_serve, (cases, folder), nprocs=SIZE, start_method="spawn", join=False).processes
     for process in processes:
@@ -42,8 +46,9 @@ def check_messages(
 ) -> None:
     """Asserts that every process gave the expected messages.
 
-    of_processes: the list of messages of each process; the text of an error in place of a list fails. holds: whether a
-    message is the expected one: it contains the words, or, with ``str.startswith``, begins with them.
+    of_processes: the list of messages of each process. The text of an error in place of a list fails.
+    holds: whether a message has the expected words. By default it must contain them, and with ``str.startswith`` it
+        must begin with them.
     """
     for messages in of_processes:
         assert not isinstance(messages, str), messages
@@ -52,8 +57,9 @@ def check_messages(
 
 
 def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
+    """Run the cases in the process ``rank``, and save what they return in the folder after each of them."""
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # all processes are on this machine
     store = dist.FileStore(str(folder / "store"), SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=120))
     groups = {size: dist.new_group(list(range(size))) for size in SIZES}
@@ -65,6 +71,6 @@ def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
             except Exception:
                 results[name, size] = traceback.format_exc()
         torch.save(results, folder / f"{rank}.pt")
-        if not name.startswith("killed"):
+        if not name.startswith("killed"):  # a killed process would never reach the barrier
             dist.barrier()
     dist.destroy_process_group()

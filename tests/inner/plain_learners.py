@@ -20,10 +20,12 @@ Parameters = Mapping[str, Tensor]
 
 
 def any_parameter(name: str) -> bool:
+    """True for every parameter: the inner loop moves all of them."""
     return True
 
 
 def latest_gradient(history: list[Tensor]) -> Tensor:
+    """The direction of a step of plain gradient descent."""
     return history[-1]
 
 
@@ -71,6 +73,7 @@ CASES = {
 
 
 def plain_forward(p: Parameters, x: Tensor) -> Tensor:
+    """The outputs of Conv4: four blocks of convolution, batch normalisation, ReLU and max-pooling; a linear head."""
     for i in range(4):
         x = F.conv2d(x, p[f"body.{i}.0.weight"], padding=1)
         mean = x.mean((0, 2, 3), keepdim=True)
@@ -99,6 +102,7 @@ def plain_run(
 
 
 def plain_distance(shot: Shot, reference: Parameters, target: Parameters, x: Tensor, case: PlainLearner) -> Tensor:
+    """SHOT's distance between two adapted networks: of their moved parameters, or of their predictions for x."""
     if shot.distance == "l2_parameters":
         names = [name for name in target if case.moves(name)]
         square = sum(((target[n] - reference[n]) ** 2).sum() for n in names)
@@ -114,6 +118,7 @@ def plain_distance(shot: Shot, reference: Parameters, target: Parameters, x: Ten
 
 
 def plain_meta_loss(case: PlainLearner, p: Parameters, alphas: Parameters, support, query, shot: Shot | None) -> Tensor:
+    """The query loss after adaptation, plus SHOT's penalty if ``shot`` is given."""
     steps = case.learner.steps
     adapted = plain_run(case, p, alphas, support, steps=steps, scale=1.0)
     total = F.nll_loss(F.log_softmax(plain_forward(adapted, query[0]), -1), query[1])
@@ -121,7 +126,8 @@ def plain_meta_loss(case: PlainLearner, p: Parameters, alphas: Parameters, suppo
         return total
 
     def run_with(count: int) -> Parameters:
-        # Both loops cover the same distance along a constant gradient; with momentum, later steps are longer.
+        # Along a constant gradient, ``count`` steps of this size cover the same distance as the learner's own steps.
+        # With momentum, later steps are longer, so that the distance is not proportional to their number.
         unit = torch.ones((), dtype=torch.float64)
         momentum = case.step is heavy_ball
         length = lambda n: sum(heavy_ball([unit] * k) for k in range(1, n + 1)) if momentum else n  # noqa: E731
@@ -149,6 +155,7 @@ def plain_meta_gradient(case: PlainLearner, theta: Tensor, layout, support, quer
 
 
 def episode(shots: int = 1, queries: int = 3, ways: int = 3):
+    """A support set and a query set of random images."""
     g = stream(5, "episode")
     x = torch.rand(ways * (shots + queries), 1, 16, 16, generator=g, dtype=torch.float64)
     y = torch.arange(ways).repeat(shots + queries)
@@ -157,6 +164,7 @@ def episode(shots: int = 1, queries: int = 3, ways: int = 3):
 
 
 def network(width: int = 4):
+    """The loss of a small Conv4 in float64, its parameters, and their layout."""
     model = seeded(lambda: Conv4(3, width=width, input_shape=(1, 16, 16)), seed=1).double()
     theta, layout = flatten(model)
     return make_loss(model, F.cross_entropy, layout), theta, layout

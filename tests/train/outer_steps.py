@@ -27,7 +27,7 @@ IMAGES = TrainConfig(
 
 
 def mean_gradient(config: TrainConfig, chunks: TaskChunks | None = None) -> Tensor:
-    """The mean meta-gradient, followed by one number for each task: the sum of several parts of its loss.
+    """The mean meta-gradient of outer step 5, followed by one number for each task: the sum of parts of its loss.
 
     chunks: how many tasks are computed at once; None follows the configuration.
     """

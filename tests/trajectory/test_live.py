@@ -160,8 +160,9 @@ def test_what_did_not_converge_or_fails_is_not_published(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(type(recorder._live.engine), "gradients", broken)
     clock.now += 1
-    with pytest.warns(UserWarning, match="the measurement of step 2 failed: out of memory"):
+    with pytest.warns(UserWarning, match="the measurement of step 2 failed: out of memory") as warned:
         recorder.step()
+    assert warned[0].filename == __file__
     assert "2 not converged" in repr(recorder)
 
 

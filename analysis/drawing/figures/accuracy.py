@@ -77,7 +77,11 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
 
 
 def _of_the_paper() -> str:
-    """The sentence on the paper's figure, whose curves end where its table begins."""
+    """The sentence on the paper's figure, with the accuracies at the end of its curves, which the paper's table gives.
+
+    "SHOT_r" is the paper's name for SHOT as a penalty in the outer loss.
+    """
+    # ``LEARNERS`` has a pair for each data set of ``DATA``: the accuracies with one and five support images per class.
     ends = [
         "{} and {} %".format(*LEARNERS["maml", shot][DATA.index("mini")]) + words
         for shot, words in (("", " for MAML"), ("SHOT_r", " with SHOT as a penalty"))

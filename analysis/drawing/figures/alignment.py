@@ -1,6 +1,8 @@
 """Whether the inner gradients point in the same direction, compared with orthogonal gradients.
 
 The left panel is the left half of figure 3 of Lee, Yoo, Kwak (2023), with the range of values for orthogonal gradients.
+In the labels, g_k is the gradient at inner step k, theta_0 is the network before the K inner steps, and theta_K the
+network after them.
 """
 
 import xarray as xr

@@ -79,4 +79,5 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
 
 
 def _summary(ds: xr.Dataset) -> Summary:
+    """The means of alpha rho over the tasks of each seed and over the seeds."""
     return summarise(measured(ds, "alpha_rho"))

@@ -11,6 +11,7 @@ from analysis.evaluation import has_accuracy, score_name
 from analysis.schema import learner_names, trained_learners
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -68,4 +69,5 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
 
 
 def _variable(ds: xr.Dataset) -> str:
+    """The name of the variable that is drawn."""
     return "swept_query_accuracy" if has_accuracy(ds) else "swept_query_loss"

@@ -50,7 +50,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels, for step 0 and for the mean of the later steps, with a path over the checkpoints per learner.
 
     If a study has too many learners for that, paths are drawn only for those that ``selection.for_lines`` chooses, such
-    as the controls and the first learner with its variants. The other learners have only their last checkpoint.
+    as the controls and the first learner with its variants. The other learners have only their first checkpoint,
+    at which most of them are untrained, and their last one.
     """
     *curvatures, scores = numbers(ds, choice).values()
     ds = choice.part(ds)
@@ -75,7 +76,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("last checkpoint", **look),
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
-        # The legend says how many units diverged, without the symbol of a cross: this figure draws none at its means.
+        # This figure has no crosses at its means, so the legend entry on the diverged units has no cross either.
         notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         entries = [*ends, *chance_lines[:1], *notes]
         panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), entries)
@@ -96,8 +97,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "seeds at the last checkpoint.",
         f"The {what} is that of other held-out tasks than those on which the curvature is measured.",
         "A path says how both change together over training and not that one causes the other.",
-        f"Paths are drawn for {', '.join(map(method_label, paths))}; the other learners have only their last "
-        "checkpoint."
+        f"Paths are drawn for {', '.join(map(method_label, paths))}; the other learners have only their first "
+        "and their last checkpoint."
         if only_ends
         else "",
         legend.no_alpha_sentence(ds),
@@ -107,17 +108,18 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
 
 
 def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, as_path: bool) -> None:
-    """Draw the path of a learner over the checkpoints or, unless ``as_path``, only its last checkpoint."""
+    """Draw the path of a learner over the checkpoints or, unless ``as_path``, only its first and its last one."""
     style = curves.learner_style(ds, name)
     x, y = curvature.mean.sel(learner=name).values, scores.mean.sel(learner=name).values
     places = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not places.size:
         return
-    if as_path and len(places) > 1:
-        line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
-        ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
+    if len(places) > 1:
+        if as_path:
+            line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
+            ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
         first = places[:1]
-        # Above the filled marker of an untrained control, which stands at the same place and would hide this one.
+        # The filled marker of an untrained control stands at the same place, so the open marker is drawn above it.
         front: dict[str, Any] = {"markerfacecolor": "white", "zorder": 5, "gid": f"first:{name}"}
         ax.plot(x[first], y[first], color=style.color, marker=style.marker, **front)
     last = places[-1]

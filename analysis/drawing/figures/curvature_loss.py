@@ -20,10 +20,12 @@ MOST_OUTSIDE = 0.02
 LEAST_SHARE = 0.7
 """The share of a learner's seeds that must have a point in an interval for its mean to be drawn."""
 
+# The variable and the label of each row of panels, and the title and the inner steps of each column.
 QUANTITIES = {"alpha_rho": r"$\alpha\rho$", "alpha_hg_ratio": r"$\alpha\,|Hg|\,/\,|g|$"}
 GROUPS = {"step 0": slice(0, 1), "later steps": slice(1, None)}
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -62,7 +64,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         for position, (ax, summary) in enumerate(zip(axes, summaries, strict=True)):
             losses = summary.mean["support_loss"].values
             starts += curves.against(ds, ax, losses, summary)
-            # With few seeds in an interval its band may be many times as wide as all that is drawn, and is cut off.
+            # The band of an interval with few seeds may be many times as wide as all that is drawn. So the axis ends at
+            # the values of the single seeds, where such a band is cut off.
             references.symlog_axis(ax.yaxis, float(summary.per_seed.min()), float(summary.per_seed.max()))
             # The linear part ends at a power of ten below all losses, so that only the logarithmic part is in sight.
             references.symlog_axis(ax.xaxis, losses[0], losses[-1], linear=10.0 ** np.floor(np.log10(losses[0])))

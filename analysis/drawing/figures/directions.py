@@ -20,6 +20,7 @@ from analysis.drawing.summary import (
 from analysis.schema import learner_names, only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
+# The looks of the three directions: the sharpest one, that of the gradient, and random ones.
 LOOKS = {
     "top": curves.QuantityLook("^", "-.", r"$\alpha\lambda_{\max}$: sharpest direction"),
     "gradient": curves.QuantityLook("o", "-", r"$\alpha\rho$: along the gradient"),
@@ -102,6 +103,7 @@ def _random_error(ds: xr.Dataset) -> xr.DataArray:
 def _draw_curvatures(
     curvatures: dict[str, Summary], random_error: xr.DataArray, ax: Axes, state: curves.LearnerState
 ) -> None:
+    """Draw the curvatures of one state along the inner loop."""
     for name, summary in curvatures.items():
         error = random_error if name == "random" else None
         curves.along_steps(ax, state, summary, name=name, look=LOOKS[name], error=error)

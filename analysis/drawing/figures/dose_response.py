@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
-from analysis.drawing.style import method_label
+from analysis.drawing.style import CONTROL_STYLE, method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, summarise
 from analysis.evaluation import evaluation_scores, score_name
-from analysis.schema import learner_names, setting, trained_learners
+from analysis.schema import learner_names, setting, trained_learners, untrained_start
 
 WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
 """The coordinates of a study's Dataset that hold a weight, and the label of each one's axis."""
@@ -29,6 +29,7 @@ MIN_WEIGHTS = 3
 RATIO = "alpha |Hg| / |g|"
 
 HAS_STEPS = False
+"""The user cannot choose which points of the inner loop are shown."""
 """The user cannot choose which points of the inner loop are shown."""
 
 
@@ -46,24 +47,31 @@ def learners(ds: xr.Dataset) -> list[str]:
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
-    """The weights of each learner of a series, and the quantities that are drawn, at the last checkpoint."""
+    """The weights of each learner of a series, and the quantities that are drawn, at the last checkpoint.
+
+    Those of the untrained networks belong to the learners without an intervention, which start from them.
+    """
     ds = choice.part(ds)
     names = learners(ds)
+    starts = _starts(ds)
     weights = {
         label: xr.DataArray([float(setting(ds, weight, name)) for name in names], {"learner": names})
         for weight, label in WEIGHTS.items()
     }
-    return weights | {label: summary.select(names) for label, summary in _quantities(ds).items()}
+    drawn = {label: summary.select(names) for label, summary in _quantities(ds).items()}
+    untrained = {f"{label}, untrained": means.sel(learner=starts) for label, means in _untrained(ds).items()}
+    return weights | drawn | (untrained if starts else {})
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a column for each kind of weight, with curvature at step 0 and at later steps, and accuracy.
 
-    All values are those of the last checkpoint.
+    All values are those of the last checkpoint but for the dotted lines, which are the untrained networks.
     """
     ds = choice.part(ds)
     columns = {weight: series for weight in WEIGHTS if (series := _series(ds, weight))}
-    rows = _quantities(ds)
+    rows, untrained = _quantities(ds), _untrained(ds)
+    starts = _starts(ds)
     # The columns have axes of their own along x, and each row has one axis along y.
     default = "single" if len(columns) == 1 else "double"
     options: dict[str, Any] = {"columns": len(columns), "default": default, "row_height": 1.5, "share_y": False}
@@ -74,14 +82,22 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                 for name, learners in series.items():
                     _draw_series(ds, ax, summary, name, learners, weight)
                 _weight_axis(ax, [float(w) for learners in series.values() for w in learners.values()])
-            _value_axes(list(row), summary, positive=label.startswith(RATIO))
+                # After the axis along x, whose limits a line across the panel would fix before it is logarithmic.
+                for name in (each for each in starts if each in series):
+                    look = _untrained_look(ds, name)
+                    ax.axhline(float(untrained[label].sel(learner=name)), gid=f"untrained:{weight}:{name}", **look)
+            levels = untrained[label].sel(learner=starts).values
+            _value_axes(list(row), summary, levels, positive=label.startswith(RATIO))
             row[0].set_ylabel(label.replace(f"{RATIO}, ", r"$\alpha\,|Hg|/|g|$" + "\n"))
         for ax, weight in zip(table[-1], columns, strict=True):
             ax.set_xlabel(WEIGHTS[weight])
         names = dict.fromkeys(name for series in columns.values() for name in series)
         dot = legend.entry("each seed", color="black", linestyle="none", marker="o", markersize=1.8)
-        # Only the learners without an intervention have legend entries: each series has the style of its own one.
+        # Each series is drawn in the style of its learner without an intervention, so only these have legend entries.
         entries = [entry for entry in legend.learner_entries(ds) if entry.get_label() in set(map(method_label, names))]
+        for name in starts:
+            words = f"untrained, adapted as {method_label(name)}" if len(names) > 1 else "untrained"
+            entries.append(legend.entry(words, **_untrained_look(ds, name)))
         notes = [dot, legend.entry(f"bar: {_bar_words(ds)}", color="black", marker="_", markersize=5)]
         panels.outside_legends(figure, entries, notes)
     return figure
@@ -91,7 +107,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the learners of each series."""
     ds = choice.part(ds)
     counts = _seeds(ds)
-    # Where all learners have as many seeds, the sentence on the bars says how many.
+    # The number of seeds stands beside each learner if it differs between learners. If not, the sentence on the bars,
+    # which gives it in any case, is enough.
     words = {name: f", {num} seeds" if len(set(counts.values())) > 1 else "" for name, num in counts.items()}
     lists = [
         f"{method_label(name)}: "
@@ -99,17 +116,17 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         for kind in WEIGHTS
         for name, learners in _series(ds, kind).items()
     ]
-    return " ".join(
-        [
-            f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
-            "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
-            f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
-            "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
-            "logarithmic beyond; a negative weight rewards what a positive one penalises.",
-            f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(ds)}.",
-            f"The learners and their weights: {'; '.join(lists)}.",
-        ]
+    sentences = (
+        f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
+        "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
+        f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
+        "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
+        "logarithmic beyond; a negative weight rewards what a positive one penalises.",
+        "Dotted lines are the untrained networks from which all learners of a series start." if _starts(ds) else "",
+        f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(ds)}.",
+        f"The learners and their weights: {'; '.join(lists)}.",
     )
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
@@ -123,7 +140,8 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     for name in trained_learners(ds):
         if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
             base = selection.base(ds, name)
-            learners = series.setdefault(base, {0.0: base})  # a learner that SHOT has pre-trained has the weight 0 too
+            # The base comes first, because a learner whose start SHOT has pre-trained has the weight 0 too.
+            learners = series.setdefault(base, {0.0: base})
             learners.setdefault(float(setting(ds, weight, name)), name)
     return {
         name: {learners[key]: key for key in sorted(learners)}
@@ -132,12 +150,33 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _quantities(ds: xr.Dataset) -> dict[str, Summary]:
-    """What is drawn of all learners at the last checkpoint, by name."""
-    last = ds.isel(checkpoint=-1)
-    curvature = measured(last, "alpha_hg_ratio")
+def _starts(ds: xr.Dataset) -> list[str]:
+    """The learners without an intervention whose untrained network the study has at checkpoint 0."""
+    names = dict.fromkeys(name for weight in WEIGHTS for name in _series(ds, weight))
+    return [name for name in names if int(ds["checkpoint"][0]) == 0 and untrained_start(ds, name) == name]
+
+
+def _untrained(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The means of all learners at the first checkpoint, by the name of what is drawn."""
+    return {label: summary.mean for label, summary in _quantities(ds, checkpoint=0).items()}
+
+
+def _untrained_look(ds: xr.Dataset, name: str) -> dict[str, Any]:
+    """How the untrained network is drawn from which the learners of a series start.
+
+    name: the learner without an intervention, whose colour the line has.
+    """
+    return {"color": curves.learner_style(ds, name).color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
+
+
+def _quantities(ds: xr.Dataset, *, checkpoint: int = -1) -> dict[str, Summary]:
+    """What is drawn of all learners at a checkpoint, the last one by default, by name.
+
+    checkpoint: the position of the checkpoint.
+    """
+    curvature = measured(ds.isel(checkpoint=checkpoint), "alpha_hg_ratio")
     later = mean_over(curvature.isel(inner_step=slice(1, None)), "inner_step")
-    scores = evaluation_scores(ds).isel(checkpoint=-1)
+    scores = evaluation_scores(ds).isel(checkpoint=checkpoint)
     return {
         f"{RATIO}, step 0": summarise(curvature.isel(inner_step=0)),
         f"{RATIO}, later steps": summarise(later),
@@ -165,14 +204,15 @@ def _draw_series(
     ax.vlines(x[known], low[known], high[known], color=style.color, linewidth=0.9, gid=f"bar:{weight}:{name}")
 
 
-def _value_axes(row: Sequence[Axes], summary: Summary, *, positive: bool) -> None:
+def _value_axes(row: Sequence[Axes], summary: Summary, levels: np.ndarray, *, positive: bool) -> None:
     """Give the panels of a row one axis along y.
 
+    levels: the values of the untrained networks, which the axis holds too.
     positive: True for a quantity that is never negative and may differ by orders of magnitude between weights. Its axis
         is linear up to 0.1 and logarithmic beyond, and holds all seeds; a bar that reaches below 0 is cut off.
     """
     lows, highs = zip(*(ax.get_ylim() for ax in row), strict=True)
-    each_seed = summary.per_seed.values
+    each_seed = np.concatenate([summary.per_seed.values.ravel(), levels])
     for ax in row:
         if positive and np.isfinite(each_seed).any():
             references.symlog_axis(ax.yaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))

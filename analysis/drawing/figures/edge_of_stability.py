@@ -67,7 +67,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         low, high = alpha_rho.span
         for ax in axes:
             references.symlog_axis(ax.xaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
-            lines = references.plane(ax)
+            lines = references.plane(ax)  # alike in all panels, so those of the last one serve as legend entries
         panels.left_labels(axes, r"sharpest direction, $\alpha\lambda_{\max}$")
         entries = [
             legend.entry(f"step {step}" if step < last else "adapted", color=colors[step], marker=_marker(step))
@@ -120,4 +120,5 @@ def _path(ax: Axes, alpha_rho: Summary, alpha_lambda: Summary, name: str, step: 
 
 
 def _marker(step: int) -> str:
+    """The marker of an inner step."""
     return STEP_MARKERS[step % len(STEP_MARKERS)]

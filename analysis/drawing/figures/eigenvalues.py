@@ -19,7 +19,7 @@ LOOKS = {
     "min": curves.QuantityLook("v", "--", "smallest eigenvalue"),
 }
 DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0}
-_MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
+_MARKER_SHARE = 0.012  # half the size of a marker as a share of the y axis: 1.75 pt of about 145 pt
 
 HAS_STEPS = True
 """The user can choose which points of the inner loop are shown."""
@@ -92,7 +92,7 @@ def residuals(ds: xr.Dataset) -> str:
     if not known.any():
         return "No eigenvalue was measured."
     means, errors = means[known], errors[known]
-    # The positions along the axis of the lower ends, the means and the upper ends.
+    # Where the lower ends, the means and the upper ends lie along the axis, whose scale is asinh.
     positions = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
     longest = np.max(np.abs(np.diff(positions, axis=0)))
     hidden = longest < _MARKER_SHARE * np.ptp(positions)
@@ -139,6 +139,8 @@ def _full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:
 def _linear_width(ds: xr.Dataset) -> float:
     """The magnitude at which the y axis turns from linear to logarithmic: a hundredth of the largest eigenvalue.
 
+    It is 1 if no eigenvalue is known.
+
     A linear axis would hide most eigenvalues, because they fall by orders of magnitude along the inner loop.
     """
     values = np.abs(measured(ds, "eigenvalue_max").values)
@@ -147,7 +149,9 @@ def _linear_width(ds: xr.Dataset) -> float:
 
 
 def _edge(ds: xr.Dataset, ax: Axes, name: str) -> list[Line2D]:
-    """Draw a line at 2 / alpha in a learner's panel if it lies within the y axis; returns the line as a legend entry.
+    """Draw the edge of stability, 2 / alpha, in a learner's panel; returns its line as a legend entry.
+
+    No line is drawn if it would lie above the y axis.
 
     Gradient steps of size alpha are unstable in a direction whose eigenvalue is above 2 / alpha.
     """

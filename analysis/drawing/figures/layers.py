@@ -22,7 +22,7 @@ OPACITY = 0.75
 """The opacity of the colours."""
 
 MIN_CELL = 0.35
-"""The inches of the figure's width for each column below which the cells have no numbers, as these would overlap."""
+"""The figure's width per column, in inches, below which cells have no numbers, because the numbers would overlap."""
 
 HAS_STEPS = False
 """The user cannot choose which points of the inner loop are shown."""
@@ -125,10 +125,11 @@ def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
     # In grey both ends are dark, and the numbers in the cells tell them apart.
     colored = np.ma.masked_invalid(np.clip(ratios, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
     picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=OPACITY)
+    column_width = inches / ratios.shape[1]
     # Columns narrower than 0.4 inches have smaller numbers; sizes are in points.
-    size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
+    size = 7 if column_width > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
-        if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:
+        if np.isfinite(ratio) and column_width > MIN_CELL:
             look: dict[str, Any] = {"fontsize": size, "color": _text_color(picture.to_rgba(colored[row, column]))}
             ax.text(column, row, _short(ratio), ha="center", va="center", gid=f"{row}:{column}", **look)
     ax.tick_params(length=0)
@@ -143,6 +144,7 @@ def _text_color(rgba: Any) -> str:
     The contrast is that of the Web Content Accessibility Guidelines, which is equal for both at a luminance of 0.179.
     """
     srgb = OPACITY * np.array(rgba[:3]) + (1 - OPACITY)
+    # sRGB values are not linear in the intensity of light; the luminance is a weighted sum of the linear values.
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     return "white" if linear @ [0.2126, 0.7152, 0.0722] < 0.179 else "black"
 

@@ -1,7 +1,7 @@
 """The support loss around the start of the inner loop, along the gradient and a random direction.
 
-The upper row is figure 4 of Lee, Yoo, Kwak (2023). In the lower row, each filter of the directions is scaled to the
-norm of the network's filter.
+The upper row is figure 4 of Lee, Yoo, Kwak (2023). In the lower row, each filter of the two directions is scaled to the
+norm of the network's filter. The start is theta_0, and g_0 is the gradient there.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from analysis.drawing.summary import measured, seeds_with_values, summarise, tas
 MAX_LEARNERS = 3
 """The largest number of learners that are shown by default."""
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
-"""The variable of each row, and its label."""
+"""The variable of each row, and what the row's label says of its directions."""
 
 HAS_STEPS = False
 """The user cannot choose which points of the inner loop are shown."""
@@ -110,6 +110,7 @@ def _norm(surfaces: list[xr.DataArray]) -> Normalize:
 
 
 def _surface(ax: Axes, surface: xr.DataArray, norm: Normalize) -> Any:
+    """Draw one surface as a heat map with contours; returns the image."""
     x, y, losses = (np.asarray(values) for values in (surface["surface_x"], surface["surface_y"], surface))
     picture = ax.pcolormesh(x, y, losses, cmap=mpl.colormaps["cividis"], norm=norm, shading="nearest", rasterized=True)
     # A constant surface has no contours.

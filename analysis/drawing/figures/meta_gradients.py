@@ -39,7 +39,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         for ax, summary in ((left, cosine), (right, ratio)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
             starts += curves.untrained_levels(ds, ax, summary)
-            equal = references.equal(ax)
+            equal = references.equal(ax)  # alike in both panels, so one of them serves as the legend entry
         left.set_title("direction (1: equal)")
         left.set_ylabel("cosine, full and first-order")
         right.set_title("length (1: equal)")

@@ -55,7 +55,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         for (title, color, position), ax in zip(maps, axes, strict=True):
             picture = _heat_map(ax, density.isel(position), norm)
             ax.set_title(title, color=color)
-            line = references.threshold(ax, label=r"$\alpha\lambda=2$")
+            line = references.threshold(ax, label=r"$\alpha\lambda=2$")  # the last one serves as the legend entry
         panels.left_labels(axes, r"eigenvalue, $\alpha\lambda$")
         # ``aspect`` is the length of the bar over its width, which is then the same for figures of any height.
         figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01, aspect=12 * figure.get_figheight())
@@ -89,7 +89,9 @@ def _last_checkpoints(ds: xr.Dataset, values: xr.DataArray, names: list[str]) ->
 
 
 def _heat_map(ax: Axes, values: xr.DataArray, norm: LogNorm) -> Any:
+    """Draw the densities [inner_step, grid] of one state as a heat map; returns the image."""
     grid = values["grid"].values
+    # Cells meet halfway between points of the grid; the outermost cells reach as far beyond their points as within.
     middles = (grid[1:] + grid[:-1]) / 2
     y_edges = np.concatenate([[2 * grid[0] - middles[0]], middles, [2 * grid[-1] - middles[-1]]])
     x_edges = np.arange(values.sizes["inner_step"] + 1) - 0.5  # the shown steps are columns of width 1, side by side
@@ -106,7 +108,10 @@ def _heat_map(ax: Axes, values: xr.DataArray, norm: LogNorm) -> Any:
 
 
 def _span(table: np.ma.MaskedArray, grid: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest alpha lambda with a density in the panel; the largest is at least 1.2 thresholds."""
+    """The ends of the y axis: the smallest and the largest alpha lambda that have a density in the panel.
+
+    The upper end is at least 1.2 times the threshold 2, so that the threshold is always seen.
+    """
     filled = grid[~np.ma.getmaskarray(table).all(axis=1)]
     if not filled.size:
         return float(grid[0]), float(grid[-1])

@@ -28,7 +28,7 @@ Numbers = Mapping[str, Summary | xr.DataArray]
 class Choice:
     """What a figure shows of a study.
 
-    learners: in the order in which they are drawn. steps: points of the inner loop; None for all of them.
+    learners: their names, in the order in which they are drawn. steps: points of the inner loop; None for all of them.
     width: the width in print; None leaves it to the figure.
     """
 
@@ -156,7 +156,7 @@ class StudyFigure:
         width: Width | None,
         labels: Mapping[str, str] | None,
     ) -> Choice:
-        """The checked choice."""
+        """What the figure shows by these arguments, which are checked here."""
         if (reason := self.needs(ds)) is not None:
             raise ValueError(f"the figure {self.name} cannot be drawn: {reason}")
         if width is not None:
@@ -170,7 +170,7 @@ class StudyFigure:
             raise ValueError("learners is empty; give one or more names, such as ['maml']")
         for name in learners:
             check_choice("learner", name, known)
-        choice = Choice(list(dict.fromkeys(learners)), choice.steps, width)
+        choice = Choice(list(dict.fromkeys(learners)), choice.steps, width)  # each learner once, in the given order
         has_data = set(tabulated(self.module.numbers(ds, choice)).get("learner", []))
         for name in choice.learners:
             if name not in has_data:

@@ -46,7 +46,7 @@ def own_variables(ds: xr.Dataset) -> list[str]:
 
 @dataclass(frozen=True)
 class OverTraining:
-    """The figure of one variable, with the same functions as the modules beside this one.
+    """The figure of one variable, with the same functions as the modules that draw the other figures.
 
     meaning: what the variable is, in words.
     HAS_STEPS: whether the variable has a value at each point of the inner loop, so that points can be chosen.
@@ -102,6 +102,7 @@ class OverTraining:
         )
 
     def _summary(self, ds: xr.Dataset) -> Summary:
+        """The means of the variable over the tasks of each seed and over the seeds."""
         return summarise(measured(ds, self.variable))
 
 

@@ -1,4 +1,7 @@
-"""Somebody else's product as an operator, and the largest difference from exact products that rounding explains."""
+"""Somebody else's product as an operator, and the largest difference from exact products that rounding explains.
+
+Our products are those of this library.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +19,13 @@ from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
 
 # An exact product differs from the one in float64 by rounding alone. On the networks of the tests, products of plain
-# torch in other orders of differentiation stay below 100 eps of |Hv|. This number of eps leaves a factor of 10, and in
-# float32 it is an eighth of 0.1 %.
+# torch in other orders of differentiation stay below 100 eps of |Hv|. This number of eps leaves a factor of 10; in
+# float32 it is 0.012 %.
 EXACT_EPS = 1e3
 # Some losses lose digits, as a saturated softmax does, and then no product in the model's dtype is exact. How much is
 # lost is measured by the error of our own product in float32. Another order of operations may have up to this many
 # times our error (on a network trained to a loss of 0 it had 1.3 times our error).
-SAME_DIGITS = 4
+OWN_ERROR_FACTOR = 4
 # A parameter may have nearly no part in Hv, such as a bias before a normalisation. In every parameter an error of this
 # many eps of |Hv| therefore passes, because sums over all parameters round at that size.
 SMALLEST_PART = 16
@@ -65,9 +68,11 @@ class ForeignProduct(Operator):
     def products(self, V: Tensor) -> Tensor:
         """The products with the columns of V, one after the other. Autograd is on, because the tool may need it."""
         with torch.inference_mode(False), torch.enable_grad():
+            # V[0]: the vectors of the only point.
             return torch.stack([self._product(v.clone()) for v in V[0].unbind(-1)], dim=-1)[None]
 
     def _product(self, v: Tensor) -> Tensor:
+        """The product with one vector, in the dtype and on the device of the vector."""
         product = self.matvec(v)
         if isinstance(product, np.ndarray):
             product = torch.from_numpy(product)
@@ -90,23 +95,25 @@ class Limits:
         return torch.finfo(self.dtype).eps
 
     def relative(self, exact: Tensor, rounding: Tensor) -> float:
-        """The relative error of whole products that passes."""
+        """The largest relative error of whole products that passes; the arguments are those of :meth:`compare`."""
         norm = float(exact.norm(dim=0).max()) or 1.0
-        return self.rtol or EXACT_EPS * self.eps + SAME_DIGITS * float(rounding.norm(dim=0).max()) / norm
+        return self.rtol or EXACT_EPS * self.eps + OWN_ERROR_FACTOR * float(rounding.norm(dim=0).max()) / norm
 
     def compare(self, name: str, found: Tensor, exact: Tensor, rounding: Tensor) -> Finding:
         """Judges products [param, probe] beside the exact ones, as a whole and in each parameter.
 
-        rounding: the error of our own product in this dtype. The largest over the probes are compared, because a short
-        parameter's part of one product may be small by chance.
+        name: that of the finding. found: the products that are judged. rounding: the error of our own products in this
+        dtype. The largest norms over the probes are compared, because a short parameter's part of one product may be
+        small by chance.
         """
         where = ("all parameters", *self.layout.names)
+        # One entry for the product as a whole, and then one for each parameter, as in ``where``.
         error, norm, own_error = (
             torch.stack([part.norm(dim=0).amax() for part in (columns, *columns.split(list(self.layout.sizes)))])
             for columns in (found.double() - exact, exact, rounding)
         )
         if self.rtol is None:
-            allowed = EXACT_EPS * self.eps * norm + SAME_DIGITS * own_error + SMALLEST_PART * self.eps * norm[0]
+            allowed = EXACT_EPS * self.eps * norm + OWN_ERROR_FACTOR * own_error + SMALLEST_PART * self.eps * norm[0]
         else:
             allowed = self.rtol * norm + SMALLEST_PART * self.eps * norm[0]
         ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=torch.inf)

@@ -1,7 +1,8 @@
 """Is somebody else's Hessian-vector product right? It is compared with exact products and with difference quotients.
 
 A wrong product looks like a right one: it is symmetric and linear, and its eigenvalues are plausible. The mistake shows
-where the product with a random vector is compared with an exact one.
+where the product with a random vector is compared with an exact one. In this file, our products are those of this
+library.
 """
 
 import warnings
@@ -107,6 +108,8 @@ def audit(
     if hessian_finding.passed is False:
         hessian_finding = replace(hessian_finding, sentence=hessian_finding.sentence + _hint(ours, V, found, limits))
     relative = limits.relative(exact, rounding)
+    # Full precision is for our own gradients. The other tool's products are not computed here, because they have to run
+    # as its user runs them.
     differences = full_precision(check_differences)(
         ours, V.double(), found.double()[None], exact.norm(dim=0)[None], allowed=relative
     )
@@ -126,10 +129,10 @@ def _state(
 ) -> tuple[Finding, LossOperator | None, Tensor | None]:
     """Whether the loss and the product are functions of the parameters alone.
 
-    Returns the finding, our Hessian in float64, and the other tool's products with V. The products are None where the
-    check fails, and the Hessian may be.
+    Returns the finding, our Hessian in float64, and the other tool's products with V. Where the check fails, the
+    products are None, and the Hessian may be None as well.
     """
-    wrong = replace(not_judged("state", ""), passed=False)
+    wrong = Finding("state", False, nan, nan, "")
     try:
         ours = _in_float64(loss, theta, batch, weights)
     except HiddenStateError as error:
@@ -155,6 +158,7 @@ def _in_float64(loss: Loss, theta: Tensor, batch: Batch, weights: Weights) -> Lo
 
 
 def _model_state(model: nn.Module) -> dict[str, Any]:
+    """Copies of the parameters and buffers by name, and the mode (train, eval) of each module."""
     tensors = {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
     return tensors | {f"mode of {name or 'the model'}": m.training for name, m in model.named_modules()}
 
@@ -206,7 +210,10 @@ def _dependence(
     V: Tensor,
     limits: Limits,
 ) -> Iterator[Finding]:
-    """The findings "weights" and "data", from products of the factory for a copy of the model at moved parameters."""
+    """The findings "weights" and "data", from products of the factory for a copy of the model at moved parameters.
+
+    The finding "weights" is about the parameters of the model; the argument ``weights`` holds those of the batches.
+    """
     if factory is None:
         yield from (not_judged(name, "give factory(model, batch) -> matvec to test it") for name in ("weights", "data"))
         return
@@ -287,7 +294,8 @@ def _part_of(batch: Any, theta: Tensor) -> Any | None:
     rows = next((leaf.shape[0] for leaf in tensors_of(whole) if leaf.ndim), 0)
     if rows < 2:
         return None
-    return map_tensors(lambda leaf: leaf[: -(-rows // 2)] if leaf.ndim and leaf.shape[0] == rows else leaf, whole)
+    half = -(-rows // 2)  # rounded up
+    return map_tensors(lambda leaf: leaf[:half] if leaf.ndim and leaf.shape[0] == rows else leaf, whole)
 
 
 def _setting(
@@ -314,7 +322,7 @@ def _setting(
 
 
 def _shapes(batch: Any) -> str:
-    """The shapes of the tensors of a batch."""
+    """The shapes of the first six tensors of a batch, and the number of the others, in words."""
     tensors = tensors_of(batch)
     shown = ", ".join("x".join(map(str, t.shape)) or "one number" for t in tensors[:6])
     return shown + (f" and {len(tensors) - 6} more" if len(tensors) > 6 else "")

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from textwrap import fill
 
-from hessian_tools.curvature.checks.agreement import EXACT_EPS, SAME_DIGITS
+from hessian_tools.curvature.checks.agreement import EXACT_EPS, OWN_ERROR_FACTOR
 from hessian_tools.curvature.checks.findings import Finding
 from hessian_tools.curvature.html import findings_html
 from hessian_tools.result import Result
@@ -57,13 +57,11 @@ class Audit(Result):
         return "\n".join(f"{VERDICTS[f.passed]:10} {f.name}: {f.sentence}" for f in self.findings)
 
     def _repr_html_(self) -> str:
-        return findings_html(self._headline(), self._rows())
+        rows = [(f.passed, VERDICTS[f.passed], f.name, f.sentence) for f in self.findings]
+        return findings_html(self._headline(), rows)
 
     def _headline(self) -> str:
         return f"Audit of a Hessian-vector product: {'passed' if self.passed else 'FAILED'}"
-
-    def _rows(self) -> list[tuple[bool | None, str, str, str]]:
-        return [(f.passed, VERDICTS[f.passed], f.name, f.sentence) for f in self.findings]
 
     def text(self) -> str:
         """The certificate as plain text: the verdict, what was audited, every finding, and why such errors pass."""
@@ -92,12 +90,13 @@ class Audit(Result):
         return path
 
 
+# 2^-23 and 2^-52 are the machine epsilons of float32 and float64.
 TOLERANCES = (
     "Tolerances: an exact product differs from one in float64 by rounding alone, which is below 100 eps of |Hv| on "
     f"ordinary networks. {EXACT_EPS:.0f} eps pass, {EXACT_EPS * 2**-23:.1e} in float32 and "
-    f"{EXACT_EPS * 2**-52:.1e} in float64, unless rtol was given. Where the loss itself loses digits, {SAME_DIGITS} "
-    "times the error of our own product passes as well. Central differences are trusted to twice the distance of the "
-    "forward and the backward ones, and at best to one part in 100,000."
+    f"{EXACT_EPS * 2**-52:.1e} in float64, unless rtol was given. Where the loss itself loses digits, "
+    f"{OWN_ERROR_FACTOR} times the error of our own product passes as well. Central differences are trusted to twice "
+    "the distance of the forward and the backward ones, and at best to one part in 100,000."
 )
 PAGE_HEAD = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'

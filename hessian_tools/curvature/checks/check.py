@@ -74,7 +74,7 @@ class Check(Result):
         return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        marks = {True: "ok", False: "WRONG", None: "open"}
+        marks = {True: "ok", False: "WRONG", None: "open"}  # open: the check could not be made
         return "\n".join(f"{marks[f.passed]:5} {f.name}: {f.sentence}" for f in self.findings)
 
 
@@ -155,7 +155,7 @@ def _some_points(H: Operator, max_points: int) -> Operator:
 
 
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
-    """The points at which every loss that H is made of is finite."""
+    """The points at which every loss that H is made of is finite; the batches of all points must have one shape."""
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
     for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
         for point, theta in enumerate(objective.thetas):
@@ -169,16 +169,18 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
 def _check_state(H: Operator) -> Finding:
     """The worst finding over the losses that H is made of; failed is worse than not judged."""
     objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
-    findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
+    objective_of_loss = {id(objective.loss): objective for objective in objectives}  # each loss is checked once
+    findings = [_state_of_loss(objective) for objective in objective_of_loss.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         findings.append(not_judged("state", NO_LOSS))
     ranks = next((objective.ranks for objective in objectives if objective.ranks is not None), None)
     if ranks is not None:  # a check that ends early on one process must end on all of them
-        findings = [finding for others in ranks.gather(findings) for finding in others]
+        findings = [finding for of_process in ranks.gather(findings) for finding in of_process]
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
 def _state_of_loss(objective: Objective) -> Finding:
+    """The check of the state for one loss, at its first point and on its first batch there."""
     loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
         try:  # on a new Loss, because the network may have changed since the old one was checked
@@ -203,13 +205,14 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
     """The three checks that evaluate the loss anew: precision, differences and batching."""
     reason = NO_LOSS
     if differentiable(H):
+        # The same sum, block or restriction, with each of its Hessians and Gauss-Newton matrices in float64.
         double, V_double = rebuilt(H, partial(in_dtype, dtype=torch.float64)), V.double()
         try:
             products = double @ V_double
         except RuntimeError as error:
             reason = f"not judged, because the loss raises an error in float64: {first_line(error)}"
         else:
-            scale = magnitude(double, V_double)
+            scale = magnitude(double, V_double)  # |Hv|, or for a sum the sum of the norms of its terms
             yield _check_precision(H, V, products, scale)
             yield check_differences(double, V_double, products, scale)
             yield _check_batching(double, V_double, products, scale)
@@ -218,6 +221,7 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
 
 
 def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
+    """Compares the products in the dtype of H with ``products``, which are those in float64."""
     if H.dtype == torch.float64:
         return Finding("precision", True, 0.0, 0.0, "the operator is in float64 already")
     value = worst(((H @ V).double() - products).norm(dim=-2), scale)
@@ -229,6 +233,7 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
     """Compares the products with those computed one at a time, by a loop over points, and by vmap, all in float64."""
 
     def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
+        """The same matrix with products that are computed directly, without a graph that serves several products."""
         engine = replace(matrix.engine, route="direct", compile=False, **options)
         return replace(matrix, prepared=engine.prepare(matrix.objective, matrix.prepared.matrix))
 

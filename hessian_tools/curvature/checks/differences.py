@@ -75,6 +75,7 @@ def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
     """The quotients of one term: a Hessian or Gauss-Newton matrix, or a block or restriction of one."""
     projections: list[Projected] = []
     directions = V.expand(term.num_points or 1, *V.shape)
+    # A block or restriction is P'AP with a projection P: its directions become P times v, its gradients P' times g.
     while isinstance(term, Projected):
         directions = term.lift(directions)
         projections.append(term)
@@ -110,6 +111,7 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
     def at_point(theta: Tensor, batch: Batch, moved: Tensor) -> Tensor:
         """J(theta)' (d criterion / d outputs)(moved)."""
         x, y = loss.split(batch)
+        # A function theta -> (the floating-point outputs, all other outputs), of which vjp differentiates the former.
         network = DifferentiableOutputs(loss, x)
         pull = vjp(network, theta, has_aux=True)[1]
         floating, others = network(moved)
@@ -136,7 +138,7 @@ def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, leng
         h = step * length
         ahead, behind = (field(thetas + sign * h * v) for sign in (1, -1))
         central = (ahead - behind) / (2 * h)
-        both_sides = vector_norm((ahead - 2 * middle + behind) / h)
+        both_sides = vector_norm((ahead - 2 * middle + behind) / h)  # the forward minus the backward quotient
         # Rounding turns the gradient into a step function. Forward and backward quotients may then agree by chance, but
         # the central quotients of two step lengths do not.
         # The first length has no predecessor (NaN) and is therefore never chosen.

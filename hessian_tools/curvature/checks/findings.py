@@ -1,6 +1,6 @@
 """What the checks of an operator share: a finding, and the checks that need no more than products and gradients.
 
-``check_operator`` judges the operators of this library by them, and ``audit`` the products of other tools.
+``check_operator`` uses these checks for operators of this library, and ``audit`` for products of other tools.
 """
 
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ def directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "
 
 def check_symmetry(H: Operator, U: Tensor, V: Tensor, *, allowed: float | None = None) -> Finding:
     """Whether u'Hv = v'Hu; allowed: the largest error that passes, by default that of rounding alone."""
+    # magnitude is |Hv| for each column v, or for a sum of operators the sum of the norms of its terms.
     scale = (magnitude(H, U) + magnitude(H, V)) / 2
     value = worst((U * (H @ V)).sum(-2) - (V * (H @ U)).sum(-2), scale)
     text = f"u'Hv and v'Hu differ by {{}} of {unit_of(H)}"
@@ -85,6 +86,7 @@ def check_differences(H: Operator, V: Tensor, products: Tensor, norms: Tensor, *
         share = f"{float(disagreement.min()):.1e} of {unit_of(H)}"
         reason = f"the forward and the backward difference quotient of its gradient differ by {share}"
         return not_judged("differences", f"not judged, because the loss is not smooth here: {reason}")
+    # The place of the worst error. At -1 an entry that is not judged is never the largest.
     at = torch.where(smooth, (error / limit).nan_to_num(nan=torch.inf), -1.0).argmax()
     text = f"products differ from central differences of the gradient by {{}} of {unit_of(H)}"
     conclusion = "so they are not derivatives of this loss's gradient"

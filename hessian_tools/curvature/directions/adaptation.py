@@ -122,7 +122,7 @@ class AdaptationJacobian:
     def select(self, tasks: Int[Tensor, " chosen"]) -> "AdaptationJacobian":
         """The Jacobians of the chosen tasks, in the order given."""
         factors = tuple(factor.select(tasks) for factor in self.factors)
-        return AdaptationJacobian(factors, self.step_sizes[tasks.to(self.device)], False, self.transposed)
+        return replace(self, factors=factors, step_sizes=self.step_sizes[tasks.to(self.device)], single=False)
 
     @full_precision
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
@@ -134,6 +134,7 @@ class AdaptationJacobian:
         return V
 
     def _check(self, V: Tensor) -> None:
+        """Raises ValueError for a V of another dtype, device or shape than the products need."""
         if (V.dtype, V.device) != (self.dtype, self.device):
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, but the Jacobian is {self.dtype} on {self.device}; "
@@ -174,7 +175,8 @@ class AdaptationGram(Derived):
     def at_once(self) -> int:
         """The number of tasks whose data fit in memory together, at least one.
 
-        ``at_once`` of a factor is the number of points for which one step's data fit; the data of all steps are kept.
+        ``at_once`` of a factor is the number of points for which the data of one step fit. The data of all steps are in
+        memory at the same time, so this number is divided by the number of steps.
         """
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 

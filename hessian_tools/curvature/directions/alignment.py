@@ -29,6 +29,7 @@ class Null(Result):
 def cosine_null(steps: int) -> Null:
     """The range of the mean of :func:`cos_displacement` if the K gradients are orthogonal: [1/K, 1/sqrt(K)].
 
+    steps: the number K of inner steps.
     The squared cosines then sum to one. Their mean is 1/sqrt(K) for gradients of equal norms, and 1/K if one gradient
     makes all of the displacement. Otherwise the mean depends on the norms, so mean and std of the null are NaN.
     Raises ValueError for fewer than one step.
@@ -45,7 +46,7 @@ def cosine_null(steps: int) -> Null:
 def cos_displacement(
     gradients: Float[Tensor, "*point step param"], displacement: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point step"]:
-    """cos(-g_k, theta_K - theta_0) at every inner step k; NaN where either is zero (Lee 2023, figure 3).
+    """cos(-g_k, theta_K - theta_0) at every inner step k; NaN where either is 0 (Lee, Yoo, Kwak 2023, figure 3).
 
     Compare its mean over the steps with :func:`cosine_null`, because orthogonal gradients have a positive mean too.
 
@@ -53,6 +54,7 @@ def cos_displacement(
     >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
     tensor([0.7071, 0.7071])
     """
+    # A cosine does not depend on lengths. In these units the squares neither underflow nor overflow.
     (gradients, _), (displacement, _) = in_units(gradients), in_units(displacement)
     dot = -(gradients * displacement[..., None, :]).sum(-1)
     return dot / (vector_norm(gradients) * vector_norm(displacement)[..., None])

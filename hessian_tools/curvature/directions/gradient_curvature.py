@@ -20,8 +20,8 @@ from hessian_tools.layout import ParamLayout
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
-# Lee 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is positive.
-# The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
+# Lee, Yoo, Kwak 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is
+# positive. The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
 # so it is positive exactly if alpha * rho < 2, which is the descent lemma along the gradient.
 DESCENT_THRESHOLD = 2.0
 
@@ -87,7 +87,7 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
 
 def _gradients(H: Operator) -> Float[Tensor, "point row"]:
     """The gradient of the loss of H at every point, restricted to the rows of H."""
-    if isinstance(H, Projected):
+    if isinstance(H, Projected):  # a block or a restriction
         return H.lower(_gradients(H.whole)[..., None])[..., 0]
     if isinstance(H, LossOperator):
         return H.engine.gradients(H.objective)
@@ -172,8 +172,8 @@ def filter_scale(
     """The scale d of every parameter: the norm of its filter for the named weights, and 1 for all other parameters.
 
     normalised: the names, as in the layout, of the weights whose filters (slices along the first axis) are followed by
-    normalisation. For these H ~ 1/|w|^2 and g ~ 1/|w|, so weights that grow look like curvature that falls. With
-    D = diag(d), the products D H D and D g do not change when such filters are rescaled.
+    normalisation. For a filter w of this kind H ~ 1/|w|^2 and g ~ 1/|w|, so weights that grow look like curvature that
+    falls. With D = diag(d), the products D H D and D g do not change when such filters are rescaled.
     Raises ValueError for a name that the layout does not have.
     """
     normalised = set(normalised)
@@ -217,8 +217,8 @@ def small_step_difference(
     It is theta_reference - theta_target with an error of O(tau^3), for R reference steps and T target steps of plain
     gradient descent from the same start on the same batch. Both paths have the same total time tau, which is the step
     size times the number of steps. hg: Hg at the start. Gradient descent with step h follows the gradient flow up to
-    -(h/2) tau H g, so the two ends differ by this term with h = tau/T minus this term with h = tau/R. It holds for
-    smooth networks only: with kinks (ReLU, max-pooling) the remainder is not of order tau^3.
+    -(h/2) tau H g. The result is this term for the reference, h = tau/R, minus the term for the target, h = tau/T. It
+    holds for smooth networks only: with kinks (ReLU, max-pooling) the remainder is not of order tau^3.
 
     >>> small_step_difference(torch.tensor([2.0]), tau=0.3, target_steps=1, reference_steps=3)  # 3 * 0.1**2 * 2
     tensor([0.0600])

@@ -68,7 +68,7 @@ def loss_along(
     objective = H.objective
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
-    losses = objective.summed(lambda: _losses(objective, D, t))
+    losses = objective.summed(lambda: _losses(objective, D, t))  # over the processes that share the data
     start, loss = losses[:, 0, 0], losses[:, :, 1:]  # the loss at theta is the same for all directions
     quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
     results = (loss, quadratic, slope, curvature)
@@ -78,14 +78,15 @@ def loss_along(
 def _losses(
     objective: Objective, D: Float[Tensor, "point param direction"], t: Float[Tensor, " step"]
 ) -> Float[Tensor, "point direction place"]:
-    """The loss over the batches of this process, along each direction at theta itself and then at theta + t d."""
+    """The loss over the batches of this process, for each direction: at theta itself, and then at theta + t d."""
+    loss = objective.loss
     losses = torch.zeros(len(D), D.shape[-1], 1 + len(t), dtype=D.dtype, device=D.device)
+    # The points of a group have batches of the same shapes; group.positions are their numbers among all points.
     for part, group in zip(objective.by_group(), objective.groups, strict=True):
         for member, point in enumerate(group.positions.tolist()):
-            theta = part.thetas[member]
+            theta, directions = part.thetas[member], D[point].mT
             for weight, batch in zip(part.weights, part.batches_at(member), strict=True):
-                losses[point, :, 0] += weight * value_of(objective.loss, theta, batch)
-                for i, d in enumerate(D[point].mT):
-                    values = [value_of(objective.loss, theta + step * d, batch) for step in t]
-                    losses[point, i, 1:] += weight * torch.stack(values)
+                losses[point, :, 0] += weight * value_of(loss, theta, batch)
+                values = [torch.stack([value_of(loss, theta + step * d, batch) for step in t]) for d in directions]
+                losses[point, :, 1:] += weight * torch.stack(values)
     return losses

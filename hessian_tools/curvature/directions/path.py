@@ -1,4 +1,4 @@
-"""How straight an inner loop is, and how far it is described by first derivatives alone."""
+"""How straight an inner loop is, and how well first derivatives alone describe it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,8 @@ def drop_ratio(
     >>> drop_ratio((thetas**2).sum(-1) / 2, thetas, thetas)
     tensor([0.7500])
     """
-    return -losses.diff(dim=-1) / -(gradients[..., :-1, :] * thetas.diff(dim=-2)).sum(-1)
+    # Both are changes, which are the falls with a minus sign.
+    return losses.diff(dim=-1) / (gradients[..., :-1, :] * thetas.diff(dim=-2)).sum(-1)
 
 
 @full_precision

@@ -89,7 +89,8 @@ def singular_values(
     # Lanczos on J'J rounds s^2 by some eps |J|^2, and hence s by some eps |J|^2 / s.
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
-    # A product with J'J is one with J and one with J'. J @ vectors, J @ v and J.T @ u above are k products each.
+    # In units of products with J or J', of which a product with J'J takes two. J @ vectors, J @ v and J.T @ u above are
+    # k products each.
     products = J.steps * (2 * pairs.num_matvecs + 3 * k)
     return SingularValues(
         s, left, right, converged, u if vectors else None, v if vectors else None, products, pairs.complete
@@ -97,4 +98,5 @@ def singular_values(
 
 
 def _error(left: Float[Tensor, "*task k"], right: Float[Tensor, "*task k"]) -> Float[Tensor, "*task k"]:
+    """The field ``error`` of :class:`SingularValues`, from the two residuals."""
     return ((left**2 + right**2) / 2).sqrt()

@@ -73,6 +73,7 @@ def principal_angles(
     inner = U.mT @ V
     orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
     # svdvals raises if any matrix of the batch is not finite, so zeros take the place of such matrices.
+    # Cosines fall as the angles rise. Sines, of which svdvals gives the largest first, are put into rising order.
     cosines = torch.linalg.svdvals(inner.masked_fill(nonfinite[..., None], 0)).clamp(max=1)
     sines = torch.linalg.svdvals(orthogonal_part.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
@@ -94,6 +95,7 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
     *tasks, steps, num_params, k = vectors.shape
     # One product of all columns with all columns, [step k, step k], instead of one for every pair of steps.
     W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
+    # The squared cosines as [step_i, k, step_j, k], summed over the two axes of columns.
     return ((W.mT @ W) ** 2).unflatten(-1, (steps, k)).unflatten(-3, (steps, k)).sum((-3, -1)) / k
 
 
@@ -176,6 +178,7 @@ def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
 
 
 def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
+    """Raises ValueError unless the columns are orthonormal and have num_params rows."""
     if vectors.ndim < 2:
         raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns of shape [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:

@@ -16,8 +16,8 @@ from hessian_tools.torch_fixes.precision import full_precision
 def tensor_parts(layout: ParamLayout, v: Float[Tensor, "*point param"]) -> Float[Tensor, "*point param tensor"]:
     """One column for each parameter tensor: the entries of v that belong to it, and zeros elsewhere.
 
-    The columns add up to v. With g_l the columns of the gradient, one product of H with them gives the curvature
-    g_l'H g_l / g_l'g_l of every diagonal block H_ll.
+    The columns add up to v. If v is the gradient and g_l are its columns, one product of H with the columns gives the
+    curvature g_l'H g_l / g_l'g_l of every diagonal block H_ll.
 
     >>> layout = ParamLayout(("weight", "bias"), (torch.Size([2]), torch.Size([1])))
     >>> tensor_parts(layout, torch.tensor([1.0, 2.0, 3.0]))
@@ -27,7 +27,7 @@ def tensor_parts(layout: ParamLayout, v: Float[Tensor, "*point param"]) -> Float
     """
     owner = torch.arange(len(layout.sizes), device="cpu").repeat_interleave(torch.tensor(layout.sizes, device="cpu"))
     is_owner = owner[:, None] == torch.arange(len(layout.sizes), device="cpu")
-    # Not a product with zeros and ones, because an entry that is not finite would then spoil every column.
+    # Not a product with zeros and ones, because an entry that is not finite would then make every column NaN.
     return torch.where(is_owner.to(v.device), v[..., None], 0.0)
 
 

@@ -104,20 +104,19 @@ def third_derivative(
 
 
 def _expansions_at(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> list[Tensor]:
-    """The tensors of :func:`_expansions` for all points, from as many points at a time as fit in memory."""
+    """The tensors of :func:`_expansions` for all points, from as many points at a time as fit in memory.
+
+    The points of a group have batches of one shape; ``join`` puts the results of the groups in the order of the points.
+    """
     group_results = []
     for part, group in zip(objective.by_group(), objective.groups, strict=True):
-        at_once = _points_at_once(part, engine)
+        at_once = max(1, engine.products_at_once(part) // PRODUCTS_PER_POINT)
+        if part.ranks is not None:  # all processes that share the data must compute the same points together
+            at_once = int(min(row[0] for row in part.ranks.numbers([at_once])))
         pieces = torch.arange(len(part.thetas), device="cpu").split(at_once)
         piece_results = [_expansions(part.select(rows), engine, d[group.positions][rows]) for rows in pieces]
         group_results.append([torch.cat(columns) for columns in zip(*piece_results, strict=True)])
     return [objective.join(columns) for columns in zip(*group_results, strict=True)]
-
-
-def _points_at_once(objective: Objective, engine: Engine) -> int:
-    """How many points are computed together, on all processes that share the data."""
-    at_once = max(1, engine.products_at_once(objective) // PRODUCTS_PER_POINT)
-    return at_once if objective.ranks is None else int(min(row[0] for row in objective.ranks.numbers([at_once])))
 
 
 def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
@@ -132,7 +131,7 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
                 return objective.loss(t, batch)
 
         def along_d(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-            """The pair of the function and its derivative along d."""
+            """A function that returns the pair (value of the given function, its derivative along d)."""
             return lambda t: jvp(function, (t,), (d,))
 
         # The pair (g, Hd), and its derivative along d, which is the pair (Hd, T(d, d, .)).
@@ -142,8 +141,10 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
         return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd
 
     results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
+    # Each of the four results is summed over the batches.
     terms = [[weight * part for part in parts] for weight, parts in results]
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     if objective.ranks is not None:  # before the norm, which is not linear in the loss
         value, third_by_forward, dots, tdd = map(objective.ranks.sum, (value, third_by_forward, dots, tdd))
+    # The dots are d'g, d'Hd and T(d, d, d), which are the first three derivatives along d.
     return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, vector_norm(tdd)

@@ -65,7 +65,7 @@ class StoppingRule(ABC):
 
     @abstractmethod
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
-        """The factor by which each point misses what the rule demands. It has finished at 1 or less."""
+        """The factor by which each point misses what the rule demands; at 1 or less the point has finished."""
 
     @abstractmethod
     def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
@@ -73,7 +73,7 @@ class StoppingRule(ABC):
 
     @abstractmethod
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """True where no wanted eigenvalue can be missing; read at points whose excess is 1 or less."""
+        """True where no wanted eigenvalue can be missing; used only at points whose excess is 1 or less."""
 
     def memory(self) -> Tensor:
         """What the rule knows from earlier steps, to be saved with the run."""
@@ -89,11 +89,17 @@ class BatchedLanczos:
     A finished point keeps its place in the basis until half of the points have finished; then the unfinished points are
     moved together. The operator is restricted to the unfinished points immediately, so that no product is wasted.
 
-    ``steps`` counts the products at an unfinished point, and ``discarded`` those whose vectors were not kept (see
-    ``KrylovBasis.settle``).
+    Arguments:
+    H: the operator at all points. max_steps: the limit of products at each point. done: called, whenever points have
+    finished, with their number. restarted: called with the run after each restart.
 
-    max_steps: the limit of products at each point. done: called, whenever points have finished, with their number.
-    restarted: called with the run after each restart.
+    Attributes:
+    points: the indices, among all points of the run, of the points that have a place in the basis. running: which of
+    them are unfinished. ``H`` is the operator at the unfinished points.
+    steps: the number of products at an unfinished point. discarded: how many of these products gave vectors that were
+    not kept (see ``KrylovBasis.settle``).
+    next_check: the step at which the Ritz pairs of each point are computed next. last_check, last_excess: the step at
+    which they were last computed, and what the rule's ``excess`` was then.
     """
 
     def __init__(
@@ -118,8 +124,9 @@ class BatchedLanczos:
         self.last_check, self.last_excess = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.had_breakdown = np.zeros(num_points, dtype=bool)
         self.steps = self.discarded = 0
-        self._running_rows: Tensor | None = None  # on the device; None stands for all of them
-        self.finished: list[tuple[Tensor, RitzPairs]] = []
+        # The positions of the unfinished points in the basis, on the device; None stands for all.
+        self._running_rows: Tensor | None = None
+        self.finished: list[tuple[Tensor, RitzPairs]] = []  # points that finished together, and their results
 
     def run(self) -> RitzPairs:
         """The result of every point."""
@@ -128,12 +135,13 @@ class BatchedLanczos:
         return in_order(self.finished)
 
     def step(self) -> None:
-        """Computes a product at every unfinished point, or on a GPU as many as follow before the host waits for it.
+        """Computes a product at every unfinished point; on a GPU a block of products, after which the host waits.
 
         At least one point must be running.
         """
         basis, count = self.basis, 1
-        # After a breakdown another one may follow at each step, and would discard the later steps of a block.
+        # A breakdown discards the later steps of a block, and after one another may follow at each step. From then on
+        # single steps are taken.
         if basis.steps_per_wait > 1 and not self.had_breakdown[self.running].any():
             count = min(basis.block, int(self.max_steps[self.running].min()) - self.steps)
         finite, discarded = basis.take_steps(self._products, count, self.steps)
@@ -224,12 +232,12 @@ class BatchedLanczos:
     def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
         """Stores the results of some points and makes no further products at them."""
         self.finished.append((torch.from_numpy(self.points[rows]), pairs))
-        before = np.flatnonzero(self.running)
+        points_of_H = np.flatnonzero(self.running)
         self.running[rows] = False
         self.basis.retire(rows)
         self._move_running_rows()
-        stay = torch.from_numpy(np.flatnonzero(self.running[before]))
-        if 0 < len(stay) < len(before):
+        stay = torch.from_numpy(np.flatnonzero(self.running[points_of_H]))
+        if 0 < len(stay) < len(points_of_H):
             self.H = self.H.select(stay)
         self.done(len(rows))
 
@@ -242,13 +250,14 @@ class BatchedLanczos:
         self._move_running_rows()
 
     def _move_running_rows(self) -> None:
-        """Tells the device once which points are unfinished, so that no product has to wait for it."""
+        """Moves the positions of the unfinished points to the device once, so that no product has to wait for them."""
         rows = torch.from_numpy(np.flatnonzero(self.running))
         self._running_rows = None if self.running.all() else rows.to(self.basis.rows.device, non_blocking=True)
 
     def _restart(self) -> None:
         """Restarts from the wanted Ritz pairs and the next ones in the order of preference, see KEPT_SHARE."""
         values, _, s = self.basis.pairs(np.arange(len(self.points)))
+        # The rank of each value in the selection that wants it most.
         preference = torch.stack([selection.preference(values) for selection in self.selections if selection.k]).amin(0)
         wanted = sum(selection.k for selection in self.selections)
         kept = wanted + int(KEPT_SHARE * (self.basis.size - wanted))

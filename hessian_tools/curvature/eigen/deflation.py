@@ -54,6 +54,7 @@ def with_missed_copies(
         found = _search(part, selections, known, limits, search)
         merged = _merged(known, found)
         again = (found.count > 0) & ~found.complete & _can_search(merged, limits)
+        # The points that were not searched this time.
         rest = torch.ones(total, dtype=torch.bool, device="cpu").index_fill_(0, to_search, False).nonzero()[:, 0]
         pairs = in_order([(to_search, merged), (rest, pairs.select(rest))]) if len(rest) else merged
         done(len(again) - int(again.sum()))
@@ -73,7 +74,7 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
         return random_vector(H, limits.seed, "copies", search, step)
 
     locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
-    for _ in range(2):  # twice, because the rounding of the first time is as large as eps times the part removed
+    for _ in range(2):  # twice, because the first time leaves a rounding error of eps times the part removed
         first = first - (inner_products(first[:, None], locked) @ locked)[:, 0]
     first = first / vector_norm(first, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
     basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
@@ -91,6 +92,7 @@ class _NothingMissed(StoppingRule):
     """
 
     def __init__(self, H: Operator, selections: tuple[Selection, ...], known: RitzPairs) -> None:
+        # A further eigenvalue would be wanted above ``high`` or below ``low``.
         ends = [selection.thresholds(known.values, known.count) for selection in selections]
         self.high = torch.stack([high for high, _ in ends]).amin(0)
         self.low = torch.stack([low for _, low in ends]).amax(0)
@@ -102,7 +104,7 @@ class _NothingMissed(StoppingRule):
         self.wanted_below = self.low - self._tolerance(self.low, floor)
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
-        """The largest ratio of a wanted value's residual to its tolerance; if none is wanted, the risk over RISK."""
+        """The largest ratio of a wanted value's residual to its tolerance; if no value is wanted, the ``_risk``."""
         floor = self.rounding * torch.maximum(state.norm, self.norm[state.points])
         ratios = state.residuals / (TOLERANCE_MARGIN * self._tolerance(state.values, floor[:, None]))
         wanted = self.results(state)
@@ -133,7 +135,10 @@ class _NothingMissed(StoppingRule):
         return torch.maximum(relative, floor)
 
     def _risk(self, gap: Tensor, spread: Tensor, degree: int) -> Float[Tensor, " chosen"]:
-        """The module's bound on the probability that an eigenvalue lies beyond the threshold, divided by RISK."""
+        """The bound of this module's docstring on the probability of a missed eigenvalue, divided by RISK.
+
+        gap: by how much that eigenvalue would exceed the outermost Ritz value. spread: the width of the spectrum then.
+        """
         share = (gap / spread).nan_to_num(0.0).clamp(min=0.0, max=1.0)
         return 1.648 * sqrt(self.num_params) * torch.exp(-share.sqrt() * (2 * degree - 1)) / RISK
 
@@ -155,4 +160,4 @@ def _merged(known: RitzPairs, found: RitzPairs) -> RitzPairs:
         converged=torch.where(new, found.converged, known.converged),
         complete=found.complete,
     )
-    return both.keep(real) if width else both
+    return both.keep(real) if width else both  # without new columns there is nothing to leave out

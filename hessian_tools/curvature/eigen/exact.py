@@ -88,7 +88,8 @@ def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, do
         vectors = solved.vectors
         assert vectors is not None
         num_points, rank = solved.values.shape
-        known = ~solved.error.isnan().cpu()  # for a range finder, all of these points or none
+        known = ~solved.error.isnan().cpu()  # a range finder yields points with and without a result separately
+        # How many eigenvalues of zero, which a range finder does not list, are added because they may be wanted.
         zeros = 0 if solved.dense or not known.all() else min(wanted, H.num_params - rank)
         if zeros:
             vectors = torch.cat([vectors, _orthonormal_to(vectors, zeros, seed)], dim=1)
@@ -112,6 +113,7 @@ def max_products(num_params: int) -> int:
     """
     if num_params <= DENSE_PARAMS:
         return num_params
+    # The products of the range finder, counted as in ``compress``, come on top of those for the whole matrix.
     return num_params + (2 * (num_params // RANK_DIVISOR // BLOCK) + 1) * BLOCK
 
 
@@ -134,9 +136,10 @@ def vectors_in_memory(H: Operator) -> int:
 def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterator[SolvedPoints]:
     """Eigenpairs from the whole matrices, of as many points at a time as fit in memory."""
     n, start = H.num_params, 0
-    if 8 * n**2 > MAX_MATRIX_BYTES:
+    matrix_bytes = 8 * n**2  # in float64
+    if matrix_bytes > MAX_MATRIX_BYTES:
         raise ValueError(
-            f"the whole matrix of {n} parameters needs {8 * n**2 / 2**30:.0f} GiB; "
+            f"the whole matrix of {n} parameters needs {matrix_bytes / 2**30:.0f} GiB; "
             "use top_eigenpairs or spectral_density, or method='range finder' if its rank is small"
         )
     unit = torch.eye(n, dtype=H.dtype, device=H.device)
@@ -158,8 +161,8 @@ def _by_range(
 ) -> Iterator[SolvedPoints]:
     """Eigenpairs from the range finder's results.
 
-    dense_fallback: at points whose rank is too large for the range finder, True takes the whole matrix and False gives
-    NaN.
+    dense_fallback: what to do at points whose rank is too large for the range finder: True computes the whole matrix,
+    False gives NaN.
     """
     for compact in compressed:
         if compact.Q is not None and compact.T is not None:
@@ -201,6 +204,6 @@ def _orthonormal_to(
     """Random orthonormal rows, orthogonal to those given."""
     drawn = torch.randn(count, rows.shape[-1], generator=stream(seed, "null"), dtype=torch.float64, device="cpu")
     new = drawn.to(rows).expand(len(rows), -1, -1)
-    for _ in range(2):  # the second time removes what rounding left the first time
+    for _ in range(2):  # the second time removes what rounding has left the first time
         new = torch.linalg.qr((new - (new @ rows.mT) @ rows).mT).Q.mT
     return new

@@ -38,7 +38,7 @@ class NotConvexError(ValueError):
 
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
-    """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
+    """True if H is a Gauss-Newton matrix with a Gram matrix of one size at all points (not for ragged batches)."""
     # Each process has the rows of J of its own batches, so no process can compute the Gram matrix of all rows.
     is_alone = H.ranks is None
     return is_alone and isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
@@ -56,15 +56,15 @@ def has_output_passes(H: LossOperator) -> bool:
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
     """The eigenvalues of G that can differ from zero, at every point; ``num_matvecs`` counts backward passes.
 
-    The error is that of the small eigenvalue problem, which is its number of rows * eps * the largest value, plus what
-    :func:`_root` has clipped. It costs one backward pass for each output of each example.
+    The error is the sum of two: that of the small eigenvalue problem, which is its number of rows * eps * the largest
+    value, and what :func:`_root` has clipped. The cost is one backward pass for each output of each example.
     done: called, whenever points have been solved, with their number. Raises NotConvexError.
     """
     objective, engine = G.objective, G.engine
     theta, rows, passes = objective.thetas[0], sum(num_outputs(objective)), engine.products_at_once(objective)
-    bytes_of_J = COPIES_OF_J * rows * theta.numel() * theta.element_size()
+    bytes_of_point = COPIES_OF_J * rows * theta.numel() * theta.element_size()
     budget = engine.memory.budget(theta.device)
-    at_once = max(1, min(passes // max(1, rows), budget // max(1, bytes_of_J)))
+    at_once = max(1, min(passes // max(1, rows), budget // max(1, bytes_of_point)))
     points, parts = torch.arange(len(objective.thetas), device="cpu"), []
     for chosen in points.split(at_once):
         parts.append(_gram_spectrum(objective.select(chosen), engine, passes, vectors=vectors))
@@ -103,7 +103,8 @@ def _gram_spectrum(
         count, pull, curve = factors_at(loss, theta, batch)
         unit = torch.eye(count, dtype=theta.dtype, device=theta.device)
         pieces = [unit[:, columns] for columns in slices(count, passes)]
-        Jt, B = ([over_columns(f, piece, batching=engine.batching) for piece in pieces] for f in (pull, curve))
+        Jt = [over_columns(pull, piece, batching=engine.batching) for piece in pieces]
+        B = [over_columns(curve, piece, batching=engine.batching) for piece in pieces]
         return torch.cat(Jt, dim=-1), torch.cat(B, dim=-1)
 
     factors = zip(objective.weights, evaluate(objective, derivatives, batching=engine.batching), strict=True)

@@ -81,7 +81,7 @@ class KrylovBasis:
         self.breakdown = np.zeros(num_points, dtype=bool)
         self._last_coupling = self.rows.new_zeros(num_points, 1)
         self.steps_per_wait = STEPS_PER_WAIT.get(locked.device.type, 1) if shards is None else 1
-        self._pending: list[Tensor] = []  # alpha and beta of the steps that are not settled yet, [2, point] each
+        self._pending: list[Tensor] = []  # alpha and beta [2, point] of each step since the last ``settle``
         self._rounding = rounding(locked.dtype)
         self._lengths = lengths if shards is None else shards.lengths
         self._inner_products = inner_products if shards is None else shards.inner_products
@@ -94,7 +94,7 @@ class KrylovBasis:
     def advance(self, w: Float[Tensor, "point param"], step: int) -> Bool[np.ndarray, " point"]:
         """Extends every basis by the products w of ``next``; returns False where a number was not finite.
 
-        step: the number by which ``fresh`` names the random vector that a point needs after a breakdown.
+        step: the number of this step, with which ``fresh`` draws the random vector for points with a breakdown.
         """
         m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
         alpha = (w * self.next).sum(-1)
@@ -110,8 +110,8 @@ class KrylovBasis:
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
         alphas, removed, betas = torch.stack([alpha.double(), removed, self._lengths(w)]).cpu().numpy()
-        again = np.arange(len(betas))  # at all points, unless the recurrence has removed two terms beforehand
-        if m > self.num_restarted:
+        again = np.arange(len(betas))  # the points at which w is orthogonalised a second time
+        if m > self.num_restarted:  # the two terms were removed beforehand
             length_before = np.hypot(betas, removed)
             again = np.flatnonzero(betas < CANCELLATION * length_before)
         if len(again):
@@ -126,8 +126,8 @@ class KrylovBasis:
             fresh = self.fresh(step).expand_as(w[points])
             w[points] = self._orthogonal(self._orthogonal(fresh, rows[points]), rows[points])
             betas[go_on] = self._lengths(w).cpu().numpy()[go_on]
-        # The numbers are rounded to the dtype before they move to the device. The move can be non-blocking, because
-        # from pageable memory the call returns only after it has copied the numbers.
+        # The numbers are rounded to the dtype before they move to the device. The move can be non-blocking although
+        # ``columns`` is freed soon: the call returns only after it has copied the numbers out of ordinary memory.
         columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
         self._last_coupling, norms = columns.to(w.device, non_blocking=True)
         self.size += 1
@@ -168,8 +168,8 @@ class KrylovBasis:
         """
         rows = self.rows[:, : self.num_locked + self.size + 1]
         alpha = (w * self.next).sum(-1)  # steps_per_wait is 1 where there are shards, so that w is a whole vector
-        # Always twice, because the host does not know yet whether much has cancelled. Two orthogonalisations are enough
-        # without removing the two terms of the recurrence first.
+        # Orthogonalised twice at every point, because the host does not know yet whether much has cancelled. The terms
+        # of the recurrence need not be removed beforehand then.
         w = self._orthogonal(self._orthogonal(w, rows), rows)
         beta = self._lengths(w)
         self._pending.append(torch.stack([alpha.double(), beta]))
@@ -274,7 +274,7 @@ class KrylovBasis:
         used = self.num_locked + self.size + 1
         move_to_front(self.rows[:, :used], points)
         self.rows = self.rows[: len(points)]
-        self.next = self.rows[:, :used][:, -1]
+        self.next = self.rows[:, used - 1]
         self._last_coupling = self._last_coupling[torch.from_numpy(points).to(self.rows.device, non_blocking=True)]
         for name in ("diagonal", "coupling", "scale", "dimension", "breakdown"):
             setattr(self, name, getattr(self, name)[points])
@@ -305,7 +305,7 @@ def combine_rows(
 
 
 def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.ndarray, " chosen"]) -> None:
-    """Moves the given rows of A, in rising order, to its front, in place, as a copy could exceed the memory budget."""
+    """Moves the given rows of A, in rising order, to its front, in place: a copy could exceed the memory budget."""
     for to, source in enumerate(points):
         if to != source:
             A[to] = A[source]

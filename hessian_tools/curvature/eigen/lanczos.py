@@ -23,7 +23,8 @@ from hessian_tools.rng import PathPart, stream
 # A run stops at this fraction of the tolerance, because rounding makes the true residual larger than that of the
 # recurrence.
 TOLERANCE_MARGIN = 0.9
-# The first unwanted Ritz value will not become a wanted one if its residual is below this share of its gap to them.
+# The first unwanted Ritz value will not become a wanted one if its residual is below this fraction of its distance from
+# the wanted values.
 GAP_FRACTION = 0.1
 
 
@@ -118,11 +119,12 @@ class _ConvergedPairs(StoppingRule):
         """The largest ratio of a residual to its allowed size.
 
         A wanted value is allowed its tolerance. The first unwanted value at either end is allowed GAP_FRACTION of its
-        gap to the wanted ones.
+        distance from the wanted ones.
 
         A new eigenvalue first appears as a Ritz value at one end of the unwanted ones, and moves outwards as it
-        converges. Without the second condition, at 2 to 6 % of the points of Conv4 tasks the fifth of five values was a
-        wrong eigenvalue, smaller by up to 3 %, although its residual met the tolerance.
+        converges. Without the second condition, the fifth of five values was a wrong eigenvalue at 2 to 6 % of the
+        points of few-shot tasks with a network of four convolutions. It was smaller than the right one by up to 3 %,
+        although its residual met the tolerance.
         """
         allowed = TOLERANCE_MARGIN * selection.tolerance(state.values, floor)
         ratio = (state.residuals / allowed).gather(-1, pick).amax(-1)
@@ -130,6 +132,7 @@ class _ConvergedPairs(StoppingRule):
             return ratio
         gap = GAP_FRACTION * selection.distance(state.values, pick)
         unwanted = state.values.scatter(-1, pick, torch.nan)
+        # The positions of the largest and of the smallest unwanted value.
         ends = torch.stack(
             [unwanted.nan_to_num(nan=-torch.inf).argmax(-1), unwanted.nan_to_num(nan=torch.inf).argmin(-1)], dim=-1
         )
@@ -155,11 +158,15 @@ class _ConvergedPairs(StoppingRule):
 
 
 def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+    """The rows divided by their lengths."""
     return rows / vector_norm(rows, keepdim=True)
 
 
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
-    """Standard normal numbers for a named use, drawn on the CPU in float64 so that they do not depend on the device."""
+    """Standard normal numbers, drawn on the CPU in float64 so that they do not depend on the device.
+
+    seed, path: name the random stream, see ``rng.stream``.
+    """
     generator = stream(seed, "lanczos", *path)
 
     def normal(count: int) -> Tensor:
@@ -174,11 +181,11 @@ def gauss_quadrature(
 ) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"], Float[Tensor, "point node"]]:
     """Nodes (ascending), weights and residuals of the Gauss rule of each point's spectral measure for a start vector z.
 
-    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes are the
-    eigenvalues of T, and the weights are the squared first components of its eigenvectors. The number of nodes is the
-    smaller of num_steps and param; those that come after an exhausted Krylov space have weight zero. residuals: beta_m
-    times the last components, as in ``krylov``. All are float64 on the CPU, and NaN at a point where a number was not
-    finite.
+    The rule has sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994). The
+    nodes are the eigenvalues of T (see ``krylov``), and the weights are the squared first components of its
+    eigenvectors. The number of nodes is the smaller of num_steps and param; nodes that come after an exhausted Krylov
+    space have weight zero. residuals: beta_m times the last components of the eigenvectors of T. All are float64 on the
+    CPU, and NaN at a point where a number was not finite.
     """
     num_steps = min(num_steps, H.num_params)
     basis = KrylovBasis(
@@ -189,7 +196,8 @@ def gauss_quadrature(
     )
     step, had_breakdown = 0, False
     while basis.size < num_steps:
-        # After a breakdown another one may follow at each step, and would discard the later steps of a block.
+        # A breakdown discards the later steps of a block, and after one another may follow at each step. From then on
+        # single steps are taken.
         count = 1 if had_breakdown else basis.block
         basis.take_steps(lambda: H.products(basis.next[..., None])[..., 0], count, step)
         step, had_breakdown = step + count, had_breakdown or bool(basis.breakdown.any())

@@ -26,8 +26,8 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Up to this many parameters, eigenvalues that Lanczos missed are searched for by default.
 SEARCHED_PARAMS = 1024
-# The vectors of length param that an eigenvalue run for 5 pairs holds in all where memory is short: the basis, the
-# pairs, and HELD_BESIDE, which are theta and its gradient.
+# Where memory is short, an eigenvalue run for 5 pairs holds MOST_VECTORS vectors of length param in all: the basis, the
+# pairs, and HELD_BESIDE further vectors, which are theta and its gradient.
 MOST_VECTORS, HELD_BESIDE = 25, 2
 # The number of products that Lanczos is expected to take for each pair. It is announced, so that an engine is chosen
 # for it.
@@ -165,7 +165,7 @@ class SolverPlan:
     """How the pairs are computed, at all points in the same way.
 
     exact: True computes the whole spectrum, False runs Lanczos. copies: True searches for missed eigenvalues. limits:
-    of the Lanczos run, without the products of the final check. num_products: how many are announced.
+    of the Lanczos run, without the products of the final check. num_products: how many products are announced to H.
     """
 
     exact: bool
@@ -207,8 +207,8 @@ def lanczos_limits(
 ) -> Limits:
     """The limits of a Lanczos run for this number of pairs, without the products of the final check.
 
-    num_params: the number of rows of the matrix. fit: how many vectors fit in memory. Raises ValueError where a limit
-    of the user's leaves too little.
+    num_params: the number of rows of the matrix. fit: how many vectors fit in memory. Raises ValueError if max_matvecs
+    or max_basis is too small for the pairs.
     """
     budget = (2 if copies else 1) * max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:
@@ -221,15 +221,12 @@ def lanczos_limits(
 
 
 def basis_size(fit: int, pairs: int) -> int:
-    """How many basis vectors are held for each point. fit: how many vectors fit in memory.
-
-    As many as fit for 16 points at once, which may be more than there are products; or 4 pairs + 40 if that is more and
-    they fit for one point. Otherwise as many as fit, but at least as many as restarts need: a run for 5 pairs then
-    holds 25 vectors in all, see HELD_BESIDE.
-    """
-    # At least about 20 vectors also for few pairs, as long as MOST_VECTORS are not exceeded.
+    """How many basis vectors are held for each point. fit: how many vectors fit in memory."""
+    # What restarts need at least. For few pairs it is about 20, as long as MOST_VECTORS are not exceeded.
     smallest = max(2 * pairs + 8, min(20, MOST_VECTORS - pairs - HELD_BESIDE))
-    return max(smallest, min(fit - pairs - HELD_BESIDE, max(4 * pairs + 40, fit // 16)))
+    # As many as fit for 16 points at once, which may be more than there are products, or 4 pairs + 40 if that is more.
+    enough = max(4 * pairs + 40, fit // 16)
+    return max(smallest, min(fit - pairs - HELD_BESIDE, enough))
 
 
 def _run(
@@ -259,6 +256,7 @@ def _run(
 def _ritz_pairs(
     H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, count: ProgressCounter, saved: SavedRun | None
 ) -> RitzPairs:
+    """The wanted pairs at every point by the method of the plan, before their check by true products."""
     if plan.exact:
         return exact_pairs(H, selections, seed=plan.limits.seed, done=count.add)
     if not plan.copies:

@@ -60,7 +60,7 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
     T = torch.zeros(num_points, max_rank, max_rank, dtype=H.dtype, device=H.device)
     # The quantile is chi2_s(risk) of the module's docstring, with s = BLOCK.
     rank, quantile = 0, 2 * float(gammaincinv(BLOCK / 2, RISK))
-    for step in count():
+    for step in count():  # the rounds; in each of them Q gets BLOCK rows more
         drawn = torch.randn(BLOCK, n, generator=stream(seed, "range", step), dtype=torch.float64, device="cpu")
         probes = drawn.to(H.device, H.dtype)
         Y = row_products(H, probes[None])
@@ -69,13 +69,13 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
         size = lengths(Y.flatten(1)) / sqrt(BLOCK)  # E |H w|^2 = |H|_F^2
         finite = bound.isfinite()
         small = (bound <= rtol * size) & finite
-        num_matvecs = (2 * step + 1) * BLOCK
+        num_matvecs = (2 * step + 1) * BLOCK  # each earlier round multiplied its random vectors and its new rows of Q
         if small.any():
             chosen = Q[small, :rank]
             t = T[small, :rank, :rank].double()
             t = (t + t.mT) / 2
-            E = Y[small] - (inner_products(probes[None], chosen) @ t.to(Q)) @ chosen
-            yield Compressed(points[small.cpu()], chosen, t, lengths(E.flatten(1)) / sqrt(quantile), num_matvecs)
+            Ew = Y[small] - (inner_products(probes[None], chosen) @ t.to(Q)) @ chosen
+            yield Compressed(points[small.cpu()], chosen, t, lengths(Ew.flatten(1)) / sqrt(quantile), num_matvecs)
         too_large = finite & ~small & (rank + BLOCK > max_rank)
         for lost, is_finite in ((~finite, False), (too_large, True)):
             if lost.any():

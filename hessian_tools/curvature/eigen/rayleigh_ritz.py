@@ -24,21 +24,21 @@ class EigenPairs(Result):
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or
     None if they were not requested; their signs are arbitrary.
     residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
-    value, plus the rounding of the products. That is a few eps times the norms of the terms of the operator (for H - G,
-    of H and of G).
-    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
-    is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.
+    value, plus the rounding of the products. The rounding is a few eps times the norms of the terms of the operator
+    (for H - G, of H and of G).
+    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where
+    this is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.
     num_matvecs: products used at each point, including those of the check.
     Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
 
     complete: True if no wanted eigenvalue was missed, which residuals cannot show. The values are then the wanted
     eigenvalues of the whole spectrum, each as often as its multiplicity says, except that the last value may stand for
-    another one that equals it within the tolerance. It is True where the whole spectrum was computed, or where a search
-    orthogonal to the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no
-    search was made (copies=False) or the products ran out. Then further copies of a multiple eigenvalue are missing,
-    because one start vector cannot find them. An eigenvalue whose magnitude is close to that of the last wanted one may
-    be missing too (this happened at none of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with
-    spectra constructed to provoke it).
+    another one that equals it within the tolerance. ``complete`` is True where the whole spectrum was computed, or
+    where a search orthogonal to the pairs found nothing more (which is wrong with a probability of about 1e-3). It is
+    False where no search was made (copies=False) or the products ran out. Then further copies of a multiple eigenvalue
+    are missing, because one start vector cannot find them. An eigenvalue whose magnitude is close to that of the last
+    wanted one may be missing too (this happened at none of 196 points of tasks with a network of four convolutions and
+    with an MLP, and at no more than 3 of 64 points with spectra constructed to provoke it).
     """
 
     values: Float[Tensor, "*point k"]
@@ -60,7 +60,7 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     """
     pairs = pairs.wanted(selections)
     X = pairs.vectors  # new tensors, which may be changed in place
-    shards = H.shards
+    shards = H.shards  # how processes hold each vector in parts; None where this process holds whole vectors
     norms = vector_norm(X, keepdim=True) if shards is None else shards.lengths(X)[..., None].to(X)
     X /= norms.clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
     HX = row_products(H, X)

@@ -47,7 +47,7 @@ class RitzPairs:
         rows, device_columns = torch.arange(len(mask), device=device)[:, None], columns.to(device, non_blocking=True)
         values = self.values.gather(1, columns).masked_fill(padding, 0.0)
         vectors = self.vectors[rows, device_columns].masked_fill_(padding[..., None].to(device, non_blocking=True), 0.0)
-        return RitzPairs(values, vectors, count, *self.columns()[3:])
+        return RitzPairs(values, vectors, count, *self.columns()[3:])  # the fields after count stay
 
     def wanted(self, selections: Sequence[Selection]) -> "RitzPairs":
         """The pairs that the selections want; a pair that several selections want is listed once."""

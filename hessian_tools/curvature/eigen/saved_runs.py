@@ -1,7 +1,8 @@
 """Saves a Lanczos run at each of its restarts, so that a run that was ended goes on from there with the same numbers.
 
-A folder holds one run. Each process of a run keeps files of its own in it, one for each vector, so that saving needs
-the memory of one vector only. The file with the numbers of the run is written last; without it a save does not count.
+A folder holds one run. Each process of the run keeps files of its own in the folder, one for each vector, so that
+saving needs the memory of one vector only. The file with the numbers of the run is written last; without this file a
+save does not count.
 """
 
 import json
@@ -33,8 +34,8 @@ T = TypeVar("T")
 class SavedRun:
     """The files of one Lanczos run at a single point. z: a random vector [param], the same in every run.
 
-    A saved run belongs to a matrix if their products with a random vector agree; the settings that the numbers of the
-    run depend on are compared, too. ``rtol`` and ``max_matvecs`` may be others than before.
+    A saved run is continued for H if the product of its matrix with z is that of H, and if the settings on which the
+    numbers of the run depend are the same. ``rtol`` and ``max_matvecs`` may be others than before.
     """
 
     def __init__(self, folder: Path, H: Operator, selections: tuple[Selection, ...], limits: Limits, z: Tensor) -> None:
@@ -54,13 +55,14 @@ class SavedRun:
             "dtype": str(H.dtype),
         }
         product = H.products(z.expand(1, -1)[..., None].contiguous())[0, :, 0]
-        parts = product.double().tensor_split(2)  # the norms of two halves tell matrices apart better than one norm
+        # Three numbers stand for the product: its inner product with z and the norms of its two halves.
+        parts = product.double().tensor_split(2)
         self.product = [float(product.double() @ z.double()), *(float(part.norm()) for part in parts)]
         self.rounding = SAME_PRODUCT * rounding(H.dtype)
 
     def save(self, run: BatchedLanczos) -> None:
         """Writes the state of a run that has just restarted, and removes the one before."""
-        self._everywhere(lambda: self._write(run))
+        self._with_shared_errors(lambda: self._write(run))
         for step in self._steps():  # only once all processes have written
             if step != run.steps:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
@@ -70,23 +72,25 @@ class SavedRun:
 
         Raises ValueError where the folder holds a run of another matrix or with other settings.
         """
-        steps = self._everywhere(self._steps)
+        steps = self._with_shared_errors(self._steps)
         common = set(steps) if self.ranks is None else set.intersection(*map(set, self.ranks.gather(steps)))
         if common:  # the saves that all processes have finished, of which the last one counts
-            self._everywhere(lambda: self._read(run, max(common)))
+            self._with_shared_errors(lambda: self._read(run, max(common)))
 
     def remove(self) -> None:
         """Removes the files of a run that has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _everywhere(self, function: Callable[[], T]) -> T:
+    def _with_shared_errors(self, function: Callable[[], T]) -> T:
         """``function()``; if it fails on one process, an error is raised on every process."""
         return function() if self.ranks is None else self.ranks.with_shared_errors(function)
 
     def _steps(self) -> list[int]:
+        """The steps at which this process has finished a save; each save is a folder with this number as its name."""
         return sorted(int(path.parent.name) for path in self.folder.glob(f"[0-9]*/{STATE}"))
 
     def _write(self, run: BatchedLanczos) -> None:
+        """Writes the files of this process."""
         basis, at = run.basis, self.folder / str(run.steps)
         at.mkdir(parents=True, exist_ok=True)
         checksums = []
@@ -104,6 +108,7 @@ class SavedRun:
         os.replace(partial, at / STATE)
 
     def _read(self, run: BatchedLanczos, step: int) -> None:
+        """Brings a run to the state that this process has saved at a step."""
         at, basis = self.folder / str(step), run.basis
         tensors, header = _tensors(at / STATE)
         about = json.loads(header.get("about", "{}"))
@@ -137,6 +142,7 @@ class SavedRun:
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -40,7 +40,7 @@ class Selection:
 
     @property
     def low(self) -> int:
-        """How many of the k values come from the low end if both ends are wanted, else 0."""
+        """How many of the k values come from the low end, if both ends are wanted; otherwise 0."""
         return self.k // 2 if self.which == "BE" else 0
 
     def pick(
@@ -60,6 +60,7 @@ class Selection:
         if self.which == "SA":
             rank = last - rank
         elif self.which == "BE":
+            # The first k - low come from the top of the order, the others from its end.
             rank = torch.where(rank < self.k - self.low, rank, last + 1 - self.k + rank)
         # A point that is not finite has a single pair of NaN, which stands for all k.
         rank = torch.minimum(rank, last).clamp(min=0)
@@ -94,6 +95,7 @@ class Selection:
             return last.abs(), -last.abs()
         if self.which == "SA":
             return never, last
+        # The last value from the high end, and the first one from the low end.
         return picked[..., self.k - self.low - 1], picked[..., self.k - self.low] if self.low else -never
 
     def distance(

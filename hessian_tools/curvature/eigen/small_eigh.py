@@ -25,6 +25,7 @@ def eigvalsh(A: Float[Tensor, "*point n n"]) -> Float[Tensor, "*point n"]:
 
 
 def _on_fastest_device(A: Tensor) -> Tensor:
+    """The matrices on the device that solves them fastest."""
     return A.cpu() if A.shape[-1] <= MAX_CPU_ROWS else A
 
 
@@ -38,7 +39,7 @@ def solvable(A: Float[Tensor, "point n n"]) -> Float[Tensor, "point n n"]:
 
 
 def flushed(A: Float[Tensor, "point _ _"]) -> Float[Tensor, "point _ _"]:
-    """A with zeros for entries below eps^2 times the largest one of its matrix, as their products only underflow."""
+    """A with zeros for entries below eps^2 times the largest entry of its matrix, whose products would underflow."""
     threshold = torch.finfo(A.dtype).eps ** 2 * A.abs().amax((-2, -1), keepdim=True)
     return A.masked_fill(A.abs() < threshold, 0)
 

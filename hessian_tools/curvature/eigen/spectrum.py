@@ -103,11 +103,11 @@ def spectrum(
     """All ``param`` eigenvalues of H at every point, by falling magnitude.
 
     method: "dense" computes the whole matrix, by param products and work of order param^3 at each point. "range finder"
-    takes about 2 (rank + 32) products and work of order param rank^2 at points whose rank is at most max_rank, and
-    gives NaN at the other points. "auto" uses the Gram matrix (``gauss_newton_spectrum``) for a Gauss-Newton matrix
-    with no more outputs, counted over all examples, than parameters, and a criterion that is convex in the outputs. For
-    other matrices it is "dense" up to 128 parameters. Above that it is "range finder", and "dense" at points whose rank
-    is too large for it.
+    compresses the matrix by products with random vectors. It takes about 2 (rank + 32) products and work of order
+    param rank^2 at points whose rank is at most max_rank, and gives NaN at the other points. "auto" uses the Gram
+    matrix (``gauss_newton_spectrum``) for a Gauss-Newton matrix with no more outputs, counted over all examples, than
+    parameters, and a criterion that is convex in the outputs. For other matrices it is "dense" up to 128 parameters.
+    Above that it is "range finder", and "dense" at points whose rank is too large for the range finder.
     rtol: what the range finder may leave out, as a share of the Frobenius norm; None for the size of rounding.
     max_rank: None for a quarter of the parameters. Eigenvalue problems are solved in float64.
     progress: called with (done, total) points.
@@ -216,7 +216,7 @@ def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> li
     try:
         solved = gram_points(H, vectors=vectors, done=count.add)
     except NotConvexError:
-        count.done = 0  # another method computes all points again
+        count.done = 0  # another method will compute all points again
         return None
     # The derivatives J and B have rounding errors as well.
     return [replace(solved, error=solved.error + largest_rounding(solved.values, H.dtype))]

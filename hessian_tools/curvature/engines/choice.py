@@ -14,6 +14,7 @@ EngineName = Literal["direct", "double_backward", "compiled"]
 # What a user may ask for. "kept" and "traced" are older words for "double_backward" and "compiled".
 Route = Literal["auto", "direct", "kept", "traced", "double_backward", "compiled"]
 
+# The engine that each route names; "auto" names none.
 ENGINES: dict[str, EngineName] = {
     "direct": "direct",
     "kept": "double_backward",
@@ -28,6 +29,7 @@ ENGINES: dict[str, EngineName] = {
 #   MLP 1-40-40-1                       0.3 s                 0.12 ms
 #   Conv4-64 on 28x28                     2 s                   12 ms
 #   Conv4-64 on 84x84                    10 s                  900 ms
+# (Conv4-64 is a network of four convolutions with 64 channels, on images of 28x28 or 84x84 pixels.)
 ENOUGH_PRODUCTS = 2000
 # On a GPU a trace pays off from this many products, for a network of any size. On an H200 a trace costs about 6 s
 # (Conv4-64 on 28x28) to 9 s (ResNet-18), and a product by double_backward takes 1.4 ms (MLP) to 7.4 ms (Conv4-64 on
@@ -55,8 +57,8 @@ def choose_engine(
     """The engine that is quickest for all products together, judged by what is known before the first of them.
 
     forward: the bytes that one forward pass allocates. num_products: how many products are expected, over all points.
-    double_backward: False if this engine is not worth choosing, as for a Gauss-Newton matrix, whose product takes it
-    two reverse passes more than that of a Hessian.
+    double_backward: False if this engine is not worth choosing. An example is a Gauss-Newton matrix, for which this
+    engine's product takes two reverse passes more than for a Hessian.
     compilable: False if the product is known to have no trace. compiled_before: True if its trace exists already.
     """
     enough = ENOUGH_FOR_KNOWN_TRACE if compiled_before else enough_products(forward, device)

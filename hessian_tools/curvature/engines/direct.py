@@ -26,7 +26,7 @@ class DirectProducts:
 
     multiply: for each batch, a function ``(thetas, batch, vectors) -> products`` at many points, with one vector
     [param] at each point. multiply_block: the same with a block of vectors [param, probe] at each point. at_once: how
-    many products may run together; half as many each time that the device has run out of memory.
+    many products may run together; this number is halved for each time that the device has run out of memory.
     """
 
     objective: Objective
@@ -38,17 +38,17 @@ class DirectProducts:
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in pieces of as many products as fit in memory."""
         objective = self.objective
-        # ``at_once`` may be far above the number of products there are, and half of it still be all of them.
+        # Not above the number of products before it is halved, because half of a far larger limit would change nothing.
         at_once = max(1, min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages)
         (group,) = objective.groups
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
-        blocks = ceil(V.shape[-1] / at_once)  # as ``chunk`` cuts them, equally long but for the last
+        blocks = ceil(V.shape[-1] / at_once)  # of columns; ``chunk`` makes them equally long, except for the last
         # All in one function, because each Python call between H.mv and the loss adds to the time of a small product.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])
-            all_here = objective.shared or len(thetas) == len(V)
-            batches_here = batches if all_here else [at_points(b, rows) for b in batches]
+            same_batches = objective.shared or len(thetas) == len(V)
+            batches_here = batches if same_batches else [at_points(b, rows) for b in batches]
             for columns, products in zip(V[rows].chunk(blocks, -1), out[rows].chunk(blocks, -1), strict=True):
                 # A single vector is not batched: vmap over one column costs as much as over several.
                 one = columns.shape[-1] == 1
@@ -78,6 +78,6 @@ def direct_products(
         return over_columns(partial(multiply, theta, batch), columns, batching=batching)
 
     def at_all_points(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
-        return tuple(over_points(function, objective, b, 1, batching=batching) for b in objective.batches)
+        return tuple(over_points(function, objective, b, num_rest=1, batching=batching) for b in objective.batches)
 
     return DirectProducts(objective, at_all_points(multiply), at_all_points(multiply_block), at_once, memory)

@@ -24,7 +24,7 @@ from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 
 NO_SECOND_DERIVATIVE = "without a second derivative"
-# Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is below this.
+# Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is 0 up to this.
 SUM_OF_PROBABILITIES = 1e-4
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
 # their nodes, the values describe them in messages.
@@ -37,7 +37,7 @@ GRAPH_ENDS = {
 
 @dataclass(frozen=True)
 class KeptGraphs:
-    """Products by reverse passes through kept graphs.
+    """Hessian-vector products by reverse passes through the graph of the gradient, which is kept for each point.
 
     thetas: theta of each point. gradients: the gradient of the objective at each point, with its graph.
     """
@@ -60,7 +60,7 @@ class KeptGraphs:
             return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptGraphs":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         chosen = points.tolist()
         thetas, gradients = (tuple(tensors[i] for i in chosen) for tensors in (self.thetas, self.gradients))
         return KeptGraphs(thetas, gradients)
@@ -73,7 +73,8 @@ class KeptGraphs:
 def kept_graphs(objective: Objective) -> KeptGraphs:
     """The gradient and its graph at every point of one group, by a forward and a backward pass at each point."""
     leaves, gradients = [], []
-    # Inference mode records no graph even under enable_grad, so that all products would be zero.
+    # Inference mode records no graph even under enable_grad, so that all products would be zero. Hooks are disabled to
+    # refuse torch.utils.checkpoint, which would run the network again at the model's own parameters and not at theta.
     with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         for point, row in enumerate(objective.thetas):
             theta = _leaf(row)
@@ -84,9 +85,9 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
             assert isinstance(value, Tensor)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)
-            else:
+            else:  # the loss does not depend on theta
                 gradient = torch.zeros_like(row)
-            if point == 0:
+            if point == 0:  # the other points have the same operations
                 refuse_broken_graph(value, gradient)
             leaves.append(theta)
             gradients.append(gradient)
@@ -99,9 +100,10 @@ class KeptFactors:
 
     J is the Jacobian of the outputs in theta, and B the Hessian of the criterion in the outputs.
     weight: that of the batch. outputs: the outputs with their graph to theta. u: any vector, with one tensor for each
-    output. pulled: J'u with its graph to u. It is linear in u, so a reverse pass of v through this graph gives J v,
-    without forward mode. at: the outputs at which the criterion is differentiated, as copies without a graph if the
-    criterion is a function of its own. slope: the gradient of the criterion in ``at``, with its graph to ``at``.
+    output. pulled: J'u with its graph to u. Because J'u is linear in u, a reverse pass of v through this graph gives
+    Jv, without forward mode. at: the outputs at which the criterion is differentiated. They are copies without a graph,
+    unless the network computes its loss itself. slope: the gradient of the criterion in ``at``, with its graph to
+    ``at``.
     """
 
     weight: float
@@ -113,19 +115,23 @@ class KeptFactors:
 
     def product(self, theta: Tensor, v: Tensor) -> Tensor:
         """J'BJv."""
-        Jv = _pullback(self.pulled, self.u, v)
-        chosen = [(slope, part) for slope, part in zip(self.slope, Jv, strict=True) if slope.requires_grad]
-        if not chosen:  # the criterion is linear in the outputs
+        Jv = torch.autograd.grad(self.pulled, self.u, v, retain_graph=True, materialize_grads=True)
+        # A slope without a graph is constant, because the criterion is linear in that output.
+        curved_and_direction = [(s, part) for s, part in zip(self.slope, Jv, strict=True) if s.requires_grad]
+        if not curved_and_direction:
             return torch.zeros_like(theta)
-        curved, directions = zip(*chosen, strict=True)
+        curved, directions = zip(*curved_and_direction, strict=True)
         # B is symmetric, so that a reverse pass of Jv through the gradient of the criterion gives BJv.
         BJv = torch.autograd.grad(curved, self.at, directions, retain_graph=True, materialize_grads=True)
-        return _pullback(self.outputs, (theta,), BJv)[0]
+        return torch.autograd.grad(self.outputs, theta, BJv, retain_graph=True, materialize_grads=True)[0]
 
 
 @dataclass(frozen=True)
 class KeptOutputs:
-    """Gauss-Newton products by reverse passes through kept graphs; factors: for each point, those of its batches."""
+    """Gauss-Newton products by reverse passes through kept graphs.
+
+    thetas: theta of each point. factors: for each point, the factors of each of its batches.
+    """
 
     thetas: tuple[Tensor, ...]
     factors: tuple[tuple[KeptFactors, ...], ...]
@@ -138,13 +144,13 @@ class KeptOutputs:
             for theta, factors, block in zip(self.thetas, self.factors, V, strict=True):
                 for v in block.mT:
                     total = torch.zeros_like(v)
-                    for batch in factors:
-                        total = total + batch.weight * batch.product(theta, v)
+                    for of_batch in factors:
+                        total = total + of_batch.weight * of_batch.product(theta, v)
                     results.append(total)
             return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptOutputs":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         chosen = points.tolist()
         return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
 
@@ -169,9 +175,9 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
 def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     """Those outputs of the network on a batch on which the criterion depends linearly.
 
-    The criterion is judged at random outputs, because at confident predictions a curved one has derivatives that
-    underflow to 0. A loss that the network computes itself can only be judged at the outputs that the network gives; an
-    output is then listed only if it holds log-probabilities.
+    The criterion is judged at random outputs, because at confident predictions the second derivatives of a nonlinear
+    criterion can underflow to 0. A loss that the network computes itself can only be judged at the outputs that the
+    network gives; an output is then listed only if it holds log-probabilities.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
@@ -193,9 +199,9 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
                 continue  # the loss does not depend on this output, or nothing is known
             if slope.requires_grad:
                 direction = _random_like(slope, "direction")
-                curved = torch.autograd.grad(slope, at, direction, retain_graph=True, materialize_grads=True)
-                if any(bool((part != 0).any()) for part in curved):
-                    continue
+                curvature = torch.autograd.grad(slope, at, direction, retain_graph=True, materialize_grads=True)
+                if any(bool((part != 0).any()) for part in curvature):
+                    continue  # the criterion is not linear in this output
             if loss.has_criterion or are_log_probabilities(output):
                 found.append(output.detach())
     return found
@@ -209,18 +215,20 @@ def are_log_probabilities(outputs: Tensor) -> bool:
 
 
 def _random_like(tensor: Tensor, name: str) -> Tensor:
-    """Random numbers between 0 and 1, at which a loss of probabilities is defined, too."""
+    """Random numbers between 0 and 1, so that a criterion that takes probabilities is defined at them, too."""
     numbers = torch.rand(tensor.shape, generator=stream(0, "linear outputs", name), dtype=torch.float64, device="cpu")
     return numbers.to(tensor)
 
 
 def _factors(loss: Loss, theta: Tensor, batch: Any, weight: float) -> KeptFactors:
+    """The factors of one batch at theta, which must be a leaf."""
     x, y = loss.split(batch)
     everything = loss.outputs(theta, x)
     if loss.has_criterion:
         floating, others, put_back = differentiable_part(everything)
         outputs = tuple(t for t in floating if t.requires_grad)
-        # Copies without a graph: an output may depend on another one, which the criterion must not see.
+        # Copies without a graph: where one output is computed from another, the derivatives of the criterion in one of
+        # them must not pass through the other.
         at = tuple(t.detach().clone().requires_grad_() for t in floating)
         value = loss.criterion(put_back(list(at), others), y)
         at = tuple(copy for copy, t in zip(at, floating, strict=True) if t.requires_grad)
@@ -235,15 +243,11 @@ def _factors(loss: Loss, theta: Tensor, batch: Any, weight: float) -> KeptFactor
     return KeptFactors(weight, outputs, u, pulled, at, slope)
 
 
-def _pullback(results: Any, inputs: tuple[Tensor, ...], vectors: Any) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(results, inputs, vectors, retain_graph=True, materialize_grads=True)
-
-
 def is_scripted(loss: LossFunction) -> bool:
     """True if TorchScript runs a part of the network.
 
-    Once such a network has been trained, TorchScript uses a derivative of its own that forward mode takes for a
-    constant. Forward over reverse is then wrong.
+    Once such a network has been trained, TorchScript computes its gradient by code of its own, which forward mode takes
+    for a constant. Forward over reverse is then wrong.
     """
     return isinstance(loss, Loss) and any(isinstance(m, torch.jit.ScriptModule) for m in loss.model.modules())
 
@@ -260,8 +264,8 @@ def _leaf(row: Tensor) -> Tensor:
     """theta at one point as a leaf of a graph.
 
     It is a copy, so that the graph does not change with the tensor that the user gave. A large theta is not copied; if
-    it is changed in place, torch refuses the next product. On a CPU a large theta also makes freed memory go back to
-    the system at once.
+    it is changed in place, torch refuses the next product. For a large theta on a CPU, freed memory is also made to go
+    back to the system at once.
     """
     row = _ordinary(row.detach())
     if not is_large(row):
@@ -272,12 +276,12 @@ def _leaf(row: Tensor) -> Tensor:
 
 
 def _as_columns(results: list[Tensor], V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-    """The products of all columns of V, point by point, in the shape of V; a single one is not copied."""
+    """The products of all columns of V, point by point, in the shape of V; the only product is not copied."""
     if len(results) == 1:
         return results[0].view(V.shape)
     return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """The tensor itself; or, if it was made in inference mode and can be in no graph, an ordinary copy."""
+    """The tensor itself; or an ordinary copy, if it was made in inference mode and cannot be part of a graph."""
     return tensor.clone() if tensor.is_inference() else tensor

@@ -50,11 +50,11 @@ VECTORS_OF_A_POINT = 48
 class Engine:
     """The user's options for how products and other derivatives are computed; made by :func:`checked_engine`.
 
-    It is not itself one of the engines direct, double_backward and compiled, but what these are chosen and run by.
+    It is not itself one of the engines direct, double_backward and compiled, but chooses among them and runs them.
     route: the name of an engine, or "auto". Older names are still allowed: "kept" for double_backward, and "traced" for
     compiled. batching: "vmap" computes points and vectors together, "loop" computes them one by one. chunk: how many
-    products run at once, or None for as many as fit in memory. memory: the budget for them, in bytes. compile: True if
-    Inductor compiles the products of the engine compiled, which the route then names.
+    products run at once, or None for as many as fit in memory. memory: the budget for products, in bytes. compile: True
+    if Inductor (see ``compiled.inductor``) compiles the products; the route is then "compiled".
     """
 
     route: Route = "auto"
@@ -64,7 +64,10 @@ class Engine:
     compile: bool = False
 
     def unusable(self, why: str, instead: str) -> ValueError:
-        """The error for a named engine that cannot be used. instead: what to do if it was named by its route."""
+        """The error for an engine that the user has asked for and that cannot be used.
+
+        why: the rest of the sentence that begins with the user's option. instead: what to do if that option is route.
+        """
         named, instead = ("compile=True", "leave compile out") if self.compile else (f"route={self.route!r}", instead)
         return ValueError(f"{named} {why}; {instead}")
 
@@ -91,6 +94,7 @@ class Engine:
         return objective.summed(lambda: objective.join([self._group_gradients(p) for p in objective.by_group()]))
 
     def _group_gradients(self, objective: Objective) -> Tensor:
+        """The gradients of one group: in pieces of points that fit in memory, or else one by one in reverse mode."""
         if recomputes(objective):
             return _gradients_one_by_one(objective)
 
@@ -121,8 +125,8 @@ class Engine:
 
         error: torch's error.
         """
-        # The first call of every network is examined without vmap and forward mode (see ``first_look``). A network that
-        # has passed it has a gradient in reverse mode, so vmap or forward mode may be what fails here.
+        # The first call of every network is checked without vmap and forward mode (see ``first_look``). A network that
+        # has passed the check has a gradient in reverse mode, so vmap or forward mode may be what fails here.
         return isinstance(error, NoForwardDerivative) or (isinstance(objective.loss, Loss) and self.batching == "vmap")
 
 
@@ -138,7 +142,7 @@ def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
 def recomputes(objective: Objective) -> bool:
     """Whether the loss computes activations again instead of keeping them, as the user asks by ``recompute=``.
 
-    This works in ordinary graphs only, as those of double_backward, and not in the transforms of ``torch.func``.
+    This works in the ordinary graphs of double_backward, and not in the transforms of ``torch.func``.
     """
     return isinstance(objective.loss, Loss) and bool(objective.loss.recomputed)
 
@@ -295,7 +299,10 @@ class PreparedProducts:
         return KEPT_FORWARDS * len(batches) * self._forward() > budget
 
     def _choose(self, columns: int) -> EngineName:
-        """The engine for these points. columns: how many products at each point are requested now."""
+        """The engine for these points, chosen by their sizes unless the route names it.
+
+        columns: how many products at each point are requested now.
+        """
         objective, engine, findings = self.objective, self.engine, self.findings
         is_hessian = self.matrix is HESSIAN
         if ENGINES.get(engine.route) == "compiled" and isinstance(objective.batches, LoaderBatches):
@@ -327,14 +334,16 @@ class PreparedProducts:
         )
         if self.is_batchwise:
             return choose(compilable=False)
-        theta, batches = objective.thetas[0], objective.batches_at(0)
-        points, traced = len(objective.thetas), partial(is_traced, self.matrix.name, objective.loss, theta)
-        known = bool(findings.traces) or all(traced(batch, points=points) for batch in batches)
-        name = choose(compiled_before=known, compilable=findings.traces != ())
+        points, batches = len(objective.thetas), objective.batches_at(0)
+        traced = partial(is_traced, self.matrix.name, objective.loss, objective.thetas[0], points=points)
+        name = choose(
+            compiled_before=bool(findings.traces) or all(traced(batch) for batch in batches),
+            compilable=findings.traces != (),  # an empty tuple: tracing has failed before
+        )
         return name if name != "compiled" or self._traces() else choose(compilable=False)
 
     def _build(self, name: EngineName) -> Products:
-        """What the engine builds, for all batches together or for one after the other."""
+        """The object that computes the products by this engine, for all batches together or one after the other."""
         self.findings.engine = name
         if name == "compiled" or not self.is_batchwise:
             return self._build_for(name, self.objective)
@@ -342,7 +351,7 @@ class PreparedProducts:
         return BatchwiseProducts(self.objective, partial(self._build_for, name), at_once, self.engine.memory)
 
     def _build_for(self, name: EngineName, objective: Objective) -> Products:
-        """What the engine builds: for all points at once or, where that does not fit in memory, piece by piece."""
+        """The same for the batches of one objective: for all points at once, or for pieces that fit in memory."""
         engine = self.engine
         if name == "direct":
             return direct_products(objective, self.matrix, engine.batching, self._products_at_once(), engine.memory)
@@ -359,10 +368,10 @@ class PreparedProducts:
         return PiecewiseProducts(objective, make, fitting, engine.memory)
 
     def _build_at(self, name: EngineName, objective: Objective) -> Products:
-        """What the engine double_backward or compiled builds for the points of an objective."""
+        """The same for the engine double_backward or compiled, and for points of which all fit in memory."""
         if name == "double_backward":
-            # A Hessian needs the graph of the gradient. A Gauss-Newton matrix J'BJ is multiplied factor by
-            # factor, which needs the graph of the outputs as well.
+            # A Hessian needs the graph of the gradient. A Gauss-Newton matrix J'BJ (see ``KeptFactors``) is multiplied
+            # factor by factor, which needs the graph of the outputs as well.
             return kept_graphs(objective) if self.matrix is HESSIAN else kept_outputs(objective)
         thetas, memory = objective.thetas.contiguous(), self.engine.memory
         budget = memory.budget(thetas.device) >> memory.shortages
@@ -392,21 +401,21 @@ class PreparedProducts:
             make = partial(traced_product, product, self.matrix.name, loss, thetas[0].clone(), points=len(thetas))
             traces = [make(batch) for batch in batches]
             found = tuple(trace for trace in traces if trace) if all(traces) else ()
-            # The copy of a trace has the same store of graphs, so that operators of one loss share what is compiled.
+            # The copy of a trace shares the store of graphs, so that all operators of one loss use what is compiled.
             self.findings.traces = tuple(replace(t, compile=True) for t in found) if self.engine.compile else found
         return self.findings.traces
 
     def _can_be_halved(self, V: Tensor) -> bool:
         """True if fewer points or products together would need less memory than the attempt that has just failed."""
-        if self.current is None:  # the data for all points did not fit; after the first shortage it is built in pieces
+        if self.current is None:  # building the data failed; after the first shortage it is built in pieces of points
             return len(V) > 1 and self.engine.memory.shortages == 0
         return self.current.can_be_halved(V)
 
     def _refused(self, error: RuntimeError, first_error: BaseException | None) -> BaseException:
         """Prepare another attempt, in reverse mode, after torch has refused a derivative.
 
-        error: that of torch. first_error: that of the attempt before, or None. Returns the error that is to be reported
-        should the next attempt fail too; raises one where no other attempt is left.
+        error: torch's error. first_error: the error of the attempt before, or None. Returns the error that is to be
+        reported if the next attempt fails too. Raises an error where no other attempt is left.
         """
         refused = explained(error)
         if first_error is not None:  # the second attempt failed too, so the first error is reported

@@ -16,6 +16,7 @@ from hessian_tools.loss import Batch
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.torch_fixes.precision import full_precision
 
+# How points and vectors are computed: together by vmap, or one by one in a loop.
 Batching = Literal["vmap", "loop"]
 
 
@@ -33,7 +34,7 @@ def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
 def weighted_sum(
     objective: Objective, function: Callable[..., Tensor], *rest: Tensor, batching: Batching
 ) -> Float[Tensor, "point ..."]:
-    """The weighted sum over the batches of the results of :func:`evaluate`; only two of them are held at a time."""
+    """The weighted sum over the batches of the results of :func:`evaluate`. Each is added as soon as it is there."""
     total: Tensor | None = None
     results = _results(objective, function, *rest, batching=batching)
     for weight, result in zip(objective.weights, results, strict=True):
@@ -47,16 +48,16 @@ def _results(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
     """The result for each batch, computed when it is asked for."""
     thetas = own_memory(objective.thetas)
     for batch in objective.batches:
-        everywhere = over_points(function, objective, batch, len(rest), batching=batching)
+        at_all_points = over_points(function, objective, batch, num_rest=len(rest), batching=batching)
         try:
-            result = everywhere(thetas, batch, *rest)
+            result = at_all_points(thetas, batch, *rest)
         except RuntimeError as error:
             raise_explained(error)
         yield result
 
 
 def raise_explained(error: RuntimeError) -> NoReturn:
-    """Raises the error in the words of ``torch_errors``, or unchanged if these do not cover it."""
+    """Raises the error that ``torch_errors`` gives for one of torch's, or torch's own if it is not known there."""
     better = explained(error)
     if better is error:
         raise error
@@ -64,18 +65,19 @@ def raise_explained(error: RuntimeError) -> NoReturn:
 
 
 def over_points(
-    function: Callable[..., Any], objective: Objective, batch: Batch, num_rest: int, *, batching: Batching
+    function: Callable[..., Any], objective: Objective, batch: Batch, *, num_rest: int, batching: Batching
 ) -> Callable[..., Any]:
     """Turns a function of one point into one of many points, ``(thetas, batch, *rest)``, which stacks the results.
 
-    objective: the function will be called at its points, or at some of them. batch: one of its batches; those that will
-    be given have the same form. num_rest: the number of tensors in rest.
+    objective: the new function will be called at the points of this objective, or at some of them. batch: one of its
+    batches; the batches of the calls have the same form. num_rest: the number of tensors in rest.
     """
     shared = objective.shared
     if batching == "vmap":
         dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         together = vmap(function, in_dims=(0, dims, *[0] * num_rest))
-        # Asked here for any number of points above one, so that not every product has to ask.
+        # On a CPU convolutions are never replaced by matrix products. This is found out here, for any number of points
+        # above one, so that not every product has to find it out.
         if not convolutions.pays(device=objective.thetas.device.type, points=2):
             return together
 
@@ -101,4 +103,4 @@ def over_columns(
         return torch.stack([function(v) for v in columns.mT], dim=-1)
     if columns.shape[-1] == 1:
         return function(columns[:, 0])[:, None]
-    return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant result
+    return vmap(function, in_dims=1)(columns).mT  # out_dims=1 would fail for a constant result

@@ -1,7 +1,7 @@
 """Decides how many products may run together, from the memory that a forward pass needs.
 
-The need is measured beforehand, because on a CPU a process that runs out of memory is killed rather than told. If a
-CUDA device runs out all the same, half as many products are tried.
+This memory is measured beforehand, because on a CPU a process that runs out of memory is killed rather than told. If a
+CUDA device runs out of memory all the same, half as many products are tried.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ BLOCK_SHARE = 1 / 16
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
-# The memory that the graph of a gradient keeps for each point, also in units of the bytes of one forward pass. A trace
-# is assumed to keep as much until its bytes are known.
+# The memory that the graph of a gradient keeps for each point, also in units of the bytes of one forward pass. The
+# trace of a product (see ``choice``) is assumed to keep as much until its bytes are known.
 KEPT_FORWARDS = 4
 
 T = TypeVar("T")
@@ -61,8 +61,8 @@ class MemoryBudget:
     def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int) -> list[T]:
         """The results of ``function`` on consecutive slices of ``total`` points.
 
-        at_once: how many points fit together; half as many after each shortage. Raises OutOfMemoryError where one point
-        does not fit.
+        at_once: how many points fit in memory together; this number is halved for each shortage. Raises
+        OutOfMemoryError where one point does not fit.
         """
         results: list[T] = []
         start = 0
@@ -103,19 +103,19 @@ def memory_budget(device: torch.device) -> int:
 def card_memory(device: torch.device) -> int:
     """The bytes of a GPU that this process may use: all of them, or the share that torch was told to keep within."""
     total = torch.cuda.get_device_properties(device).total_memory
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 cannot tell
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 has no such function
     if fraction is None or not torch.cuda.is_initialized():
         return total
     return int(fraction(torch.cuda.current_device() if device.index is None else device.index) * total)
 
 
-def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:
-    """How many vectors are multiplied together: ``most``, or as many as BLOCK_SHARE of the budget allows, at least 1.
+def vectors_at_once(device: torch.device, vector_bytes: int, max_count: int) -> int:
+    """How many vectors are multiplied together: at most ``max_count``, and what BLOCK_SHARE of the budget allows.
 
     vector_bytes: the bytes of one vector at all points.
     """
     # vector_bytes is 0 in a process that holds no entry of a sharded vector.
-    return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // max(1, vector_bytes)))
+    return max(1, min(max_count, int(BLOCK_SHARE * memory_budget(device)) // max(1, vector_bytes)))
 
 
 def is_large(vector: Tensor) -> bool:
@@ -159,7 +159,7 @@ def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Bat
 
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operation creates, unless it shares an input's storage."""
+    """Adds up the bytes of every tensor that an operation creates, unless the tensor shares an input's storage."""
 
     total = 0
 

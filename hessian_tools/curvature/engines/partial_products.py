@@ -20,8 +20,8 @@ class PiecewiseProducts:
 
     The data that is kept for the products of a piece is freed before the next piece.
 
-    make: builds, from the objective at the points of a piece, the object that computes its products. at_once: the
-    number of points in a piece; half as many each time that the device has run out of memory.
+    make: builds, from the objective at the points of a piece, the object that computes the products of the piece.
+    at_once: the number of points in a piece, which is halved for each time that the device has run out of memory.
     """
 
     objective: Objective
@@ -54,8 +54,9 @@ class BatchwiseProducts:
     The batches may be those of a loader, which is read once for each block of vectors. The data that is kept for the
     products of a batch is freed before the next batch.
 
-    make: builds, from the objective of a single batch, the object that computes its products. at_once: the number of
-    products that it runs together; half as many each time that the device has run out of memory.
+    make: builds, from the objective of a single batch, the object that computes the products of the batch. at_once: the
+    number of products that this object runs together, which is halved for each time that the device has run out of
+    memory.
     """
 
     objective: Objective
@@ -80,6 +81,6 @@ class BatchwiseProducts:
 
 
 # What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.
-# ``select(points, objective)`` gives the object for some of the points. ``can_be_halved(V)`` is True if less memory
-# would be needed with fewer points or products at once.
+# ``select(points, objective)`` gives the object for some of the points; objective is the objective at these points.
+# ``can_be_halved(V)`` is True if less memory would be needed with fewer points or products at once.
 Products = DirectProducts | KeptGraphs | KeptOutputs | CompiledProducts | PiecewiseProducts | BatchwiseProducts

@@ -19,7 +19,9 @@ from hessian_tools.curvature.objective.objective import Objective
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make: those alive now, and the most that were alive at once.
+    """Counts the bytes of all storages that operations make.
+
+    now: the bytes of the storages that are alive now. peak: the largest value that ``now`` has had.
 
     >>> with PeakBytes() as count:
     ...     a = torch.zeros(10) + torch.ones(10)
@@ -51,6 +53,7 @@ class PeakBytes(TorchDispatchMode):
             weakref.finalize(storage, self._freed, key).atexit = False
 
     def _freed(self, key: int) -> None:
+        """Called when the storage with this key is freed."""
         self.now -= self._alive.pop(key)
 
 
@@ -58,10 +61,10 @@ class PeakBytes(TorchDispatchMode):
 class ProductBytes:
     """The memory of the products of a matrix at one point.
 
-    engine: the one that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
-    product takes while it is computed, with its result and without its vectors. counted: True if both were counted;
-    False if the product cannot be computed without numbers, so that they were estimated from the product of one vector
-    or from a forward pass.
+    engine: the engine that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
+    product takes while it is computed, with its result and without its vectors. counted: True if kept and working were
+    counted; False if they were estimated from the product of one vector or from a forward pass, because the product
+    cannot be computed on tensors without numbers.
     """
 
     engine: EngineName
@@ -71,7 +74,7 @@ class ProductBytes:
 
 
 def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int) -> ProductBytes:
-    """The memory of products of ``columns`` vectors together, if ``num_products`` are announced; one point.
+    """The memory of products of ``columns`` vectors together at one point, if ``num_products`` products are announced.
 
     The cost is a forward pass, by which the engine is chosen, and a trace of the product if that engine is "compiled".
     """
@@ -84,23 +87,26 @@ def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int
         traces = fresh._traces()
         working = max(trace.working_bytes(device, budget) for trace in traces)
         return ProductBytes(name, sum(trace.kept_bytes for trace in traces), working, True)
-    # Batch by batch nothing is kept, and the largest batch takes the most.
+    # If the batches are taken one after the other, nothing is kept between products, and the largest batch takes most.
     batchwise = fresh.is_batchwise
     part = _largest_batch(objective) if batchwise else objective
-    for together in dict.fromkeys((columns, 1)):  # fake tensors refuse some products of several vectors under vmap
+    # vmap refuses some products of several vectors on tensors without numbers. Then a product of one vector is counted.
+    for together in dict.fromkeys((columns, 1)):
         try:
             kept, working = _counted(replace(fresh, objective=part), name, together)
         except Exception:  # whatever a loss may raise on tensors without numbers
             continue
         return _bytes(name, kept, working * (columns // together), batchwise, counted=together == columns)
-    forward, vector = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
+    forward, vector_bytes = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
     # The engine double_backward keeps theta and its gradient besides the graph, and multiplies one column at a time.
-    kept = (KEPT_FORWARDS * forward + 2 * vector) if name == "double_backward" else 0
-    working = FORWARDS_PER_PRODUCT * forward * (1 if name == "double_backward" else columns) + 2 * columns * vector
+    kept = (KEPT_FORWARDS * forward + 2 * vector_bytes) if name == "double_backward" else 0
+    forwards = FORWARDS_PER_PRODUCT * (1 if name == "double_backward" else columns)
+    working = forwards * forward + 2 * columns * vector_bytes
     return _bytes(name, kept, working, batchwise, counted=False)
 
 
 def _bytes(name: EngineName, kept: int, working: int, batchwise: bool, *, counted: bool) -> ProductBytes:
+    """The result; if the batches are taken one after the other, the kept bytes exist only during a product."""
     return ProductBytes(name, 0 if batchwise else kept, working + (kept if batchwise else 0), counted)
 
 
@@ -114,18 +120,18 @@ def _counted(prepared: PreparedProducts, name: EngineName, columns: int) -> tupl
         objective = replace(prepared.objective, thetas=thetas, groups=(replace(group, batches=batches),))
         V = torch.empty(1, thetas.shape[-1], columns, dtype=thetas.dtype, device=thetas.device)
         with PeakBytes() as count:
-            for given in pytree.tree_leaves((thetas, batches, V)):  # else they are counted once a view of them is made
+            for given in pytree.tree_leaves((thetas, batches, V)):
                 if isinstance(given, Tensor):
-                    count.add(given)
+                    count.add(given)  # now, because otherwise it would be counted when an operation makes a view of it
             before = count.now
             products = replace(prepared, objective=objective)._build_for(name, objective)
-            after = count.peak = count.now
+            after = count.peak = count.now  # the peak while the kept data was built is not that of a product
             products.products(V)
             return after - before, count.peak - after
 
 
 def _largest_batch(objective: Objective) -> Objective:
-    """The objective of the batch with the most bytes alone."""
+    """The objective of a single batch: the one with the most bytes."""
     (group,) = objective.groups
     theta = objective.thetas
     if isinstance(group.batches, LoaderBatches):

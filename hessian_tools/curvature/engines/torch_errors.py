@@ -4,12 +4,13 @@ import torch
 
 from hessian_tools.failures import is_out_of_memory
 
-# The constants hold words by which a kind of torch's errors is recognised. These: the loss cannot go through vmap.
+# Each constant holds words by which one kind of torch's errors is recognised; the comment says what the error means.
+# The loss cannot go through vmap.
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
 # An operation has no forward derivative: the backward pass of nn.MSELoss, kernels without a forward derivative, and
 # autograd.Functions, which torch also uses for backward hooks.
 NO_FORWARD = ("ZeroTensors are", "forward AD", "autograd.Function")
-# An operation has no second derivative. The first two are torch's words, the last are those of ``double_backward``.
+# An operation has no second derivative. The first two phrases are torch's, the last one is from ``double_backward``.
 NO_SECOND = (
     "is not implemented",
     "out=... arguments don't support automatic differentiation",
@@ -17,7 +18,7 @@ NO_SECOND = (
 )
 # The loss differentiates inside itself by torch.autograd, which torch.func does not allow within its transforms.
 INSIDE = ("requires_grad_()", "does not require grad", "appears to not have been used in the graph")
-# An embedding has sparse gradients.
+# The loss has an embedding with sparse gradients.
 SPARSE = ("sparse tensors", "SparseCPU", "SparseCUDA", "embedding_sparse_backward")
 # The network runs torch.utils.checkpoint.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
@@ -34,13 +35,13 @@ class NoOtherWay(RuntimeError):
 def explained(error: RuntimeError) -> BaseException:
     """The error to raise in place of one of torch's, or the same error if it is none of the known ones.
 
-    A NoForwardDerivative means that reverse over reverse is worth a try, a NoOtherWay that no engine is.
+    A NoForwardDerivative means that reverse over reverse is worth a try, and a NoOtherWay that no other engine is.
     """
     text = str(error)
     if is_out_of_memory(error) or isinstance(error, NoForwardDerivative | NoOtherWay) or not text:
         return error
     if "KeyboardInterrupt" in text:
-        # TorchScript reports Ctrl-C like this, and some of torch's derivatives are written in it.
+        # TorchScript, in which some of torch's derivatives are written, turns Ctrl-C into a RuntimeError.
         return KeyboardInterrupt()
     kind: type[RuntimeError] = NoOtherWay
     if "_scaled_dot_product" in text:
@@ -52,7 +53,7 @@ def explained(error: RuntimeError) -> BaseException:
     elif "does not currently support double backward" in text:
         why = "torch.compile has no second derivative: measure the module before it was compiled"
     elif "functorch transform" in text and torch._C._functorch.peek_interpreter_stack() is not None:
-        # The transform is the caller's, because those of the engine have ended where its errors are caught.
+        # The transform that is still active is the caller's: those of the engine end before its errors are caught.
         kind = RuntimeError
         why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
     elif any(words in text for words in INSIDE):
@@ -74,6 +75,7 @@ def explained(error: RuntimeError) -> BaseException:
 
 
 def _no_forward(text: str) -> str:
+    """What to do about an error of the kind NO_FORWARD."""
     if "ZeroTensor" in text:
         why = "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), or"
     elif "autograd.Function" in text:

@@ -23,14 +23,14 @@ AT_ONCE = 4
 
 @dataclass(frozen=True, repr=False)
 class ByModule(Result):
-    """Estimates for the diagonal block of each module, with standard errors; ``str`` makes a table of them.
+    """Estimates for the diagonal block H_mm of each module m, with standard errors; ``str`` makes a table of them.
 
-    modules: the names of the modules that hold parameters themselves; "" is the network. sizes: how many parameters
-    each holds. trace, trace_stderr: tr H_mm. frobenius_squared, frobenius_squared_stderr: |H_mm|_F^2; the estimate is
-    unbiased, and may therefore be negative where the block is small beside the rest of H. num_probes: the number of
-    products at each point.
+    modules: the names of the modules that hold parameters themselves; "" is the network itself. sizes: how many
+    parameters each holds. trace, trace_stderr: tr H_mm. frobenius_squared, frobenius_squared_stderr: |H_mm|_F^2; the
+    estimate is unbiased, and may therefore be negative where the block is small beside the rest of H. num_probes: the
+    number of products at each point.
 
-    All modules share the probes, so that their errors are correlated.
+    The estimates of all modules come from the same probes, so that their errors are correlated.
     """
 
     modules: tuple[str, ...]
@@ -52,7 +52,7 @@ class ByModule(Result):
         return self.frobenius_squared_stderr / (2 * self.frobenius)
 
     def __str__(self) -> str:
-        """A table, at several points of their mean."""
+        """A table of the estimates; if there are several points, of their means over the points."""
         columns = (self.trace, self.trace_stderr, self.frobenius, self.frobenius_stderr)
         numbers = torch.stack([column.reshape(-1, len(self.modules)).mean(0) for column in columns], dim=-1).tolist()
         width = max(len("module"), *map(len, self.modules))
@@ -79,11 +79,11 @@ def by_module(
 
     seed, path: name the random stream of the probes, see :func:`~hessian_tools.curvature.rademacher`.
 
-    With probes z_i of random signs, let a_ij = z_i,m' (H z_j)_m be taken over the rows of module m. Then the mean of
-    a_ii estimates the trace (Hutchinson 1990), and the mean of a_ij a_ji over the pairs i != j estimates the squared
-    Frobenius norm of the block: entries of H outside of the block contribute zero on average, because each term with
-    such an entry contains some random sign exactly once. Products with each block separately would cost num_probes
-    products for every module.
+    With probes z_i of random signs, let a_ij = (z_i)_m' (H z_j)_m, where ( )_m is the part of a vector that belongs to
+    the parameters of module m. Then the mean of a_ii estimates the trace (Hutchinson 1990), and the mean of a_ij a_ji
+    over the pairs i != j estimates the squared Frobenius norm of the block: entries of H outside of the block
+    contribute zero on average, because each term with such an entry contains some random sign exactly once. Products
+    with each block separately would cost num_probes products for every module.
 
     Raises ValueError for an operator whose rows have no names, and for fewer than 4 probes.
 
@@ -102,13 +102,15 @@ def by_module(
         raise ValueError(f"num_probes={num_probes}: give 4 or more, because the error compares pairs of probes")
     rows = _rows_of_modules(H)
     Z = rademacher(H.num_params, num_probes, seed=seed, path=path).to(H.device)
-    H.announce(num_probes)
+    H.announce(num_probes)  # so that H takes the quickest engine for this number of products
     counter = ProgressCounter(num_probes * len(H.parts()), progress)
+    # A part is H at as many of its points as fit in memory together.
     (A,) = part_by_part(H, lambda part, _: (_module_grams(part, list(rows.values()), Z, counter),))
     traces = A.diagonal(dim1=-2, dim2=-1)
     frobenius_squared, frobenius_squared_stderr = _mean_over_pairs(A)
 
     def shaped(result: Tensor) -> Tensor:
+        """The result in the dtype of H; without the axis of points if H has a single point."""
         return result.to(H.dtype)[0] if H.num_points is None else result.to(H.dtype)
 
     return ByModule(
@@ -134,9 +136,9 @@ def _rows_of_modules(H: Operator) -> dict[str, Tensor]:
 
 
 def _module_grams(part: Operator, rows: list[Tensor], Z: Tensor, counter: ProgressCounter) -> Tensor:
-    """a_ij = z_i,m' (H z_j)_m for each module m: float64 [point, module, probe, probe].
+    """The numbers a_ij of :func:`by_module` for each module m: float64 [point, module, probe, probe].
 
-    rows: the positions of the modules' parameters. Z: the probes [param, probe].
+    rows: for each module, the positions of its parameters. Z: the probes [param, probe].
     """
     points, num_probes = part.num_points or 1, Z.shape[1]
     A = torch.zeros(points, len(rows), num_probes, num_probes, dtype=torch.float64, device=Z.device)
@@ -144,6 +146,7 @@ def _module_grams(part: Operator, rows: list[Tensor], Z: Tensor, counter: Progre
         V = Z[:, columns].to(part.dtype)
         W = part.products(V.expand(points, *V.shape).contiguous())
         for m, of_module in enumerate(rows):
+            # A[:, m] is a view of A, so this writes into A itself.
             A[:, m][:, :, columns] = (Z[of_module].to(part.dtype).mT @ W[:, of_module]).double()
         counter.add(len(columns))
     return A

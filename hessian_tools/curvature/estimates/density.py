@@ -60,8 +60,8 @@ class Density(Result):
     The band covers the randomness of the probes. It does not cover the blur by the kernel (features narrower than the
     width look as wide as the width), structure that num_matvecs steps do not resolve, or errors common to all points
     that share the probes.
-    The band is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to
-    about sqrt(2 / probes) of itself, although its position is known far better.
+    The band is too narrow where few eigenvalues carry the density. The weight of a single outlier, for example, has a
+    relative error of about sqrt(2 / number of probes), although its position is known far better.
     """
 
     nodes: Float[Tensor, "*point probe node"]
@@ -94,10 +94,10 @@ class Density(Result):
     ) -> tuple[Float[Tensor, "*point cell"], Float[Tensor, "*point cell"]]:
         """The share of eigenvalues between each edge and the next, and its standard error over probes.
 
-        edges: rising numbers, in units of curvature. Cells may be much wider than the kernel, so the bulk and outliers
-        fit on one grid: an outlier is counted in its cell, while the density at a grid value misses it. The
-        error is 0 where the eigenvalues themselves were computed. Raises ValueError for fewer than two edges, or edges
-        that do not rise.
+        edges: rising numbers, in units of curvature. The cells between them may be much wider than the kernel, so the
+        bulk and distant outliers fit into one histogram. An outlier is counted in its cell, whereas the values
+        of the density on a grid may miss its narrow peak. The error is 0 where the eigenvalues themselves were
+        computed. Raises ValueError for fewer than two edges, or edges that do not rise.
 
         >>> from hessian_tools.curvature import hessian
         >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, 2.0, 1e6]))
@@ -113,7 +113,7 @@ class Density(Result):
 
     @property
     def isolated(self) -> Bool[Tensor, "*point probe node"]:
-        """True for nodes known to be an eigenvalue to a tenth of the width, without another node within two widths.
+        """True for nodes that lie within 0.1 widths of an eigenvalue and have no other node within two widths.
 
         Such nodes are outliers, or clusters much narrower than the width, such as the zeros of a matrix of low rank.
         """
@@ -123,6 +123,7 @@ class Density(Result):
         crowded = torch.zeros_like(has_weight)
         for shift in range(1, self.nodes.shape[-1]):  # all pairs of a probe's nodes whose ranks differ by shift
             gap = self.nodes[..., shift:] - self.nodes[..., :-shift]
+            # Two nodes at the same place count as one, so they do not crowd each other.
             close = (gap > SAME_PLACE * width) & (gap < ISOLATION * width)
             crowded[..., shift:] |= close & has_weight[..., :-shift]
             crowded[..., :-shift] |= close & has_weight[..., shift:]
@@ -150,9 +151,9 @@ def spectral_density(
 
     width: standard deviation of the kernel in units of curvature. None chooses, at each point, the narrowest kernel
     under which single nodes of the bulk do not show as peaks: 0.75 times the mean spacing of the nodes of a probe.
-    Nodes that are resolved eigenvalues do not count, so that outliers do not matter. With L = largest - smallest node
-    it is at least 0.75 L / 1000 and at most 0.75 L / (num_matvecs - 1), and equals this maximum where all eigenvalues
-    are resolved.
+    Nodes that are resolved eigenvalues do not count, so that outliers do not matter. With L = largest - smallest node,
+    this width is at least 0.75 L / 1000 and at most 0.75 L / (num_matvecs - 1). It equals this maximum where all
+    eigenvalues are resolved.
     grid: the curvatures at which the density is computed, for all points. None gives each point its own grid, which
     reaches five widths beyond its nodes. It has 512 values, or up to 16384 if neighbours would lie more than a quarter
     of a width apart.
@@ -175,23 +176,24 @@ def spectral_density(
     else:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path) if probes is None else probes
         check_probes(probes)
-        H.announce(probes.shape[-1] * num_matvecs)
+        H.announce(probes.shape[-1] * num_matvecs)  # so that H takes the quickest engine for so many products
         rule = gauss_rules(H, probes, num_matvecs=num_matvecs, seed=seed, progress=progress)
         count = rule.nodes.shape[-1] * rule.nodes.shape[-2]
     nodes, weights = rule.nodes, rule.weights
     widths = _width(rule, num_matvecs) if width is None else torch.full_like(nodes[..., 0, 0], width)
     grids = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
     curves = _smoothed(_normal, nodes, weights, grids, widths) / widths[..., None, None]
-    runs, mean = curves.shape[-2], curves.mean(-2)
-    half_width = 0 * mean if runs == 1 else student_t(runs, confidence) * _stderr(curves)
+    num_curves, mean = curves.shape[-2], curves.mean(-2)  # one curve for each probe, or a single one of eigenvalues
+    half_width = 0 * mean if num_curves == 1 else student_t(num_curves, confidence) * _stderr(curves)
     band = ((mean - half_width).clamp(min=0.0), mean + half_width)  # a density is not negative
-    used = torch.full_like(widths, count, dtype=torch.long)
-    return Density(nodes, weights, rule.residuals, grids, mean, band, widths, used, H.num_params, confidence)
+    matvecs = torch.full_like(widths, count, dtype=torch.long)
+    return Density(nodes, weights, rule.residuals, grids, mean, band, widths, matvecs, H.num_params, confidence)
 
 
 def _check_options(
     num_probes: int, num_matvecs: int, grid: Tensor | None, width: float | None, confidence: float
 ) -> None:
+    """Raises ValueError for options of :func:`spectral_density` that are out of range."""
     check_whole(num_probes=num_probes, num_matvecs=num_matvecs)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: a confidence band needs 2 probes or more")
@@ -210,6 +212,7 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     dense = H.to_dense()
     total = H.num_params * (H.num_points or 1)
     ProgressCounter(total, progress).add(total)
+    # The symmetric part. Points that are not finite are zero for LAPACK, which refuses NaN, and become NaN afterwards.
     points, nonfinite = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
     nodes = set_nan(eigvalsh(solvable(points) / 2), nonfinite).to(dense).reshape(*dense.shape[:-2], 1, -1)
     weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where the nodes are
@@ -219,15 +222,15 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
 def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
     """The default width, from the spacing of the nodes that are not resolved eigenvalues.
 
-    If the probes have on average no more than two such nodes, it comes from the length of the spectrum divided by the
-    number of steps.
+    If the probes have on average no more than two such nodes, the width comes instead from the length of the spectrum
+    divided by the number of steps.
     """
     nodes, bulk = rule.nodes, ~_resolved(rule)
     length = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
     even_spacing = length / max(1, num_matvecs - 1)
-    bulk_length = nodes.masked_fill(~bulk, -torch.inf).amax((-2, -1)) - nodes.masked_fill(~bulk, torch.inf).amin(
-        (-2, -1)
-    )
+    highest = nodes.masked_fill(~bulk, -torch.inf).amax((-2, -1))
+    lowest = nodes.masked_fill(~bulk, torch.inf).amin((-2, -1))
+    bulk_length = highest - lowest
     gaps = bulk.sum(-1).to(nodes).mean(-1) - 1  # the number of gaps in a probe's bulk, on average
     bulk_spacing = torch.minimum(bulk_length / gaps, even_spacing).maximum(length / MAX_WIDTHS)
     spacing = torch.where((gaps > 1) & (bulk_length > 0), bulk_spacing, even_spacing)
@@ -251,6 +254,7 @@ def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
 def _grid(nodes: Float[Tensor, "*point probe node"], width: Float[Tensor, "*point"]) -> Float[Tensor, "*point grid"]:
     """A grid for each point; all have the same number of values."""
     low, high = nodes.amin((-2, -1)) - TAIL_WIDTHS * width, nodes.amax((-2, -1)) + TAIL_WIDTHS * width
+    # At points that are not finite, low and high are NaN; they need no grid of their own.
     needed = ceil(float(((high - low) / width).nan_to_num(nan=0.0).max()) * GRID_PER_WIDTH) + 1
     steps = torch.linspace(0, 1, min(max(GRID_SIZE, needed), MAX_GRID_SIZE), dtype=low.dtype, device=low.device)
     return low[..., None] + (high - low)[..., None] * steps
@@ -270,8 +274,8 @@ def _smoothed(
 
 def _stderr(curves: Float[Tensor, "*point probe grid"]) -> Float[Tensor, "*point grid"]:
     """The standard error of the mean over probes; 0 for the one curve of exact eigenvalues."""
-    runs = curves.shape[-2]
-    return 0 * curves[..., 0, :] if runs == 1 else curves.std(-2) / sqrt(runs)
+    num_curves = curves.shape[-2]
+    return 0 * curves[..., 0, :] if num_curves == 1 else curves.std(-2) / sqrt(num_curves)
 
 
 def _normal(steps: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Exact traces without probes, from the diagonal or, if the network has few outputs, from backward passes.
 
-The route "diagonal" sums all diagonal entries. The route "outputs" takes one backward pass for each example and output.
-In this file J is the Jacobian of the network's outputs, and B the Hessian of the criterion in the outputs.
+The route "diagonal" sums all diagonal entries. The route "outputs" takes one backward pass for each example and output,
+and gives the trace of a Gauss-Newton matrix J'BJ. In this file J is the Jacobian of the network's outputs, and B the
+Hessian of the criterion in the outputs.
 """
 
 from collections.abc import Callable
@@ -35,9 +36,10 @@ def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
 
     max_cost: None for no limit.
     """
-    if isinstance(H, GaussNewton | Hessian) and (outputs := _passes(H)) is not None:
+    if isinstance(H, GaussNewton | Hessian) and (outputs := _outputs_in_all(H)) is not None:
         cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)
-        if cheap and (isinstance(H, GaussNewton) or _on_all(H.objective.ranks, lambda: _has_trace_of_gauss_newton(H))):
+        # For a Hessian the route is right only if its trace is that of its Gauss-Newton part.
+        if cheap and (isinstance(H, GaussNewton) or _on_all_processes(H.objective.ranks, lambda: _is_multiaffine(H))):
             return "outputs"
     return "diagonal" if max_cost is None or H.num_params <= max_cost else None
 
@@ -55,17 +57,18 @@ def exact_trace(
         value = _diagonal_sum(H, block, progress)
         return value, torch.full_like(value, H.num_params, dtype=torch.long)
     assert isinstance(H, GaussNewton | Hessian)
-    groups = H.objective.by_group()
+    groups = H.objective.by_group()  # the objectives of the groups of points whose batches have one shape
     counter = ProgressCounter(sum(sum(num_outputs(group)) * len(group.thetas) for group in groups), progress)
 
     def own() -> Tensor:
         """The traces over the batches of this process, and the numbers of backward passes: [2, point]."""
         if not any(any(group.weights) for group in groups):  # this process has no data
             return torch.zeros(2, len(H.objective.thetas), dtype=torch.float64, device=H.device)
+        # First the traces of all groups, and then their numbers of backward passes.
         columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
         return torch.stack([H.objective.join(column).double() for column in columns])
 
-    both = H.objective.summed(own)
+    both = H.objective.summed(own)  # over the processes
     value, passes = both[0].to(H.dtype), both[1].long()
     return (value[0], passes[0]) if H.num_points is None else (value, passes)
 
@@ -88,19 +91,20 @@ def _traces(objective: Objective, engine: Engine, at_once: int) -> Float[Tensor,
     loss, batching = objective.network, engine.batching
 
     def criterion_hessian(theta: Tensor, batch: Batch) -> Tensor:
-        count, _, product = factors_at(loss, theta, batch)
+        count, _, product = factors_at(loss, theta, batch)  # product: u -> B u
         return over_columns(product, torch.eye(count, dtype=theta.dtype, device=theta.device), batching=batching)
 
     def pulled_back_trace(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
-        pull = factors_at(loss, theta, batch)[1]
+        pull = factors_at(loss, theta, batch)[1]  # u -> J'u
 
         def squared(u: Tensor) -> Tensor:
-            return (pull(u) ** 2).sum()[None]
+            return (pull(u) ** 2).sum()[None]  # a vector of one entry, because over_columns takes vectors
 
         pieces = [over_columns(squared, U[:, columns], batching=batching) for columns in slices(len(b), at_once)]
         return (b * torch.cat(pieces, dim=-1)[0]).sum()
 
-    B = evaluate(objective, criterion_hessian, batching=batching)[0].detach()
+    B = evaluate(objective, criterion_hessian, batching=batching)[0].detach()  # [0]: of the only batch
+    # LAPACK refuses NaN, so B is zero at points that are not finite; their traces become NaN at the end.
     B, nonfinite = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
     return set_nan(evaluate(objective, pulled_back_trace, U, b, batching=batching)[0].detach(), nonfinite)
@@ -112,6 +116,7 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
     counter = ProgressCounter(H.num_params * len(H.parts()), progress)
 
     def part_trace(part: Operator, points: slice) -> tuple[Tensor]:
+        """The traces at the points of one part of H, which is H at as many points as fit in memory together."""
         total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
         for columns in slices(H.num_params, block):
             rows = torch.arange(columns.start, columns.stop, device=H.device)
@@ -124,11 +129,12 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
     return part_by_part(H, part_trace)[0]
 
 
-def _passes(H: GaussNewton | Hessian) -> int | None:
-    """How many numbers the network outputs at one point, over all processes; None without passes through outputs."""
+def _outputs_in_all(H: GaussNewton | Hessian) -> int | None:
+    """How many numbers the network outputs at one point, over all processes; None if H has no route "outputs"."""
     ranks = H.objective.ranks
 
     def own() -> int:
+        """The number of outputs on the batches of this process."""
         if not has_output_passes(H):
             return -1  # in place of None, because the processes exchange numbers
         weighted = [group for group in H.objective.by_group() if any(group.weights)]
@@ -136,23 +142,26 @@ def _passes(H: GaussNewton | Hessian) -> int | None:
 
     if ranks is None:
         return None if (outputs := own()) < 0 else outputs
+    # If ``own`` fails on one process, all processes raise an error, and none waits for the number of another.
     numbers = [row[0] for row in ranks.numbers([ranks.with_shared_errors(own)])]
     return None if min(numbers) < 0 else int(sum(numbers))
 
 
-def _on_all(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds on all processes."""
+def _on_all_processes(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds on all processes that share the data; ranks: None if there is only this one."""
     if ranks is None:
         return condition()
     return all(row[0] for row in ranks.numbers([ranks.with_shared_errors(condition)]))
 
 
-def _has_trace_of_gauss_newton(H: GaussNewton | Hessian) -> bool:
-    """True if it is certain, at all points, that H has the same trace as its Gauss-Newton part."""
-    return all(_group_has_trace_of_gauss_newton(group) for group in H.objective.by_group())
+def _is_multiaffine(H: GaussNewton | Hessian) -> bool:
+    """True if it is certain that the Hessian has the same trace as its Gauss-Newton part, at all points and batches.
 
-
-def _group_has_trace_of_gauss_newton(objective: Objective) -> bool:
-    """True if it is certain, for every batch, that the Hessian has the same trace as its Gauss-Newton part."""
-    loss, theta = objective.network, objective.thetas[0]
-    return all(is_multiaffine(loss, theta, batch) for batch in objective.batches_at(0))
+    The batches of a group's points have one shape, so the network runs the same operations at all of them, and one
+    point stands for the group.
+    """
+    return all(
+        is_multiaffine(group.network, group.thetas[0], batch)
+        for group in H.objective.by_group()
+        for batch in group.batches_at(0)
+    )

@@ -2,7 +2,7 @@
 
 The spectral measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), where u_i are the eigenvectors. Its
 Gauss rule has nodes and weights, of which a spectral density is made. There is one Lanczos run for each probe and
-point, and as many runs are computed at once as fit in memory with their vectors.
+point. As many runs are computed at once as fit in memory with their basis vectors.
 (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
@@ -38,7 +38,8 @@ def quadrature(
 
     The rule integrates powers of the eigenvalues exactly: sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j < 2 m,
     where m = min(num_matvecs, num_params) is the number of nodes.
-    probes: [param, probe] for all points or [point, param, probe], of any length.
+    probes: [param, probe] for all points or [point, param, probe]; their lengths |z| do not matter. seed: of the random
+    vectors that continue a run whose Krylov space is exhausted.
     Raises ValueError for probes of another shape.
 
     >>> from hessian_tools.curvature import hessian
@@ -65,29 +66,31 @@ def gauss_rules(
     counter = ProgressCounter(num_points * probes.shape[-1] * steps, progress)
 
     def part_rules(part: Operator, rows: slice) -> tuple[Tensor, ...]:
-        return _rules_in_memory(part, probes if probes.ndim == 2 else probes[rows], steps, seed, counter)
+        """The rules at some of the points of H. rows: the positions of these points."""
+        return _rules_in_blocks(part, probes if probes.ndim == 2 else probes[rows], steps, seed, counter)
 
     rules = part_by_part(H, part_rules)
     return GaussRule(*(tensor[0] for tensor in rules)) if H.num_points is None else GaussRule(*rules)
 
 
-def _rules_in_memory(
+def _rules_in_blocks(
     H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter
 ) -> tuple[Tensor, ...]:
-    """Nodes, weights and residuals, from as many Lanczos runs at a time as fit in memory with their vectors."""
-    run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype, device="cpu").element_size()
+    """Nodes, weights and residuals, from as many Lanczos runs at a time as fit in memory with their basis vectors."""
+    run_bytes = steps * H.num_params * H.dtype.itemsize
     max_runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
     for points in torch.arange(num_points, device="cpu").split(max_runs):
         selected = H if len(points) == num_points else H.select(points)
         columns = probes if probes.ndim == 2 else probes[points.to(probes.device)]
         blocks = columns.split(max(1, max_runs // len(points)), dim=-1)
-        rules = [_rules_together(selected, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
+        rules = [_rules_of_one_run(selected, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
+        # The nodes, weights and residuals of all probes at these points.
         pieces.append([torch.cat(tensors, dim=-2) for tensors in zip(*rules, strict=True)])
     return tuple(torch.cat(tensors).to(H.device, H.dtype) for tensors in zip(*pieces, strict=True))
 
 
-def _rules_together(H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter) -> list[Tensor]:
+def _rules_of_one_run(H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter) -> list[Tensor]:
     """Nodes, weights and residuals [point, probe, node] of all points and probes, from one batched Lanczos run."""
     num_points, num_probes = H.num_points or 1, probes.shape[-1]
     starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
@@ -105,6 +108,7 @@ class _ProbesAsPoints(Derived):
 
     @property
     def source(self) -> Operator:
+        """The operator from which ``Derived`` takes the size, the dtype and the device."""
         return self.H
 
     @property

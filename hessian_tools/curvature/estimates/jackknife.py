@@ -53,8 +53,8 @@ class Jackknife(Result):
     second_order: the largest bias that second-order perturbation allows, given the measured gap to the next eigenvalue;
     0 for a trace. Where it is not small beside stderr, the top eigenvalue is too close to the next one for first order:
     give method="leave_one_out", or more data.
-    samples: the pseudo-value of each batch; their mean with these weights is value - bias. weights: the share of each
-    batch in the data. converged: True where the eigenvalues or the samples of the trace are accurate and finite.
+    samples: the pseudo-value of each batch; their mean, weighted by ``weights``, is value - bias. weights: the share of
+    each batch in the data. converged: True where the eigenvalues or the samples of the trace are accurate and finite.
     """
 
     quantity: Quantity
@@ -76,13 +76,14 @@ class Jackknife(Result):
         """The confidence interval of the population's value: value - bias -+ t stderr.
 
         t is the quantile of Student's distribution with (number of batches - 1) degrees of freedom. Raises ValueError
-        unless 0 < confidence < 1. ``docs/quantities.md`` says how often it covers.
+        unless 0 < confidence < 1. ``docs/quantities.md`` says how often the interval covers
+        the population's value.
         """
         half_width = student_t(len(self.weights), confidence) * self.stderr
         return self.value - self.bias - half_width, self.value - self.bias + half_width
 
     def __str__(self) -> str:
-        """One line for each of the first points, and how many more batches would halve the error."""
+        """One line for each of the first eight points, and how many more batches would halve the error."""
         return "\n".join([*(text for text, *_ in self._rows()), self._advice()])
 
     def _repr_html_(self) -> str:
@@ -90,7 +91,7 @@ class Jackknife(Result):
         return f"<div>{rows}<div>{self._advice()}</div></div>"
 
     def _rows(self) -> list[tuple[str, float, float, float]]:
-        """For each of the first points, a line of text, the value, and its interval of 95 %."""
+        """For each of the first eight points, a line of text, the value, and the ends of its 95 % interval."""
         columns = (self.value, self.stderr, *self.interval())
         return [
             (f"{self.quantity} {value:.4g} ± {error:.2g}, 95 % interval {low:.4g} to {high:.4g}", value, low, high)
@@ -114,7 +115,8 @@ def jackknife(
 ) -> Jackknife:
     """The top eigenvalue or the trace of H with its standard error over the batches, at every point.
 
-    H: the matrix of a loss over two batches or more (20 give an interval that is useful), or a block or a sum of such.
+    H: the matrix of a loss over two batches or more (20 give an interval that is useful), or a block or a sum of such
+    matrices.
     quantity: "top_eigenvalue" is the largest eigenvalue, "trace" the trace.
     method: how the top eigenvalue without a batch is found. "first_order" perturbs the eigenvector on all data, which
     costs one product with each batch, as much as one product with H. "leave_one_out" runs Lanczos without the batch,
@@ -153,26 +155,33 @@ def jackknife(
 def _of_trace(
     H: Operator, weights: tuple[float, ...], num_probes: int, seed: int, counter: ProgressCounter
 ) -> Jackknife:
+    """The jackknife of the trace, whose pseudo-values are the traces of the single batches.
+
+    This is exact, because the trace on all data is their weighted mean.
+    """
     is_exact = exact_route(H, num_probes) is not None
     probes = None if is_exact else rademacher(H.num_params, num_probes, seed=seed)
-    traces, samples, converged = [], torch.zeros((), dtype=H.dtype, device=H.device), None
+    # probe_samples: for each probe, its sample of the trace on all data.
+    traces, probe_samples, converged = [], torch.zeros((), dtype=H.dtype, device=H.device), None
     for weight, part in zip(weights, by_batch(H), strict=True):
         estimate = trace(part, method="exact") if probes is None else trace(part, probes=probes)
         traces.append(estimate.value)
-        # The errors of the batches are correlated, because they share the probes.
-        samples = samples + weight * (estimate.value[..., None] if is_exact else estimate.samples)
+        # The batches share the probes, so their errors are correlated. They are therefore summed for each probe.
+        probe_samples = probe_samples + weight * (estimate.value[..., None] if is_exact else estimate.samples)
         converged = estimate.converged if converged is None else converged & estimate.converged
         counter.add(1)
     assert converged is not None
-    probe_stderr = 0 * samples[..., 0] if is_exact else samples.std(-1) / num_probes**0.5
+    probe_stderr = 0 * probe_samples[..., 0] if is_exact else probe_samples.std(-1) / num_probes**0.5
     zero = torch.zeros_like(probe_stderr)
-    return _jackknife("trace", samples.mean(-1), torch.stack(traces, dim=-1), weights, probe_stderr, zero, converged)
+    value = probe_samples.mean(-1)
+    return _jackknife("trace", value, torch.stack(traces, dim=-1), weights, probe_stderr, zero, converged)
 
 
 def _of_top_eigenvalue(
     H: Operator, weights: tuple[float, ...], method: Method, rtol: float, seed: int, counter: ProgressCounter
 ) -> Jackknife:
-    k = min(2, H.num_params)
+    """The jackknife of the top eigenvalue, by the formulas at the head of this module."""
+    k = min(2, H.num_params)  # the second eigenvalue gives the gap
     pairs = top_eigenpairs(H, k=k, which="LA", rtol=rtol, vectors=True, seed=seed)
     assert pairs.vectors is not None
     value, v, converged = pairs.values[..., 0], pairs.vectors[..., 0], pairs.converged.all(-1)
@@ -190,9 +199,9 @@ def _of_top_eigenvalue(
         else:
             without = (1 / (1 - weight)) * (H - weight * part)
             limits = Limits(seed, MAX_STEPS, min(MAX_BASIS, H.num_params))
-            found = lanczos(without, (Selection("LA", 1, rtol),), limits, start=v.reshape(-1, H.num_params))
-            value_without = found.values.amax(-1).to(value).reshape(value.shape)
-            converged = converged & found.converged.to(H.device).reshape(value.shape)
+            run = lanczos(without, (Selection("LA", 1, rtol),), limits, start=v.reshape(-1, H.num_params))
+            value_without = run.values.amax(-1).to(value).reshape(value.shape)
+            converged = converged & run.converged.to(H.device).reshape(value.shape)
             samples.append(value / weight - (1 / weight - 1) * value_without)
         counter.add(1)
     return _jackknife(
@@ -209,9 +218,10 @@ def _jackknife(
     second_order: Tensor,
     converged: Tensor,
 ) -> Jackknife:
-    """The formulas at the head of this module."""
+    """The result from the pseudo-values ``samples``, by the formulas at the head of this module."""
     w = torch.tensor(weights, dtype=torch.float64, device="cpu").to(samples)
     center = (w * samples).sum(-1)
+    # w / (1 - w) is 1 / (h - 1) with h = 1 / w.
     variance = (w / (1 - w) * (samples - center[..., None]) ** 2).mean(-1)
     stderr = (variance + probe_stderr**2).sqrt()
     bias = value - center

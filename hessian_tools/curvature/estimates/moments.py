@@ -87,13 +87,15 @@ def moments(
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
     check_probes(probes)
-    H.announce(probes.shape[-1])
+    H.announce(probes.shape[-1])  # so that H takes the quickest engine for this number of products
     counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
     def part_moments(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+        """The samples, and the diagonal with its error, at some of the points of H. rows: their positions."""
         diagonal = _RunningSpread()
 
         def of_block(Z: Tensor, HZ: Tensor) -> tuple[Tensor, Tensor]:
+            """The samples of the trace and of the squared norm; those of the diagonal go into its running mean."""
             nonlocal diagonal
             products = Z * HZ
             diagonal = diagonal.joined(products)
@@ -104,7 +106,7 @@ def moments(
 
     traces, squares, mean, stderr = part_by_part(H, part_moments)
     trace = estimate_of(traces)
-    return Moments(trace, _in_range(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
+    return Moments(trace, _without_underflow(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
 
 
 @full_precision
@@ -184,25 +186,26 @@ def _exact(H: Operator, num_probes: int, progress: Progress | None) -> Moments:
     entries = dense.diagonal(dim1=-2, dim2=-1).clone()
     sums = (entries.sum(-1), _sum_of_squares(dense, (-2, -1)))
     trace, squares = (exact_estimate(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
-    squares = _in_range(replace(squares, method="dense"), H)
+    squares = _without_underflow(replace(squares, method="dense"), H)
     return Moments(trace, squares, _diagonal(entries, entries * 0, trace.num_matvecs))
 
 
 def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     """The sum of squares, or the smallest positive number where all squares have underflowed to 0.
 
-    :func:`_in_range` recognises this number as a sum whose terms have vanished.
+    :func:`_without_underflow` recognises this number as a sum whose terms have vanished.
     """
     squares = (values**2).sum(dims)
     smallest = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps
     return torch.where((squares == 0) & (values != 0).any(dims), smallest, squares)
 
 
-def _in_range(squares: Estimate, H: Operator) -> Estimate:
+def _without_underflow(squares: Estimate, H: Operator) -> Estimate:
     """The estimate, with converged False where squares may have fallen below the dtype's smallest number."""
     small = (squares.samples > 0) & (squares.samples < H.num_params * torch.finfo(H.dtype).tiny)
     return replace(squares, converged=squares.converged & ~small.any(-1))
 
 
 def _diagonal(value: Tensor, stderr: Tensor, num_matvecs: Tensor) -> Diagonal:
+    """The result, with ``converged`` from the other fields."""
     return Diagonal(value, stderr, torch.isfinite(value) & torch.isfinite(stderr), num_matvecs)

@@ -102,12 +102,13 @@ def _parameters_reaching(node: fx.Node, flat: fx.Node, parameters_of: dict[fx.No
     if node.op == "call_function" and node.target is getitem:
         source = node.args[0]
         if isinstance(source, fx.Node) and source.args[:1] == (flat,):
+            # The i-th part of the split is the i-th parameter tensor.
             return frozenset([int(node.args[1])])  # type: ignore[arg-type]
     inputs = node.all_input_nodes
     if flat in inputs:
         return None
     reached = frozenset().union(*(parameters_of[i] for i in inputs))
-    if not reached or node.op == "output":
+    if not reached or node.op == "output":  # an operation on constants, or no operation at all
         return reached
     return reached if node.op == "call_function" and _is_affine_in_each(node, parameters_of) else None
 

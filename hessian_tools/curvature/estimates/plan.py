@@ -1,4 +1,4 @@
-"""What a calculation will hold in memory, and where, before anything is computed."""
+"""Predicts how much memory a calculation will hold, and on which device, before anything is computed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,9 +31,9 @@ class MemoryPlan(Result):
     """The memory of a calculation; ``print`` makes a table of it.
 
     held: the bytes of what exists already, by name. added: the bytes of what the calculation adds, by name, at the
-    moment when it holds the most. results: the bytes that remain afterwards. device: where all of it lies. engine: the
-    one that computes the products. counted: True if the memory of a product was counted, False if it was estimated.
-    vector_bytes: those of a vector of length param.
+    moment when it holds the most. results: the bytes that remain afterwards. device: where all of these bytes lie.
+    engine: the name of the engine that computes the products. counted: True if the memory of a product was counted,
+    False if it was estimated. vector_bytes: the bytes of a vector of length param.
     """
 
     calculation: Calculation
@@ -62,7 +62,7 @@ class MemoryPlan(Result):
 
     def __repr__(self) -> str:
         how = "counted" if self.counted else "estimated"
-        rows = [*((name, size, "held already") for name, size in self.held.items())]
+        rows = [(name, size, "held already") for name, size in self.held.items()]
         rows += [(name, size, "") for name, size in self.added.items()]
         rows += [("added at most", self.bytes_added, ""), ("in all", self.bytes_in_all, f"{self.vectors:.1f} vectors")]
         width = max(len(name) for name, *_ in rows)
@@ -82,15 +82,16 @@ def plan(
     max_matvecs: int | None = None,
     num_probes: int = 64,
 ) -> MemoryPlan:
-    """What ``top_eigenpairs``, ``trace`` or a product with one vector will hold in memory, before anything is.
+    """The memory that ``top_eigenpairs``, ``trace`` or a product with one vector will hold, before it is computed.
 
     H: a Hessian or a Gauss-Newton matrix at one point. k, vectors, max_basis, max_matvecs: as for
     :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
-    The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
-    cannot be computed so, because it reads numbers, the memory is estimated from a forward pass, which the choice of
-    the engine needs in any case. The memory of a product with several vectors is sometimes estimated from that with
-    one. For the engine "compiled" the product is traced, and the calculation uses this trace later. The plan does not
-    know what is allocated outside of tensors, such as the buffers of a convolution.
+    The memory of a product is counted by computing the product on torch's fake tensors, which have a shape and no
+    numbers. A loss that reads the numbers of its tensors cannot be computed in this way. The memory is then estimated
+    from a forward pass, which the choice of the engine needs in any case. The memory of a product with several vectors
+    is sometimes estimated from that of a product with one. For the engine "compiled" the product is traced, and the
+    calculation uses this trace later. The plan does not know what is allocated outside of tensors, such as the buffers
+    of a convolution.
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
@@ -112,9 +113,10 @@ def plan(
     elif calculation == "trace":
         block = vectors_at_once(H.device, vector, min(BLOCK, num_probes))
         product = product_bytes(H.prepared, num_products=num_probes, columns=block)
-        drawn = num_probes if probes_fit_at_once(H, num_probes) else block
+        drawn = num_probes if probes_fit_at_once(H, num_probes) else block  # how many probes are in memory at once
         added, results = _of_trace(product, vector, block, drawn * n), 0
     else:
+        # The tolerance 0.0 has no influence on memory.
         solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)
         product = product_bytes(H.prepared, num_products=solver.num_products, columns=1)
         results = k * vector if vectors else 0
@@ -165,12 +167,15 @@ def _of_trace(product: ProductBytes, vector: int, block: int, drawn: int) -> dic
 
 
 def _of_lanczos(product: ProductBytes, vector: int, k: int, basis: int, *, searches: bool) -> dict[str, int]:
-    """The stage that holds the most: a step, the pairs beside the basis, or their check."""
+    """What Lanczos holds in the stage that needs most: a step, the pairs beside the basis, or the check of the pairs.
+
+    searches: True if further runs search for eigenvalues that the first run missed.
+    """
     steps = {f"Krylov basis ({basis} vectors)": basis * vector}
     steps["a product, or a step of Lanczos"] = max(product.working, STEP_VECTORS * vector)
     ending = {f"Krylov basis ({basis} vectors)": basis * vector, f"pairs ({k})": k * vector}
     check = {f"pairs ({k}), twice, and products with them": 3 * k * vector}
     check["a product, or a selection of pairs"] = max(product.working, k * vector)
-    if searches:  # the known pairs are kept, and each search has a basis with a copy of them
+    if searches:  # the pairs found so far are held, and each search has a basis that holds a copy of them
         steps[f"known pairs ({k}), twice"] = 2 * k * vector
     return _kept(product) | max((steps, ending, check), key=lambda stage: sum(stage.values()))

@@ -54,11 +54,12 @@ class Estimate(Result):
     ) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
         """The confidence interval value -+ t stderr, by Student's t with (number of probes - 1) degrees of freedom.
 
-        t is 2.13 for 16 probes at 95 % and 3.18 for 4, where 1.96 would cover only 93 and 86 %. The interval covers
-        the trace at its nominal rate where z'Hz is about normal: 94.8 to 95.3 % of 4 000 trials with 4, 16 and 64
-        probes on a Conv4's Hessian, before and after adaptation. Where a few eigenvalues outweigh all others z'Hz is
-        skewed: 92, 93 and 94 % on 24 eigenvalues with three outliers. It covers less where atol or rtol chose the
-        number of probes, see :func:`trace`. For an exact number both ends are that number.
+        At 95 %, t is 2.13 for 16 probes and 3.18 for 4 probes. With the 1.96 of the normal distribution the interval
+        would cover the trace in only 93 and 86 % of cases. The interval covers the trace at its nominal rate where z'Hz
+        is about normal: 94.8 to 95.3 % of 4 000 trials with 4, 16 and 64 probes on a Conv4's Hessian, before and after
+        the inner loop. Where a few eigenvalues outweigh all others, z'Hz is skewed: on a matrix of 24 eigenvalues with
+        three outliers the interval covered 92, 93 and 94 %. It covers less where atol or rtol chose the number of
+        probes, see :func:`trace`. For an exact number both ends are that number.
         Raises ValueError unless 0 < confidence < 1.
         level: the old name of confidence.
 
@@ -94,7 +95,7 @@ def rademacher(
 
 
 def _signs(num_params: int, columns: range, seed: int, path: Sequence[PathPart]) -> Int8[Tensor, "param probe"]:
-    """The probes with these numbers."""
+    """The columns of :func:`rademacher` with these numbers."""
     probes = torch.empty(num_params, len(columns), dtype=torch.int8, device="cpu")
     for i, column in enumerate(columns):
         probes[:, i] = signs(num_params, stream(seed, "rademacher", *path, column))
@@ -125,8 +126,8 @@ def trace(
     method: "auto" decides by the cost, as just said; "probes" always uses probes; "exact" uses the cheapest exact way,
     whatever it costs.
 
-    From probes it is the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its stderr is the
-    sample standard deviation over sqrt(n) for n probes, whose square estimates 2 sum_{i != j} H_ij^2 / n.
+    From probes the trace is estimated by the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its
+    stderr is the sample standard deviation over sqrt(n) for n probes; stderr^2 estimates 2 sum_{i != j} H_ij^2 / n.
     By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
     rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
     reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
@@ -157,7 +158,7 @@ def trace(
         if method == "exact":
             raise ValueError("method='exact' uses no probes; leave out method or probes")
         check_probes(probes)
-        H.announce(probes.shape[-1])
+        H.announce(probes.shape[-1])  # so that H takes the quickest engine for this number of products
         return estimate_of(_samples(H, probes, ProgressCounter(probes.shape[-1] * len(H.parts()), progress)))
     _check_numbers(num_probes, max_probes, atol=atol, rtol=rtol)
     route = None if method == "probes" else exact_route(H, num_probes if method == "auto" else None)
@@ -244,7 +245,10 @@ Probes = Tensor | DrawnProbes
 
 
 def drawn_probes(H: Operator, columns: range, seed: int, path: Sequence[PathPart]) -> Probes:
-    """Rademacher probes with these numbers: a tensor, or drawn anew for each use where that would take much memory."""
+    """The columns of :func:`rademacher` with these numbers, as a tensor.
+
+    Where such a tensor would take much memory, an object takes its place that draws the columns anew for each use.
+    """
     if probes_fit_at_once(H, len(columns)):
         return _signs(H.num_params, columns, seed, path)
     return DrawnProbes(H.num_params, columns, seed, path)
@@ -265,8 +269,8 @@ def over_probes(
 ) -> list[T]:
     """``function(Z, HZ)`` for the probes Z, a block of them at a time, at all points of one part of H.
 
-    Where a vector is large, a block is one probe, and no two blocks are held together. rows: the points of H that the
-    part holds.
+    part: H at some of its points. rows: the positions of these points among those of H. Where a vector is large, a
+    block is one probe, and no two blocks are in memory at the same time.
     """
     if part is not H and isinstance(probes, Tensor) and probes.ndim > 2 and probes.shape[-3] > 1:
         probes = probes[..., rows, :, :]  # each point has its own probes
@@ -280,6 +284,7 @@ def over_probes(
 
 
 def _on_block(part: Operator, block: Tensor, counter: ProgressCounter, function: Callable[[Tensor, Tensor], T]) -> T:
+    """``function(Z, HZ)`` for one block of probes Z."""
     Z = block.to(part.device, part.dtype)
     result = function(Z, part @ Z)
     counter.add(block.shape[-1])
@@ -290,6 +295,7 @@ def _samples(H: Operator, probes: Probes, counter: ProgressCounter) -> Float[Ten
     """z'Hz for every probe."""
 
     def part_samples(part: Operator, rows: slice) -> tuple[Tensor]:
+        """The samples at some of the points of H. rows: the positions of these points."""
         return (torch.cat(over_probes(part, rows, H, probes, counter, lambda Z, HZ: (Z * HZ).sum(-2)), dim=-1),)
 
     return part_by_part(H, part_samples)[0]

@@ -1,1 +1,1 @@
-"""The pure data that a curvature matrix is made of: a loss, points, and batches in groups of one shape."""
+"""The pure data that a curvature matrix is made of: a loss, points (parameter vectors), and their batches."""

@@ -1,4 +1,4 @@
-"""Indexing of points and of their batches: a part of them, consecutive slices, and checked positions."""
+"""Indexing of points and of their batches: the batches of some points, consecutive slices, and checked positions."""
 
 from math import ceil
 from operator import itemgetter
@@ -27,10 +27,11 @@ def slices(total: int, max_length: int) -> list[slice]:
 
 
 def own_memory(thetas: Tensor) -> Tensor:
-    """The same numbers in a storage that holds nothing else; copied only where the tensor does not fill its own.
+    """The same numbers in a storage that holds nothing else; copied only if the storage of ``thetas`` holds more.
 
-    In forward mode torch 2.13 allocates a tangent as large as the whole storage of its primal, even if the primal is a
-    small view of it. A theta that ``Tensor.expand`` repeats over points has no forward derivative at all.
+    In forward mode torch 2.13 allocates a tangent as large as the whole storage of the tensor at which it
+    differentiates, even if that tensor is a small view of the storage. A theta that ``Tensor.expand`` repeats over
+    points has no forward derivative at all.
     """
     owns_storage = thetas.untyped_storage().nbytes() == thetas.numel() * thetas.element_size()
     return thetas if owns_storage and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
-"""The batches of a ``DataLoader``: kept where they are small, else read again at every product.
+"""The batches of a ``DataLoader``: held in memory if they are small, and otherwise read again at every product.
 
-A loader that is read again must give the same data. Its readings are therefore compared by a checksum of each batch,
-and the second one is made with other states of the random generators, so that random augmentation shows at once.
+A loader that is read again must give the same data. Its readings are therefore compared by a checksum of each batch.
+The second reading starts from other states of the random generators, so that it reveals random augmentation.
 """
 
 import zlib
@@ -20,16 +20,16 @@ from hessian_tools.outputs import tensors_of
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.random_states import random_states_from
 
-_END = object()
+_END = object()  # what next() returns at the end of a loader
 
 
 @dataclass(frozen=True, eq=False)
 class LoaderBatches(Sequence[Batch]):
     """A sequence of batches that holds none but the first and the largest: each pass over it reads the loader again.
 
-    of_network: whether the batches are for a network, which takes a list [x, y] of the loader as a tuple (x, y). like:
+    of_network: whether the batches are for a network, so that a list [x, y] of the loader becomes a tuple (x, y). like:
     a tensor with the dtype and the device to which every batch is moved. checksums: one for each batch of the first
-    reading. first, largest: these batches, as they came from the loader. progress: called with (done, total)
+    reading. first, largest: these two batches, as they came from the loader. progress: called with (done, total)
     batches at each reading.
 
     Every pass raises ValueError where the loader gives other data than at its first reading.
@@ -77,14 +77,16 @@ class LoaderBatches(Sequence[Batch]):
 def loader_batches(
     loader: DataLoader[Any], *, of_network: bool, like: Tensor, keep: int | None, progress: Progress | None = None
 ) -> list[Batch] | LoaderBatches:
-    """The batches of a loader: a list if all of them together take at most ``keep`` bytes (None for any number).
+    """The batches of a loader: a list if they take at most ``keep`` bytes in all, otherwise LoaderBatches.
 
-    of_network, like: as for :class:`LoaderBatches`. Raises ValueError for a loader that draws its examples at random,
-    leaves some out, gives none, or gives other data when its first batch is read again.
+    keep: None for no limit. of_network, like, progress: as for :class:`LoaderBatches`. Raises ValueError for a loader
+    that draws its examples at random, leaves some out, gives none, or gives other data when its first batch is read
+    again.
     """
     refuse_random_loader(loader)
-    kept: list[Batch] | None = []
-    first, largest, largest_bytes, total_bytes, checksums = None, None, -1, 0, list[int]()
+    kept: list[Batch] | None = []  # None once the batches take more than ``keep`` bytes
+    checksums: list[int] = []  # computed only if the batches are not kept
+    first, largest, largest_bytes, total_bytes = None, None, -1, 0
     # Without a length the number of batches is not known, and no progress is reported.
     counter = ProgressCounter(len(loader), progress) if hasattr(loader.dataset, "__len__") else ProgressCounter(0)
     for batch in read(loader, of_network=of_network, seed=0):
@@ -116,7 +118,7 @@ def loader_batches(
 def read(loader: DataLoader[Any], *, of_network: bool, seed: int) -> Iterator[Batch]:
     """One reading of a loader. The global random generators start from ``seed``, and are left as they were."""
     with random_states_from(seed), torch.device("cpu"):
-        batches = iter(loader)  # draws a seed for its workers, and would draw it on the default device
+        batches = iter(loader)  # draws a seed for its workers on the default device, here the CPU
     while True:
         with random_states_from(seed):
             batch = next(batches, _END)
@@ -147,12 +149,13 @@ def checksum(batch: Batch) -> int:
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
             total = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), total)
             total = zlib.crc32(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, total)
-        elif isinstance(leaf, str | bytes | int | float | None):  # the repr of another object may hold its address
+        elif isinstance(leaf, str | bytes | int | float | None):  # the repr of any other object may contain its address
             total = zlib.crc32(repr(leaf).encode(), total)
     return total
 
 
 def _other_data(what: str) -> str:
+    """The error message for a loader that gave other data. what: which data differ."""
     return (
         f"the DataLoader gave other data when it was read again ({what}): its dataset draws random numbers, as random "
         "augmentation does, or can be read only once; take the random transforms off, or give list(loader), which "

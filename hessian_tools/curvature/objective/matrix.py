@@ -57,8 +57,8 @@ def gauss_newton_product(
 class DifferentiableOutputs:
     """The floating-point outputs of a network on one input as a function of theta, beside the other output tensors.
 
-    put_back: the function that makes the network's outputs from these two lists of tensors. It is known once the
-    network has been called.
+    put_back: the function that makes the network's outputs from these two lists of tensors. The first call of the
+    network sets it.
     """
 
     def __init__(self, loss: Loss, x: Any) -> None:
@@ -76,7 +76,7 @@ def criterion_at(
 ) -> Callable[[list[Tensor]], list[Tensor]]:
     """The map u -> Bu, where B is the Hessian of the criterion in the floating-point outputs.
 
-    put_back: makes of these tensors what the criterion takes.
+    put_back: turns the floating-point outputs into the outputs that the criterion takes.
     """
 
     def criterion(floating: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The objective whose curvature is measured: a loss, the points, and their batches in groups of one shape."""
+"""The objective whose curvature is measured: a loss, points (parameter vectors), and the batches at each point."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,11 @@ class Group:
 
     positions: where these points stand among all points of the objective. The tensor lies on the CPU, because it only
         serves as an index, and reading it from a GPU would wait for the work queued there.
-    batches: one or more batches; the objective is a weighted mean of the loss over them. Every tensor has a leading
+    batches: one or more batches; the objective is a weighted sum of the loss over them. Every tensor has a leading
         point axis, unless all points share the batches. They may be ``LoaderBatches``, which are read from a loader at
         every pass over them.
-    weights: the weight of each batch in that mean; the weights sum to one, over all processes that share the data.
+    weights: the weight of each batch in that sum. Over all processes that share the data, the weights sum to one; for a
+        criterion that sums over examples, every weight is one.
     """
 
     positions: Int[Tensor, " member"]
@@ -43,8 +44,8 @@ class Group:
 class Objective:
     """The function ``sum_i weights[i] * loss(theta, batches[i])`` at every row theta of ``thetas``.
 
-    It is pure data. Points whose batches differ in shape lie in different groups; most objectives have one group, which
-    then holds all points in order.
+    Points whose batches differ in shape lie in different groups. Most objectives have a single group, which holds all
+    points in order.
 
     shared: True if the batches have no point axis and serve every point; False if every point has its own.
     ranks: the processes that share the data, of which this one holds the batches here; None for a single process.
@@ -88,11 +89,11 @@ class Objective:
             return self.weights
         return tuple(weight for weights in self.ranks.gather(self.weights) if any(weights) for weight in weights)
 
-    def by_each(self) -> "Iterator[Objective]":
+    def by_batch_of_all_processes(self) -> "Iterator[Objective]":
         """The objective of each batch alone, in the order of ``all_weights``; for a single group.
 
-        All processes take part in each product. So for a batch of another process, this process holds its own first
-        batch with weight 0, which adds nothing to the sum over the processes.
+        All processes take part in each product. For a batch of another process, this process therefore uses its own
+        first batch with weight 0, which adds nothing to the sum over the processes.
         """
         (group,) = self.groups
         if self.ranks is None:
@@ -101,8 +102,8 @@ class Objective:
         # count: the number of batches of a process. It is 0 for one that holds only a stand-in of weight 0.
         for rank, count in enumerate(self.ranks.gather(len(group.weights) if any(group.weights) else 0)):
             own = [self.batches[0]] * count if rank != self.ranks.rank else self.batches
-            for _, batch in zip(range(count), own, strict=False):
-                weight = float(rank == self.ranks.rank)
+            weight = float(rank == self.ranks.rank)
+            for _, batch in zip(range(count), own, strict=False):  # leaves out a stand-in, whose count is 0
                 yield replace(self, groups=(replace(group, batches=(batch,), weights=(weight,)),))
 
     def by_batch(self) -> "Iterator[tuple[float, Objective]]":
@@ -135,7 +136,7 @@ class Objective:
         return replace(self, thetas=thetas, groups=tuple(groups))
 
     def locate(self, points: Int[Tensor, " chosen"]) -> list[tuple[Tensor, Tensor]]:
-        """For each group two index tensors: its members among ``points``, and their positions in ``points``."""
+        """For each group, which of its members are among ``points``, and the positions of these in ``points``."""
         all_points = torch.arange(len(self.thetas), device="cpu")
         points = all_points[points]  # negative positions become positions counted from the start
         located = []
@@ -152,12 +153,11 @@ class Objective:
         """An objective for each group, at the points of that group alone."""
         if len(self.groups) == 1:
             return [self]
-        return [
-            replace(
-                self, thetas=self.thetas[group.positions], groups=(replace(group, positions=_positions_alone(group)),)
-            )
-            for group in self.groups
-        ]
+        objectives = []
+        for group in self.groups:
+            alone = replace(group, positions=torch.arange(len(group.positions), device="cpu"))
+            objectives.append(replace(self, thetas=self.thetas[group.positions], groups=(alone,)))
+        return objectives
 
     def join(self, results: Sequence[Tensor]) -> Tensor:
         """The results of the groups, each with a leading point axis, put together in the order of the points."""
@@ -167,8 +167,3 @@ class Objective:
         for group, result in zip(self.groups, results, strict=True):
             joined[group.positions] = result
         return joined
-
-
-def _positions_alone(group: Group) -> Tensor:
-    """The positions of a group's points in an objective that has no other group: 0, 1, 2, ..."""
-    return torch.arange(len(group.positions), device="cpu")

@@ -1,4 +1,4 @@
-"""The objective of a process that holds a share of the data, with its batches weighted among those of all processes."""
+"""The objective of a process that holds a share of the data, with weights relative to the batches of all processes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,12 +24,12 @@ def objective_of_share(
     weights: Weights,
     objective_of: Callable[[Any], Objective],
 ) -> Objective:
-    """The objective of this process, whose weights sum to one over all processes, or are all one where losses add up.
+    """The objective of this process, with weights that sum to one over all processes.
 
-    objective_of: makes the objective of the batches of one process, weighted by size among themselves. All processes
-    receive the first batch of the first process that has one. Each process compares its own first batch with this
-    common batch, which gives the weights of all batches in the same unit. A process without batches takes the common
-    batch with weight 0.
+    For a criterion that sums over examples, every weight is one instead. objective_of: makes the objective of the
+    batches of one process, weighted by size among themselves. All processes receive the first batch of the first
+    process that has one. Each process compares its own first batch with this common batch, which gives the weights of
+    all batches in the same unit. A process without batches takes the common batch with weight 0.
 
     Raises ValueError, on every process, where processes differ in theta, parameters or buffers, where no process has a
     batch, for ragged batches, and where :func:`objective_at` raises on any process.
@@ -46,33 +46,36 @@ def objective_of_share(
     first = ranks.from_process(holders[0], first)
 
     def weighted() -> tuple[Objective, list[float], bool]:
-        """The objective, its weights in units that all processes share, and whether the losses add up."""
+        """The objective, its weights in units that all processes share, and whether the criterion sums."""
         if objective is None:
             return _one_group(objective_of(first)), [0.0], False
         if not by_size:
             return objective, _given(weights, len(objective.batches)), False
-        return objective, *_weights_beside(objective, cast_like(first, thetas))
+        return objective, *_weights_relative_to(objective, cast_like(first, thetas))
 
-    objective, scaled, adds = ranks.with_shared_errors(weighted)
-    rows = ranks.numbers([sum(scaled), float(adds)])
-    total, adding = sum(row[0] for row in rows), {bool(row[1]) for rank, row in enumerate(rows) if rank in holders}
-    if len(adding) > 1:
+    objective, scaled, sums = ranks.with_shared_errors(weighted)
+    rows = ranks.numbers([sum(scaled), float(sums)])
+    total = sum(weight for weight, _ in rows)
+    sums_on_holders = {bool(rows[rank][1]) for rank in holders}
+    if len(sums_on_holders) > 1:
         raise ValueError(
             "the criterion averages over the batches of some processes and adds up over others; give weights="
         )
     if not total > 0:
         raise ValueError(f"weights={weights!r}: the sum over all processes is {total}; give weights with a sum above 0")
     (group,) = objective.groups
-    fractions = tuple(scaled) if adding == {True} else tuple(weight / total for weight in scaled)
+    fractions = tuple(scaled) if sums_on_holders == {True} else tuple(weight / total for weight in scaled)
     return replace(objective, groups=(replace(group, weights=fractions),), ranks=ranks)
 
 
 def _holders(ranks: Ranks, loss: LossFunction, thetas: Tensor, *, is_empty: bool, by_size: bool) -> list[int]:
     """The processes that have batches. Raises ValueError where no process has any, or where they differ in theta."""
     names = loss.layout.names if isinstance(loss, Loss) else None
-    told = ranks.gather(((tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size), is_empty))
-    for rank, (about, _) in enumerate(told):
-        if about != told[0][0]:
+    # What must be the same on all processes, in a form that is quick to send and to compare.
+    common = tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size
+    gathered = ranks.gather((common, is_empty))
+    for rank, (of_rank, _) in enumerate(gathered):
+        if of_rank != gathered[0][0]:
             raise ValueError(
                 f"process {rank} has another theta, other parameters or another kind of weights than process 0; give "
                 "the same to all, such as a model that each makes after torch.manual_seed(0)"
@@ -80,7 +83,7 @@ def _holders(ranks: Ranks, loss: LossFunction, thetas: Tensor, *, is_empty: bool
     if isinstance(loss, Loss):
         named = [*loss.model.named_buffers(), *loss.model.named_parameters()]
         refuse_different_constants({name: t for name, t in named if name not in loss.layout.names}, ranks)
-    holders = [rank for rank, (_, has_none) in enumerate(told) if not has_none]
+    holders = [rank for rank, (_, has_none) in enumerate(gathered) if not has_none]
     if not holders:
         raise ValueError("no process has a batch; give data to one of them at least")
     return holders
@@ -98,8 +101,8 @@ def refuse_different_constants(named: Mapping[str, Tensor], ranks: Ranks) -> Non
             )
 
 
-def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool]:
-    """The weights of the batches where ``first`` has the weight 1, and whether the losses add up.
+def _weights_relative_to(objective: Objective, first: Any) -> tuple[list[float], bool]:
+    """The weights of this process's batches in units of the weight of ``first``, and whether the criterion sums.
 
     first: the batch with which all processes compare their own.
     """
@@ -111,20 +114,22 @@ def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool
         if why is None:
             raise
         raise ValueError(why) from None
-    if of_first + of_own == 2:  # a criterion that adds up gives every batch the weight 1
+    if of_first + of_own == 2:  # a criterion that sums gives both batches the weight 1
         return [1.0] * len(objective.batches), True
-    # In units of ``first``, the first batch of this process has the weight of_own / of_first.
-    unit = of_own / of_first / objective.weights[0]
-    return [unit * weight for weight in objective.weights], False
+    # In units of ``first``, the weight of the first batch of this process is of_own / of_first.
+    factor = of_own / of_first / objective.weights[0]
+    return [factor * weight for weight in objective.weights], False
 
 
 def _one_group(objective: Objective) -> Objective:
+    """The objective. Raises ValueError if its points have batches of different sizes and so several groups."""
     if len(objective.groups) > 1:
         raise ValueError("points with batches of different sizes are not shared over processes; measure them in one")
     return objective
 
 
 def _given(weights: Any, count: int) -> list[float]:
+    """The weights that the caller has given. Raises ValueError if there is not one for each batch."""
     if len(weights) != count:
         raise ValueError(f"weights={weights!r} for {count} batches; give one number for each batch of this process")
     return [float(weight) for weight in weights]

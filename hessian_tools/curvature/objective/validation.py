@@ -66,8 +66,8 @@ def objective_at(
 ) -> Objective:
     """The objective made of the arguments of :func:`~hessian_tools.curvature.hessian`, which are checked.
 
-    A single point gets a point axis of length one. keep: how many bytes the batches of a ``DataLoader`` may take on a
-    device; a loader with more is read again at every pass. None keeps them always.
+    A single point gets a point axis of length one. keep: a function of the device that gives how many bytes the batches
+    of a ``DataLoader`` may take; a loader with more is read again at every pass. None keeps them always.
     Raises ValueError where the arguments do not fit together.
     """
     _check_thetas(loss, thetas)
@@ -84,35 +84,36 @@ def objective_at(
     rows = thetas[None] if single else thetas
     shared = shared or single
     if isinstance(batch, DataLoader):
+        # Batches with a point axis are always kept, because the batch of one point is taken out by indexing.
         kept_bytes = keep(thetas.device) if keep is not None and shared else None
         batch = loader_batches(batch, of_network=of_network, like=thetas, keep=kept_bytes, progress=progress)
     if isinstance(batch, LoaderBatches):
-        function = _looked_at(loss, rows[0], batch[0])
+        function = _checked_loss(loss, rows[0], batch[0])
         all_points = torch.arange(len(rows), device="cpu")
         group = Group(all_points, batch, _weights(loss, rows, batch, weights, shared=True))
-        return _in_states(Objective(function, rows, (group,), shared))
+        return _with_recorded_buffers(Objective(function, rows, (group,), shared))
     batches = batches_of(batch, of_network=of_network)
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
     groups: tuple[Group, ...]
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
-        function = _looked_at(loss, rows[0], cast_like(batches[0].batches[0], thetas))
+        function = _checked_loss(loss, rows[0], cast_like(batches[0].batches[0], thetas))
         groups = _ragged_groups(loss, batches, rows, weights)
     else:
         batches = [cast_like(b, thetas) for b in batches]
         if not shared:
             _check_leading_axes(batches, len(rows))
-        function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
+        function = _checked_loss(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
         groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
     objective = Objective(function, rows, groups, shared)
-    _refuse_uncounted(objective)
-    return _in_states(objective)
+    _refuse_uncounted_labels(objective)
+    return _with_recorded_buffers(objective)
 
 
-def _in_states(objective: Objective) -> Objective:
-    """The objective with the buffers that the network had at each point, if the loss was recorded with them."""
+def _with_recorded_buffers(objective: Objective) -> Objective:
+    """The objective, with the buffers that the network had at each point if the loss comes from a recorder."""
     loss = objective.loss
     if not isinstance(loss, Loss):
         return objective
@@ -123,11 +124,12 @@ def _in_states(objective: Objective) -> Objective:
     return replace(objective, groups=tuple(groups), shared=shared)
 
 
-def _refuse_uncounted(objective: Objective) -> None:
-    """Raise ValueError where none of the labels of a lone batch counts, so that its loss is 0 / 0.
+def _refuse_uncounted_labels(objective: Objective) -> None:
+    """Raise ValueError if an only batch has no label that counts (all are ``ignore_index``), so that its loss is 0 / 0.
 
-    The derivatives of such a loss are 0 and would look like those of a flat one. (Several batches are checked where
-    their weights are found.) Labels that do not count are all equal, so only batches of equal labels are evaluated.
+    The derivatives of such a loss are 0, as if the loss were flat. Only batches whose labels are all equal are
+    evaluated, because only in them can every label be one that does not count. (If there are several batches, they are
+    checked where their weights are found.)
     """
     for group in objective.groups:
         if len(group.batches) > 1 or isinstance(group.batches, LoaderBatches):
@@ -135,8 +137,10 @@ def _refuse_uncounted(objective: Objective) -> None:
         (batch,), rows = group.batches, objective.thetas[group.positions]
         labels = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dtype in LABELS]
         labels = [each.reshape(1 if objective.shared else len(rows), -1) for each in labels]
-        equal = {i for each in labels for i in (each == each[:, :1]).all(1).nonzero()[:, 0].cpu().tolist()}
-        for point in sorted(equal):
+        points_with_equal_labels = set()
+        for each in labels:
+            points_with_equal_labels.update((each == each[:, :1]).all(1).nonzero()[:, 0].tolist())
+        for point in sorted(points_with_equal_labels):
             if _is_nan_and_flat(objective.loss, rows[point], batch if objective.shared else at_points(batch, point)):
                 raise ValueError("the batch has no label that counts, so its loss is 0 / 0; give one that counts")
 
@@ -148,14 +152,14 @@ def _is_nan_and_flat(loss: LossFunction, theta: Tensor, batch: Batch) -> bool:
         with torch.enable_grad():
             value = loss(leaf, batch)
             return bool(value.isnan()) and bool(torch.autograd.grad(value, leaf)[0].isfinite().all())
-    except Exception:  # the engines explain the errors of a loss
+    except Exception:  # a loss that fails is reported later, by the engines
         return False
 
 
-def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
-    """The loss, made safe to differentiate twice, after the look of :mod:`hessian_tools.first_look`.
+def _checked_loss(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
+    """The loss, made safe to differentiate twice, after :mod:`hessian_tools.first_look` has checked it.
 
-    The look comes before anything else is computed, because another pass could change the state of a model for good.
+    The check comes before any other pass, because that pass could change the state of a model for good.
     """
     if isinstance(loss, Loss):
         loss.refuse_hidden_state(theta, batch)
@@ -200,9 +204,10 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
 
 
 def _shapes(batches: Sequence[Batch]) -> Hashable:
+    """A key that is equal for batches that can be stacked."""
     leaves, spec = pytree.tree_flatten(list(batches))
-    # Integers and booleans keep their dtype, so it belongs to the key: stacked with integers, a boolean mask would
-    # become a list of indices. Floating-point tensors are cast to the dtype of theta anyway.
+    # The dtype of integers and booleans is part of the key, because a boolean mask stacked with integers would become a
+    # list of indices. The dtype of floating-point tensors is not, because they are all cast to the dtype of theta.
     forms = [
         (tuple(x.shape), None if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else repr(x)
         for x in leaves
@@ -224,6 +229,7 @@ def _twice_differentiable(loss: LossFunction) -> LossFunction:
 
 
 def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
+    """Raise ValueError unless all batches are ragged and each holds one batch for every point."""
     if not all(isinstance(b, Ragged) for b in batches):
         raise ValueError("some batches of the list are ragged and others are not; make all of them with ragged([...])")
     lengths = {len(b.batches) for b in batches}
@@ -235,6 +241,7 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 
 
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
+    """Raise ValueError for points whose type, dtype or shape is of no use."""
     if not isinstance(thetas, Tensor):
         raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
     if thetas.is_complex():
@@ -256,6 +263,7 @@ def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
 
 
 def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
+    """Raise ValueError for a tensor of a batch whose first axis is not that of the points."""
     for leaf in (leaf for b in batches for leaf in pytree.tree_leaves(b) if isinstance(leaf, Tensor)):
         if leaf.ndim == 0 or leaf.shape[0] != num_points:
             raise ValueError(
@@ -267,7 +275,7 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
 def _weights(
     loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], weights: Weights, *, shared: bool
 ) -> tuple[float, ...]:
-    """The weight of each batch: for "size" as the criterion divides, otherwise as given and scaled to a sum of one."""
+    """The weight of each batch: for "size", found from the criterion; otherwise as given, scaled to a sum of one."""
     if isinstance(weights, str) and weights != "size":
         raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
     if isinstance(weights, str) and isinstance(batches, LoaderBatches):

@@ -72,7 +72,7 @@ class Combination(Derived):
 
     @property
     def ranks(self) -> Ranks | None:
-        """The processes that make the products of a term; the products of other terms are the same on all of them."""
+        """The processes that compute a term's products together. Other terms have equal products on all of them."""
         return next((term.ranks for _, term in self.terms if term.ranks is not None), None)
 
     @property
@@ -138,7 +138,7 @@ class Projected(Derived):
 class Block(Projected):
     """Some rows and the same columns of an operator A; made by ``H.block``. A product costs one product of A.
 
-    rows: the positions of these rows. names: the parameters that they belong to.
+    rows: the positions of these rows. names: the layout of the parameters to which the rows belong.
     """
 
     rows: Int[Tensor, " row"]
@@ -246,7 +246,7 @@ def block(whole: Operator, prefixes: tuple[str, ...], head: str | None) -> Block
     layout = _layout(whole)
     if head is not None:
         layout = replace(layout, head=head)
-        layout.under("head")  # raises if no parameter has this head; else "body" would silently be the whole network
+        layout.under("head")  # raises if no parameter is in this head; otherwise "body" would be the whole network
     return _block(whole, layout, layout.under(*prefixes))
 
 
@@ -255,13 +255,14 @@ def blocks(whole: Operator) -> dict[str, Block]:
     layout = _layout(whole)
     modules: dict[str, list[str]] = {}
     for name in layout.names:
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
+        module = name.rpartition(".")[0]
+        modules.setdefault(module, []).append(name)
     return {module: _block(whole, layout, tuple(names)) for module, names in modules.items()}
 
 
 @full_precision
 def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
-    """The restriction to the span of orthonormal columns; see ``Operator.restrict``. Raises ValueError."""
+    """The restriction to the span of orthonormal columns; see ``Operator.restrict``, also for what it raises."""
     fits = Q.ndim == 2 or (Q.ndim == 3 and Q.shape[0] == whole.num_points)
     if not fits or Q.shape[-2] != whole.num_params or (Q.dtype, Q.device) != (whole.dtype, whole.device):
         raise ValueError(
@@ -277,7 +278,7 @@ def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
 
 
 def scaled(whole: Operator, d: Float[Tensor, "..."]) -> Scaled:
-    """The operator with its rows and columns multiplied by d; see ``Operator.scaled``. Raises ValueError."""
+    """The operator with its rows and columns multiplied by d; see ``Operator.scaled``, also for what it raises."""
     fits = d.shape == (whole.num_params,) or d.shape == whole.shape[:-1]
     if not fits or (d.dtype, d.device) != (whole.dtype, whole.device):
         raise ValueError(
@@ -288,6 +289,7 @@ def scaled(whole: Operator, d: Float[Tensor, "..."]) -> Scaled:
 
 
 def _layout(whole: Operator) -> ParamLayout:
+    """The names of the operator's rows. Raises ValueError if they have none."""
     if whole.layout is None:
         raise ValueError(
             "this operator has no blocks, because its rows have no names; "
@@ -297,6 +299,7 @@ def _layout(whole: Operator) -> ParamLayout:
 
 
 def _block(whole: Operator, layout: ParamLayout, names: tuple[str, ...]) -> Block:
+    """The block of the parameters with these names."""
     return Block(whole, layout.positions(names).to(whole.device), layout.only(names))
 
 

@@ -1,6 +1,5 @@
 """The Gauss-Newton matrix of a network's loss, as an operator with exact products."""
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, Differentiabl
 from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.failures import warn
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.progress import Progress
 
@@ -83,7 +83,7 @@ def gauss_newton(
     A product costs about two thirds of a product with the Hessian (Schraudolph 2002). The route is "direct" or
     "traced", or "kept" where that is named or nothing else works. A product is exact to rounding for training-mode
     BatchNorm too, because only first derivatives of the network are taken. Warns where the criterion is linear in the
-    outputs, so that G = 0. Raises ValueError for a plain function, which has no outputs, and where :func:`hessian`
+    outputs, and G therefore 0. Raises ValueError for a plain function, which has no outputs, and where :func:`hessian`
     does.
 
     >>> import torch
@@ -109,13 +109,13 @@ def gauss_newton(
 
 
 def _warn_if_linear(objective: Objective) -> None:
-    """Warns if the criterion is linear in the outputs at the first point, because G is then exactly 0 in silence."""
+    """Warns if the criterion is linear in the outputs at the first point, because G is then 0 without any error."""
     group = objective.groups[0]
     batch = group.batches[0] if objective.shared else at_points(group.batches[0], 0)
     try:
         outputs = linear_outputs(objective.network, objective.thetas[int(group.positions[0])], batch)
-    except (RuntimeError, NotImplementedError):
-        return  # the engines say what has no derivative
+    except RuntimeError:
+        return  # an operation without a derivative is reported later, by the engines
     if not outputs:
         return
     if any(are_log_probabilities(out) for out in outputs):
@@ -125,7 +125,6 @@ def _warn_if_linear(objective: Objective) -> None:
         )
     else:
         advice = "move the curved part of the loss from the network into the criterion, or measure the Hessian"
-    warnings.warn(
+    warn(
         f"the criterion is linear in the network's outputs, so their part of the Gauss-Newton matrix is 0; {advice}",
-        stacklevel=3,
     )

@@ -40,32 +40,33 @@ def hessian(
     thetas: [param] for one point, [point, param] for many. With many, every tensor of the batch
     has a leading point axis, unless ``shared=True``; give batches of different sizes as ``ragged([...])``.
     A *list* of batches, or a ``DataLoader`` that does not shuffle, means that the objective is the loss of all their
-    data. With ``weights="size"`` each batch is weighted by the number by which the criterion divides it: its examples,
-    its labels that are not ignored, the sum of its class weights, its tokens. For a criterion that sums, the losses of
-    the batches are added. This is found from the criterion itself, by one pass on each batch. Otherwise weights holds
-    one number for each batch, scaled to a sum of one.
+    data. With ``weights="size"`` each batch is weighted by the number by which the criterion divides: the number of its
+    examples, of its tokens or of its labels that are not ignored, or the sum of its class weights. For a criterion that
+    sums, the losses of the batches are added. Which of these it is is found from the criterion itself, by one pass on
+    each batch. Otherwise weights holds one number for each batch; these numbers are scaled to a sum of one.
     The batches of a loader are kept if they take at most max_memory. Otherwise the loader is read again at every
     product, one batch is held at a time, and each reading is compared with the first, so that random augmentation is
     refused. progress: called with (done, total) batches at each reading of such a loader. If the graphs
     of all batches take more than max_memory, they are made anew, batch by batch, at every product.
 
     max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
-    512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
+    512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The memory is measured beforehand; if a CUDA
     device runs out of memory all the same, half as much is computed at once. Inputs and results are not counted, and
     with many points thetas may be a tensor mapped from a file.
     chunk: how many products run at once, instead of the number that the measurement gives.
     batching: "vmap" computes points and probes together; "loop" computes them one by one, for a loss that ``vmap``
     refuses.
 
-    route: the engine. ``.route`` reports the one that was taken. Neither the route nor the memory
-    changes results beyond rounding.
+    route: the engine by which products are computed. ``H.route`` reports the one that was taken. Neither the route nor
+    the memory changes results beyond rounding.
 
     - "direct": forward over reverse, batched over points and probes by ``vmap``; nothing is kept.
     - "kept" (or "double_backward"): each point's gradient is kept with its graph, and a product is one more reverse
       pass. It takes any criterion, ``nn.MSELoss`` too.
-    - "traced" (or "compiled"): the product is traced once for the loss and shapes (one to ten seconds, then for as long
-      as the loss lives), and the part that does not depend on the vector is computed once for each point. Once traced
-      it is the quickest by far. The first product raises ValueError where the loss cannot be traced.
+    - "traced" (or "compiled"): the operations of a product are recorded once for the loss and the shapes, which takes
+      one to ten seconds; this trace is kept as long as the loss lives. The part of it that does not depend on the
+      vector is computed once for each point. With a trace, products are the quickest by far. The first product raises
+      ValueError where the loss cannot be traced.
     - "auto": the quickest for the number of products that is announced, judged by counts and sizes known beforehand.
       For a plain function, or where chunk or batching="loop" is given, it is "direct". For a network it is "traced"
       from 2000 / (1 + megabytes of a forward pass) products on a CPU and from 1500 on a GPU. Below that it is "kept"
@@ -75,16 +76,17 @@ def hessian(
       ``H.announce(num_products)``.
 
     compile: True to have the traced products compiled by Inductor, the compiler of ``torch.compile``; with it the route
-    is "traced". It takes some ten seconds to minutes for each number of points and of vectors together, in each
-    process, so it is for thousands of products at always as many points. docs/gpu.md says what it was seen to gain.
-    The first product raises ValueError where Inductor fails, as it does without a C++ compiler.
+    is "traced". Compiling takes from ten seconds to minutes, in each process and anew for each number of points and of
+    vectors that are multiplied together. It is therefore for thousands of products at a constant number of points.
+    docs/gpu.md reports measured gains. The first product raises ValueError where Inductor fails, as it does without a
+    C++ compiler.
 
     One product costs about six forward passes. It is exact to rounding for training-mode BatchNorm too.
-    The loss is looked at once, by two passes and a backward pass at the first point. Raises HiddenStateError if it is
+    The loss is checked once, by two passes and a backward pass at the first point. Raises HiddenStateError if it is
     no function of theta alone: if a network changes state in its forward pass, if network or criterion draw random
     numbers, if the loss does not depend on theta or uses weights that are stored elsewhere, and if a module is run
     again inside its backward pass. Raises ValueError if shapes do not fit, and for batches that differ in size where
-    the divisor of the loss cannot be found.
+    it cannot be found by which number the loss divides.
 
     >>> import torch
     >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])

@@ -1,17 +1,18 @@
 """Lengths and inner products of vectors, right also for millions of entries and for very small and large numbers.
 
 On a CPU, torch adds the terms of a float32 length or matrix product one after the other, in a few sums at most, and a
-large sum no longer notices a small term. With 10 million random entries a length is 4e-4 too short, with 100 million
-1e-2, and an inner product computed as a matrix product is off by up to 30 times that. Here long vectors are divided
-into pieces, whose results are added in float64. (``(x * y).sum()`` has no such error, because torch adds it pairwise.)
+large sum no longer notices a small term. A length is too short by a fraction of 4e-4 with 10 million random entries and
+of 1e-2 with 100 million. An inner product computed as a matrix product is off by up to 30 times that. Here long vectors
+are divided into pieces, whose results are added in float64. (``(x * y).sum()`` has no such error, because torch adds it
+pairwise.)
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The entries of a piece, and the entries above which vectors are divided. The errors of lengths and inner products are
-# then about 1e-7. A GPU adds many sums at the same time, and each call costs more there.
+# A vector of more than LONG entries is divided into pieces of PIECE entries. The errors of lengths and inner products
+# are then about 1e-7. Pieces are longer on a GPU, which adds many sums at the same time and where a call costs more.
 PIECE, LONG = 2**12, 2**14
 PIECE_ON_GPU = LONG_ON_GPU = 2**20
 
@@ -27,13 +28,13 @@ def lengths(vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
     >>> [f"{length:.1e}" for length in lengths(torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])).tolist()]
     ['5.0e-30', '5.0e+30']
     """
-    if vectors.is_cuda:  # all in float64, because waiting for the GPU to see which rows need it costs more
+    if vectors.is_cuda:  # all rows in float64, because it costs more to wait for the GPU to say which rows need it
         return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
     length = vector_norm(vectors).double()
     limits = torch.finfo(vectors.dtype)
     # Below this length, squares that underflow could add up to more than the rounding of the sum.
     doubtful = ~((length > limits.tiny**0.5 / limits.eps) & length.isfinite())
-    if vectors.dtype != torch.float64 and doubtful.any():  # only where needed, because it doubles the work
+    if vectors.dtype != torch.float64 and doubtful.any():  # only these rows, because float64 doubles the work
         length[doubtful] = torch.linalg.vector_norm(vectors[doubtful], dim=-1, dtype=torch.float64)
     return length
 

@@ -92,7 +92,7 @@ class LossOperator(Operator):
         ranks = self.prepared.objective.ranks
         if ranks is not None:
             return ranks.product(lambda: self._own_products(V), V)
-        try:  # not by _own_products, because a product of a tiny network feels each frame
+        try:  # not by _own_products, because one more Python call shows in the time of a tiny network's product
             return self.prepared.products(V)
         except Exception as error:
             if (why := self._why_it_fails(error)) is None:
@@ -101,7 +101,7 @@ class LossOperator(Operator):
 
     def _own_products(self, V: Tensor) -> Tensor:
         """The products with the part of the matrix that comes from the batches of this process."""
-        if not any(any(group.weights) for group in self.objective.groups):
+        if not any(any(group.weights) for group in self.objective.groups):  # this process has no batches
             return torch.zeros_like(V, memory_format=torch.contiguous_format)
         try:
             return self.prepared.products(V)
@@ -111,7 +111,7 @@ class LossOperator(Operator):
             raise ValueError(why) from error
 
     def _why_it_fails(self, error: Exception) -> str | None:
-        """Why the loss fails on its first batch; None where the error says enough, or the loss does not fail."""
+        """Why the loss fails on its first batch; None where the error already says so, or the loss does not fail."""
         if says_enough(error):
             return None
         part = self.objective.by_group()[0]
@@ -128,7 +128,7 @@ class LossOperator(Operator):
         return replace(self, prepared=self.prepared.select(checked_points(points, len(self.objective.thetas))))
 
     def _details(self) -> list[str]:
-        """The engine asked for and the one taken, for ``repr``."""
+        """The engine that was asked for and those that were taken, for ``repr``."""
         asked = ENGINES.get(self.engine.route, self.engine.route)
         inductor = ["by Inductor"] if self.engine.compile else []
         return ["engine " + " -> ".join(dict.fromkeys([asked, *self.prepared.engines])), *inductor]

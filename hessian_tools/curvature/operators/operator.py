@@ -29,7 +29,7 @@ class Operator(ABC):
     ``H.block("body")``, ``H.restrict(Q)`` and ``H.scaled(d)`` are operators again.
     """
 
-    __array_ufunc__ = None  # so that NumPy leaves the product of one of its numbers with H to this class
+    __array_ufunc__ = None  # so that NumPy leaves the product of a NumPy number with H to this class
 
     @property
     @abstractmethod
@@ -96,7 +96,7 @@ class Operator(ABC):
         """
         if self.num_points is None or self.num_points <= (at_once := self.at_once):
             return [self]
-        return parts.Parts(self, torch.arange(self.num_points, device="cpu").split(at_once))
+        return operator_parts.Parts(self, torch.arange(self.num_points, device="cpu").split(at_once))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ class Operator(ABC):
         """The matrix itself, from num_params products at each point. It is not symmetrised."""
         self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
-        dense = parts.row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
+        dense = operator_parts.row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
@@ -161,6 +161,7 @@ class Operator(ABC):
 
         numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         n = self.num_params
+        # One function serves for all four, because it takes single vectors too and the matrix is symmetric.
         return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=numpy_dtype)
 
     def __add__(self, other: "Operator") -> "composite.Combination":
@@ -234,6 +235,7 @@ class Operator(ABC):
         return composite.scaled(self, d)
 
     def _check(self, V: Tensor) -> None:
+        """Raise ValueError unless V has a shape, dtype and device with which the matrix can be multiplied."""
         num_params = self.num_params
         if not isinstance(V, Tensor):
             how = "torch.from_numpy(V)" if isinstance(V, np.ndarray) else "a tensor"
@@ -243,6 +245,7 @@ class Operator(ABC):
                 f"V is {V.dtype} on {V.device}, but the operator is {self.dtype} on {self.device}; "
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
+        # Of the last two axes the first is that of the parameters, also if V has a single axis.
         if V.ndim == 0 or V.shape[-2:][0] != num_params:
             raise ValueError(
                 f"V has shape {tuple(V.shape)}, but the operator has {self.shape}; give V [..., {num_params}, probe], "
@@ -260,4 +263,5 @@ class Operator(ABC):
 
 
 # These modules import the class above, whose methods call them. They can therefore be imported only below it.
-from hessian_tools.curvature.operators import composite, parts  # noqa: E402
+from hessian_tools.curvature.operators import composite  # noqa: E402
+from hessian_tools.curvature.operators import parts as operator_parts  # noqa: E402

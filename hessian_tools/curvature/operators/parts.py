@@ -1,4 +1,4 @@
-"""Operators cut into parts by their points, so that the data kept for products fits in memory; and products by rows."""
+"""Operators cut into parts by their points, so that the data kept for products fits in memory; products with rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

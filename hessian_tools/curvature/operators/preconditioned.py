@@ -5,42 +5,17 @@ Hessian is this matrix. Its largest eigenvalue is the sharpness by which the edg
 read (Cohen et al. 2022).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from hessian_tools.curvature.operators.composite import Projected
+from hessian_tools.curvature.operators.composite import Scaled
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.layout import ParamLayout, unwrapped
+from hessian_tools.layout import unwrapped
 from hessian_tools.torch_fixes.precision import full_precision
-
-
-@dataclass(frozen=True, repr=False)
-class Scaled(Projected):
-    """The operator diag(s) A diag(s); made by :func:`preconditioned`. A product costs one product of A."""
-
-    scale: Float[Tensor, " param"]
-
-    @property
-    def layout(self) -> ParamLayout | None:
-        """The names of the rows, which are those of A."""
-        return self.whole.layout
-
-    def lift(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """The vectors s V."""
-        return self.scale[:, None] * V
-
-    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """The vectors s W."""
-        return self.scale[:, None] * W
-
-    def select(self, points: Int[Tensor, " chosen"]) -> "Scaled":
-        """The same at some of the points."""
-        return Scaled(self.whole.select(points), self.scale)
 
 
 @full_precision
@@ -55,8 +30,8 @@ def preconditioned(
     model: the module whose parameters the optimiser holds; None takes that of the loss of H.
 
     Adam with learning rate eta and beta1 is stable on a quadratic while the largest eigenvalue of this operator is
-    below (2 + 2 beta1) / ((1 - beta1) eta), which is 38 / eta for beta1 = 0.9 (Cohen et al. 2022); RMSprop and Adagrad
-    without momentum while it is below 2 / eta. The factor 1 - beta1^t of Adam's first steps is not part of P.
+    below (2 + 2 beta1) / ((1 - beta1) eta), which is 38 / eta for beta1 = 0.9 (Cohen et al. 2022). RMSprop and Adagrad
+    without momentum are stable while it is below 2 / eta. The factor 1 - beta1^t of Adam's first steps is no part of P.
     Raises ValueError for another optimiser, one without a state, and a diagonal that does not fit.
 
     >>> from hessian_tools.curvature import hessian
@@ -72,13 +47,14 @@ def preconditioned(
             f"the preconditioner has shape {tuple(diagonal.shape)} and its least entry is {float(diagonal.min()):.3g}; "
             f"give {H.num_params} numbers above 0"
         )
-    return Scaled(H, diagonal.to(H.device, torch.float64).rsqrt().to(H.dtype))
+    return H.scaled(diagonal.to(H.device, torch.float64).rsqrt().to(H.dtype))
 
 
 def _diagonal(H: Operator, optimiser: Optimizer, model: torch.nn.Module | None) -> Tensor:
+    """The diagonal of P for the rows of H, from the state of the optimiser."""
     if H.layout is None:
         raise ValueError("the rows of this operator have no names; give the diagonal of P as a vector")
-    if model is None:
+    if model is None:  # the model of the loss of H, if H is the matrix of a loss and the loss that of a network
         model = getattr(getattr(getattr(H, "objective", None), "loss", None), "model", None)
     if model is None:
         raise ValueError("this operator has no model; give model=, whose parameters the optimiser holds")

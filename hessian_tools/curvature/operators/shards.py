@@ -51,13 +51,14 @@ class Shards:
         own = torch.empty(self.length, dtype=dtype, device="cpu")
         start = 0
         while start < self.total:
-            left = self.total - start
-            piece = draw(PIECE if left >= PIECE + BLOCK else left)
-            stop, filled = start + len(piece), 0
+            remaining = self.total - start
+            piece = draw(PIECE if remaining >= PIECE + BLOCK else remaining)
+            stop = start + len(piece)
+            offset = 0  # where the segment begins in ``own``
             for a, b in self.segments:
-                low, high = max(a, start), min(b, stop)
+                low, high = max(a, start), min(b, stop)  # the part of the segment that lies in this piece
                 if low < high:
-                    own[filled + low - a : filled + high - a] = piece[low - start : high - start]
-                filled += b - a
+                    own[offset + low - a : offset + high - a] = piece[low - start : high - start]
+                offset += b - a
             start = stop
         return own

@@ -42,7 +42,7 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
     if isinstance(H, Projected):
         whole = rebuilt(H.whole, change)
         tensors = {name: value for name, value in vars(H).items() if isinstance(value, Tensor)}
-        # Only Q is cast: the row positions that a block stores are integers and stay as they are.
+        # The positions of the rows of a block are integers and stay as they are.
         cast = {name: value.to(whole.dtype) for name, value in tensors.items() if value.is_floating_point()}
         return replace(H, whole=whole, **cast)
     assert isinstance(H, LossOperator)
@@ -50,7 +50,7 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
 
 
 def weights_of_batches(H: Operator) -> tuple[float, ...]:
-    """The weight of each batch in H, which is the sum of these weights times :func:`by_batch`.
+    """The weight of each batch in H: the sum of the operators of :func:`by_batch`, each times its weight, is H.
 
     Raises ValueError unless H is made of matrices of losses over the same number of batches with the same weights.
     """
@@ -72,7 +72,7 @@ def by_batch(H: Operator) -> Iterator[Operator]:
     """
     weights_of_batches(H)
     parts = [leaf for leaf in leaves(H) if isinstance(leaf, LossOperator)]
-    for objectives in zip(*(leaf.objective.by_each() for leaf in parts), strict=True):
+    for objectives in zip(*(leaf.objective.by_batch_of_all_processes() for leaf in parts), strict=True):
         alone = {
             id(leaf): replace(leaf, prepared=leaf.engine.prepare(objective, leaf.prepared.matrix))
             for leaf, objective in zip(parts, objectives, strict=True)

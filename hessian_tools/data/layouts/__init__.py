@@ -18,6 +18,7 @@ def recognise(tree: Tree) -> Match:
     Raises ValueError if there is none, with the first files of the tree and the layouts that were looked for, and if
     there are several.
     """
+    # Plain folders of images are looked for last, because the images of most other layouts lie in folders, too.
     matches = [match for layout in LAYOUTS for match in layout.find(tree)] or folders.find_plain(tree)
     if len(matches) > 1:
         layouts = "; ".join(match.layout for match in matches[:MAX_LISTED])

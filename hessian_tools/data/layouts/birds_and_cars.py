@@ -61,6 +61,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Contents:
+    """The contents of CUB-200-2011; the boxes are read only if images are cropped to them."""
     boxes = _bird_boxes(tree, home) if crop else {}
     boxless = [name for name in images if name not in boxes]
     if crop and boxless:
@@ -93,6 +94,7 @@ def _bird_boxes(tree: Tree, home: str) -> dict[str, Box]:
 
 
 def _read_cars(tree: Tree, crop: bool, *, labels: str, meta: str, images: list[str]) -> Contents:
+    """The contents of Stanford Cars. labels, meta: the names of the two MATLAB files of the devkit."""
     names = [str(name) for name in _matlab(tree, meta, "class_names")]
     paths = {image.rpartition("/")[2]: image for image in images}
     members: list[list[str]] = [[] for _ in names]
@@ -114,6 +116,7 @@ def _read_cars(tree: Tree, crop: bool, *, labels: str, meta: str, images: list[s
 
 
 def _matlab(tree: Tree, name: str, key: str) -> list[Any]:
+    """The list that the MATLAB file ``name`` holds under a key."""
     from scipy.io import loadmat  # imported here, because the import is slow and only this layout needs it
 
     try:

@@ -38,20 +38,20 @@ def find(tree: Tree) -> Iterator[Match]:
 
 def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     """The contents; ``crop`` is ignored, because the images have no boxes."""
-    *parts, meta = files
+    *image_files, meta = files
     names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
-    superclass: dict[str, int] = {}
+    superclass: dict[str, int] = {}  # for the name of each class, the number of its superclass, by which FC100 divides
     labelled: dict[str, Labelled] = {}
-    for part in parts:
-        data = load_mapping(tree, part, "data", "fine_labels", "coarse_labels")
+    for file in image_files:
+        data = load_mapping(tree, file, "data", "fine_labels", "coarse_labels")
         labels = [int(label) for label in data["fine_labels"]]
-        check_same_length(part, len(data["data"]), len(labels))
-        check_same_length(part, len(data["data"]), len(data["coarse_labels"]))
+        check_same_length(file, len(data["data"]), len(labels))
+        check_same_length(file, len(data["data"]), len(data["coarse_labels"]))
         for label in labels:
             if not 0 <= label < len(names):
-                raise ValueError(f"{part} has label {label}, but {meta} names {len(names)} classes; fetch both again")
+                raise ValueError(f"{file} has label {label}, but {meta} names {len(names)} classes; fetch both again")
         superclass |= {names[fine]: int(coarse) for fine, coarse in zip(labels, data["coarse_labels"], strict=True)}
-        labelled[part] = labels, partial(_images, tree, part)
+        labelled[file] = labels, partial(_images, tree, file)
     splits = (
         split_by_lists("cifar-fs", CIFAR_FS_RULE, names, CIFAR_FS),
         split_by_lists("fc100", FC100_RULE, names, FC100, superclass.get),
@@ -59,12 +59,12 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     return labelled_images(names, labelled, splits)
 
 
-def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
-    # A row of CIFAR-100 is one image as [channel, height, width]; a Picture is [height, width, channel].
-    rows = load_mapping(tree, part, "data")["data"]
+def _images(tree: Tree, file: str) -> Iterator[np.ndarray]:
+    # A row of CIFAR-100 is one image as [channel, height, width], but readers yield [height, width, channel].
+    rows = load_mapping(tree, file, "data")["data"]
     if not isinstance(rows, np.ndarray):
-        raise ValueError(f"{part}: images are a {type(rows).__name__}; an array of uint8 is needed")
+        raise ValueError(f"{file}: images are a {type(rows).__name__}; an array of uint8 is needed")
     rows = rows.astype(np.uint8)
     if rows.ndim != 2 or rows.shape[1] != 3 * SIDE**2:
-        raise ValueError(f"{part}: images are of shape {rows.shape}; rows of {3 * SIDE**2} numbers are needed")
+        raise ValueError(f"{file}: images are of shape {rows.shape}; rows of {3 * SIDE**2} numbers are needed")
     yield from rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

@@ -38,17 +38,17 @@ IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>(?i:{'|'.join(PART_OF)
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
 # The names that the column of the images, and that of the classes, may have in a CSV file.
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
-# Images of at most this side are used at their own size. Larger ones are photographs, used at 84 as in the literature.
+# Images of at most this side are used at their own size. Larger ones are photographs, which are resized to 84.
 LARGEST_NATIVE = 128
 
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds images together with lists of classes or with lists of images."""
-    for home, files in group_by_home(tree, CLASS_LIST).items():
-        splits: dict[str, dict[str, str]] = {}
-        for file in files:
-            if file["part"] in PART_OF:
-                splits.setdefault(file["split"], {})[PART_OF[file["part"]]] = file.string
+    for home, matches in group_by_home(tree, CLASS_LIST).items():
+        splits: dict[str, dict[str, str]] = {}  # for the name of each split, the file that lists each part's classes
+        for matched in matches:
+            if matched["part"] in PART_OF:
+                splits.setdefault(matched["split"], {})[PART_OF[matched["part"]]] = matched.string
         images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
         if splits and images:
             layout = f"Bertinetto's layout{home_suffix(home)}"
@@ -66,7 +66,7 @@ def find(tree: Tree) -> Iterator[Match]:
 def find_plain(tree: Tree) -> list[Match]:
     """One match for each folder of images without lists: folders by split and class or, if there are none, by class.
 
-    It is called where ``find`` of no layout has found anything.
+    It is called only if ``find`` has found nothing, in this layout and in all others.
     """
     for pattern, kind, read in (
         (IN_PART_FOLDER, "by split and class", _read_parts),
@@ -75,7 +75,7 @@ def find_plain(tree: Tree) -> list[Match]:
         matches = []
         for home, files in group_by_home(tree, pattern, images=True).items():
             images = [file.string for file in files]
-            # The folders that hold folders of classes.
+            # The folders in which the folders of the classes lie.
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
@@ -91,7 +91,7 @@ def find_plain(tree: Tree) -> list[Match]:
 def _match(
     tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
 ) -> Match:
-    """A match whose image size and channels are those of its first image, except that photographs are used at 84.
+    """A match whose image size and channels are those of its first image, except that photographs are resized to 84.
 
     lists: the files that list classes or images, which are read too.
     """
@@ -110,6 +110,8 @@ def _match(
 # The readers of all layouts take ``crop``, whether images are cropped to their boxes. Those below ignore it, because
 # the images of their layouts have no boxes.
 def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict[str, dict[str, str]]) -> Contents:
+    """The contents of class folders whose splits are given by lists of classes; splits: the lists, as in ``find``."""
+
     def lines(file: str) -> list[str]:
         return [line.strip() for line in tree.text(file).splitlines() if line.strip()]
 
@@ -121,6 +123,7 @@ def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict
 
 
 def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
+    """The contents of images whose classes and split are given by a CSV file for each part; lists: these files."""
     # A list may give the path of an image in full, without its first folders, or as the bare file name.
     files: dict[str, str] = {}
     for name in images:
@@ -154,6 +157,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
+    """The contents of folders by split and class."""
     parts: dict[str, set[str]] = {}
     for name in images:
         part, class_name = name.split("/")[-3:-1]  # of <part>/<class>/<image>
@@ -163,5 +167,6 @@ def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
 
 
 def _read_classes(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
+    """The contents of a folder for each class, without a split of their own."""
     classes = group_by_folder(images)
     return image_files(tree, classes, (split_by_hash(list(classes)),))

@@ -1,7 +1,8 @@
 """What the layouts have in common: how a data set is recognised by its file names, and what its reader returns.
 
-A reader returns the class names and the number of images of each class, which is cheap, together with a function that
-reads the images. That function is called only when a cache is to be filled.
+The reader of a layout (``Match.read``) returns the class names and the number of images of each class, which is cheap,
+together with a function that reads the images. That function is called only if the data set has no cache of decoded
+images yet.
 """
 
 import re
@@ -20,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 Box = tuple[int, int, int, int]
 Images = Callable[[], Iterator[bytes | np.ndarray]]
-# The position of the class of each image of a file, and a function that reads these images in the same order.
+# For a file of many images: the position of the class of each image, and a function that reads the images in order.
 Labelled = tuple[list[int], Images]
 Splits = tuple[Split, ...]
 
@@ -61,8 +62,7 @@ class Match:
     function that reads them, given the tree and whether to crop images to their boxes. invert: whether the images show
     dark ink on light paper and must be inverted. has_boxes: whether the data give a box around the object of each
     image. image_size, channels: the side and the channels of the decoded images. crop: whether images are cropped to
-    their boxes. image_size, channels and crop are those that are usual for the data set, until the user's choices
-    replace them.
+    their boxes. image_size, channels and crop have the usual values for the data set, unless the user chose others.
     """
 
     layout: str
@@ -98,19 +98,17 @@ def group_by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False)
 
 
 def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, str]]:
-    """For each home (see ``group_by_home``), the file of each part of the split; the pattern's group ``part`` names it.
+    """For each home (see ``group_by_home``), the file of each part of the split, which the group ``part`` names.
 
     If two files name the same part, the last one in the order of their names is taken.
     """
-    homes = {
-        home: {
-            PART_OF[matched["part"].lower()]: matched.string
-            for matched in matches
-            if matched["part"].lower() in PART_OF
-        }
-        for home, matches in group_by_home(tree, pattern).items()
-    }
-    return {home: files for home, files in homes.items() if files}
+    homes: dict[str, dict[str, str]] = {}
+    for home, matches in group_by_home(tree, pattern).items():
+        for matched in matches:
+            part = PART_OF.get(matched["part"].lower())
+            if part:
+                homes.setdefault(home, {})[part] = matched.string
+    return homes
 
 
 def home_suffix(home: str) -> str:
@@ -163,7 +161,7 @@ def labelled_images(class_names: tuple[str, ...], files: Mapping[str, Labelled],
 
     def pictures() -> Iterator[Picture]:
         for name, (indices, images) in files.items():
-            num_images = 0
+            num_images = 0  # for a file without any image, which the loop does not enter
             for num_images, content in enumerate(images(), start=1):
                 if num_images <= len(indices):  # further images are only counted, for the error message
                     yield Picture(indices[num_images - 1], f"image {num_images - 1} of {name}", content)

@@ -10,7 +10,8 @@ from hessian_tools.data.splits import split_by_rule
 from hessian_tools.data.tree import Tree
 
 LOOKS_FOR = ("Omniglot: [images_background/, images_evaluation/ or their zips] <Alphabet>/characterNN/*.png",)
-# The group ``home`` is matched lazily, so that it does not take in the folders and zips of the two official sets.
+# The authors (Lake et al., 2015) divide the alphabets into two sets, images_background and images_evaluation. The group
+# ``home`` is matched lazily, so that it does not take in the folders and zips of these sets.
 DRAWING = re.compile(
     r"(?P<home>(?:[^/]+/)*?)(?:images_(?:background|evaluation)(?:\.zip)?/)*"
     r"(?P<alphabet>[^/]+)/(?P<character>character\d+)/[^/]+"
@@ -59,7 +60,9 @@ def _is_evaluation(class_name: str) -> bool:
 
 
 def _vinyals(class_name: str) -> str:
+    """The part of the split "vinyals" that a class belongs to."""
     alphabet, character = class_name.split("/")
+    # VINYALS["test_from"] is the first character for test. Two lists are compared by alphabet, and then by character.
     if _is_evaluation(class_name) and [alphabet, character] >= VINYALS["test_from"]:
         return "test"
     return "val" if alphabet in VINYALS["val"] else "train"

@@ -30,12 +30,14 @@ LOOKS_FOR = (
     "FC100, CIFAR-FS, miniImageNet: {FC100,CIFAR_FS,miniImageNet_category_split}_{train,val,test}.pickle",
     "tieredImageNet: {train,val,test}_images_png.pkl or _images.npz, with {train,val,test}_labels.pkl",
 )
+# The file names of the three kinds of packed data, in the order of ``LOOKS_FOR``: CACHE, LABELLED and TIERED. The
+# "{}" in LABELLED stands for the name of a data set.
 CACHE = re.compile(r"(?P<home>(?:.*/)?)mini-imagenet-cache-(?P<part>train|val|validation|test)\.pkl")
 LABELLED = r"(?P<home>(?:.*/)?){}_(?P<part>train|val|test)\.(?:pickle|pkl)"
 # If a folder has both kinds, the pickles of PNGs are read: of two files for one part, ``parts_by_home`` takes the last
 # one in the order of names, and "_images_png.pkl" comes after "_images.npz".
 TIERED = re.compile(r"(?P<home>(?:.*/)?)(?P<part>train|val|test)_images(?:_png\.pkl|\.npz)")
-# For the beginning of the file names: the short name of the data set, and the side of its images.
+# For each beginning of file names: the short name of the data set, and the side of its images.
 SETS = {"FC100": ("fc100", 32), "CIFAR_FS": ("cifar-fs", 32), "miniImageNet_category_split": ("miniimagenet", 84)}
 
 # One part of a split: the label of each image, and a function that reads the images in the same order.
@@ -43,7 +45,7 @@ Part = tuple[list[str], Images]
 
 
 def find(tree: Tree) -> Iterator[Match]:
-    """One match for each folder that holds pickles of one of the three kinds."""
+    """One match for each folder that holds packed images of one of the three kinds."""
     for home, files in parts_by_home(tree, CACHE).items():
         read = partial(_read, files=files, read_part=_cache_part)
         yield Match(f"miniImageNet pickles{home_suffix(home)}", "miniimagenet", list(files.values()), read)
@@ -80,7 +82,10 @@ def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callab
 
 
 def _cache_part(tree: Tree, part: str, name: str) -> Part:
-    """Read a file with ``image_data`` [image, 84, 84, 3] and ``class_dict``, which lists the rows of each class."""
+    """Read a file with ``image_data`` [image, 84, 84, 3] and ``class_dict``, which lists the rows of each class.
+
+    ``part`` is not needed, because the labels are class names, but all readers of a part take the same arguments.
+    """
     data = load_mapping(tree, name, "image_data", "class_dict")
     num_images = len(data["image_data"])
     labels = [""] * num_images
@@ -123,7 +128,7 @@ def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
         try:
             number = int(label)
         except (TypeError, ValueError, OverflowError):
-            number = -1
+            number = -1  # refused below
         if number < 0 or (isinstance(label, float | np.floating) and number != label):
             raise ValueError(f"the part {part} has the label {str(label)[:40]}; labels are whole numbers from 0")
         names.append(f"{part}-{number:03d}")

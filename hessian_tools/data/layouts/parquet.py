@@ -1,6 +1,6 @@
 """Parquet files of images and labels, as the Hugging Face hub keeps them, for example timm/mini-imagenet.
 
-The train, validation and test files there hold images of the same classes, so they cannot serve as the splits of
+The train, validation and test files of the hub hold images of the same classes, so they cannot serve as the splits of
 few-shot learning. Their images are pooled, and the classes are divided by the lists of Ravi and Larochelle (2017) or by
 a file that the user gives.
 """
@@ -106,6 +106,7 @@ def _class_names(table: Any) -> list[str]:
 
 
 def _column(table: Any, accepted: tuple[str, ...], name: str) -> str:
+    """The first of the accepted column names that the table has."""
     columns = table.schema_arrow.names
     for column in accepted:
         if column in columns:
@@ -114,6 +115,7 @@ def _column(table: Any, accepted: tuple[str, ...], name: str) -> str:
 
 
 def _parquet(file: Any, name: str) -> Any:
+    """The file as a table of pyarrow; raises ValueError if pyarrow is not installed, or if the file is damaged."""
     try:
         reader = import_module("pyarrow.parquet")
     except ImportError:

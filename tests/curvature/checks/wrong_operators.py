@@ -75,7 +75,8 @@ class WrongInPieces(Hessian):
     """Its products are right for several vectors at once and wrong for one vector."""
 
     def products(self, V: Tensor) -> Tensor:
-        return super().products(V) * (1 + 1e-6 * (self.engine.chunk == 1))
+        one_at_a_time = self.engine.chunk == 1  # the number of products that the engine runs at once
+        return super().products(V) * (1 + 1e-6 * one_at_a_time)
 
 
 class Dense(Operator):
@@ -109,4 +110,5 @@ def failed(check: Check) -> set[str]:
 
 
 def cubic(theta: Tensor, _: object) -> Tensor:
+    """A loss whose Hessian is the diagonal matrix with the entries 6 theta."""
     return (theta**3).sum()

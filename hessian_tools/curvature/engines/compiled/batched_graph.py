@@ -24,7 +24,7 @@ class BatchedGraph:
     """A graph as a function ``run(V, *kept, *buffers) -> products``.
 
     kept: the tensors that the products need besides V, computed once for each point (see ``split_graph``).
-    buffers: the form of the memory that the caller must pass to it. The contents are not needed between two runs.
+    buffers: the form of the memory that the caller must pass to ``run``, with any contents (see ``memory_plan``).
     """
 
     run: Callable[..., Tensor]
@@ -43,7 +43,7 @@ def batched_graph(
     """The graph of ``vector(V, *kept)`` for V and kept of these shapes.
 
     vector: the product for one vector at one point. points: True if V and kept have a leading point axis. probes: True
-    if V has a trailing probe axis. compile: True if Inductor compiles the graph; it plans the memory itself.
+    if V has a trailing probe axis. compile: True if Inductor compiles the graph. Inductor plans the memory itself.
     """
 
     def over_probes(V: Tensor, *kept: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Products by a trace. The part that does not depend on the vector is computed once for each point and kept.
+"""Products by a trace, which is the recorded sequence of the operations of one product.
 
+The part of the trace that does not depend on the vector is computed once for each point, and its results are kept.
 For small networks many points are stacked and computed together. For large ones points are computed one by one, because
 a batch of points would gain nothing and its intermediate results would not fit in the caches.
 """
@@ -26,12 +27,13 @@ from hessian_tools.loss import Batch
 
 # Points, and probes of one point, are computed together as long as the largest intermediate result has no more bytes
 # than this. On the CPU a result that does not fit in the caches costs more time than fewer, larger operations save.
-# Measured times of a product for 1, 4 and 16 points together: Conv4 of width 64 on 28x28, whose largest result at a
-# point has 1 MB: 8.7, 7.8 and 10.7 ms; MLP 1-40-40-1: 0.15, 0.018 and 0.009 ms.
+# Measured times of a product at one point, with 1, 4 and 16 points together: 8.7, 7.8 and 10.7 ms for a network of four
+# convolutions with 64 channels on 28x28 images, whose largest result at a point has 1 MB; 0.15, 0.018 and 0.009 ms for
+# an MLP 1-40-40-1.
 POINTS_TOGETHER = {"cpu": 2**22, "cuda": 2**28}
 PROBES_TOGETHER = {"cpu": 2**20, "cuda": 2**28}
 MAX_PROBES_TOGETHER = 16
-# How many batched graphs of one trace are kept; each is for one number of points and one of probes.
+# How many batched graphs of one trace are kept. Each is for one number of points and one number of probes.
 MAX_GRAPHS = 64
 
 
@@ -40,7 +42,7 @@ class Workspace:
     """Memory and recordings that all products of an operator use.
 
     buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph and its form.
-    recorded: batched graphs that are replayed on a GPU, by their numbers of points and probes.
+    recorded: batched graphs that are replayed on a GPU (see ``recorded``), by their numbers of points and probes.
     """
 
     buffers: dict[tuple[int, Buffer], Tensor] = field(default_factory=dict)
@@ -56,7 +58,8 @@ class Traced:
 
     The sizes are bytes for one point and one vector. kept_bytes: the size of the kept tensors. work_bytes and
     point_bytes: the peak memory of the vector part and of the point part. largest: the size of the largest tensor in
-    the vector part. compile: True if Inductor compiles the vector part.
+    the vector part. compile: True if Inductor compiles the vector part. _graphs: the batched graphs of the vector part,
+    by number of points, number of probes and ``compile``; None where vmap refuses an operation.
     """
 
     point_part: Callable[..., tuple[Tensor, ...]]
@@ -103,7 +106,7 @@ class Traced:
         """
         key = V.shape[0], V.shape[-1], self.compile
         if key not in self._graphs:
-            self._graphs[key] = self._batched(V.squeeze((0, -1)).contiguous(), kept, *key[:2])
+            self._graphs[key] = self._batched(V, kept)
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -121,25 +124,27 @@ class Traced:
         graph = self.graph(V, kept)
         if graph is None:
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
-        v = V.squeeze((0, -1)).contiguous()  # a graph knows no axis of points or of probes that has length one
+        v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
         if recorded.records(V.device):  # there are no buffers on a GPU
             size = V.shape[0], V.shape[-1]
             if size not in workspace.recorded:
                 workspace.recorded[size] = RecordedGraph(graph.run)
             return workspace.recorded[size](v, *kept).reshape(V.shape)
         buffers = []
-        for key in enumerate(graph.buffers):
-            if key not in workspace.buffers:
-                workspace.buffers[key] = key[1].empty()
-            buffers.append(workspace.buffers[key])
+        for number, form in enumerate(graph.buffers):
+            if (number, form) not in workspace.buffers:
+                workspace.buffers[number, form] = form.empty()
+            buffers.append(workspace.buffers[number, form])
         return graph.run(v, *kept, *buffers).reshape(V.shape)
 
-    def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
+    def _batched(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
+        """A new graph for the arguments of :meth:`graph`."""
+        points, probes = V.shape[0] > 1, V.shape[-1] > 1
+        v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
         try:
-            several = {"points": points > 1, "probes": probes > 1}
-            return batched_graph(self.vector_part, V, kept, **several, compile=self.compile)
+            return batched_graph(self.vector_part, v, kept, points=points, probes=probes, compile=self.compile)
         except Exception as error:  # vmap refuses an operation, but one point or vector at a time works
-            if points == probes == 1 or is_out_of_memory(error):
+            if not (points or probes) or is_out_of_memory(error):
                 raise
             return None
 
@@ -163,18 +168,21 @@ class Traced:
         """
         together = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
         if budget is not None:
-            # The work takes no more than half of the budget, so that the other half is left for the kept tensors.
+            # The work may take half of the budget, so that the other half is left for the kept tensors.
             together = min(together, budget // (2 * max(1, self._bytes_of_work(device))))
         return max(1, together)
 
     def _bytes_of_work(self, device: torch.device) -> int:
-        """The peak memory for one point besides its kept tensors. A copy of those, for a recording, is part of it."""
+        """The peak memory for one point besides its kept tensors, with a copy of these if products are recorded."""
         return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.records(device) else 0)
 
 
 @dataclass(frozen=True)
 class CompiledProducts:
-    """Products of an objective: the weighted sum of the products for each batch, each computed by its trace."""
+    """Products of an objective: the weighted sum over its batches of the products by the trace of each batch.
+
+    parts: what the trace of each batch has prepared.
+    """
 
     weights: tuple[float, ...]
     parts: "tuple[Stacked | PointByPoint, ...]"
@@ -187,7 +195,7 @@ class CompiledProducts:
         return product
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "CompiledProducts":
-        """The products at some of the points."""
+        """The products at some of the points. objective: not used, but other engines need it."""
         return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
 
     def can_be_halved(self, V: Tensor) -> bool:
@@ -227,7 +235,7 @@ class Stacked:
     """Products of many points together.
 
     tensors: the kept tensors, each with a leading point axis. together: how many points are multiplied at once. rows:
-    the positions, on the axis of the tensors, of the points that are still wanted. probes: how many columns are
+    the positions on that axis of the points for which products are still wanted. probes: how many columns are
     multiplied at once, summed over the points that are multiplied at once.
     """
 
@@ -239,7 +247,7 @@ class Stacked:
     workspace: Workspace = field(default_factory=Workspace)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns. Several columns go together only if there are few points."""
+        """Each point's matrix times its columns. Several columns are multiplied at once only if few points are."""
         size = len(self.tensors[0])
         all_wanted = len(self.rows) == size
         if not all_wanted:
@@ -265,8 +273,8 @@ class Stacked:
         """
         points = points.cpu() % len(self.rows)  # a negative position counts from the end
         rows = self.rows[points.to(self.rows.device, non_blocking=True)]
-        # The tensors can stay as they are only if the points keep their order and none is repeated. This is seen from
-        # the points, because the rows lie on the device, which would have to be waited for.
+        # The tensors can stay as they are only if the points keep their order and none is repeated. This is checked on
+        # the points and not on the rows, because the rows lie on the device, and reading them would wait for it.
         if 2 * len(rows) > len(self.tensors[0]) and bool((points[1:] > points[:-1]).all()):
             return replace(self, rows=rows)
         before = len(self.tensors[0])
@@ -291,9 +299,9 @@ def _blocks(total: int, size: int) -> list[slice]:
 
 
 def _round_size(count: int) -> int:
-    """The count rounded up to one of 1 to 8, 10, 12, 14, 16, 20, ..., which is at most a quarter more.
+    """The count rounded up to one of 1, 2, ..., 8, 10, 12, 14, 16, 20, ..., so that there are few sizes and few graphs.
 
-    Few different sizes mean few graphs.
+    It grows by a quarter at most.
     """
     step = 2 ** max(0, ceil(log2(count)) - 3)
     return ceil(count / step) * step

@@ -14,16 +14,16 @@ from torch import Tensor, fx
 from hessian_tools.curvature.engines.compiled.simplify import agree
 from hessian_tools.failures import is_out_of_memory
 
-# Fewer points than this are not multiplied by a compiled graph of their own. Points leave an eigenvalue search one by
-# one, and a graph for each of the last numbers of points would cost more time to compile than it saves.
+# No graph is compiled for fewer points than this; fewer points are padded to this number. Points leave an eigenvalue
+# search one by one as they converge, and compiling a graph for each small number would cost more time than it saves.
 FEWEST_POINTS = 8
 
 
 class InductorGraph:
     """A graph as a function ``(V, *kept) -> products``, compiled at its first call.
 
-    The first result is compared with that of the graph itself, point by point. A result in which no point is finite
-    says nothing, and the next one is compared as well. Raises ValueError where Inductor fails.
+    The first result is compared with that of the graph itself, point by point. If no point of a result is finite, the
+    comparison says nothing, and the next result is compared as well. Raises ValueError where Inductor fails.
 
     points: True if V and the products have a leading point axis.
     """
@@ -35,7 +35,7 @@ class InductorGraph:
 
     def __call__(self, V: Tensor, *kept: Tensor) -> Tensor:
         """The products with V."""
-        try:  # each call, because torch compiles anew where it finds that the process's settings have changed
+        try:  # at every call, because torch compiles again if the settings of the process have changed
             if self.is_checked and self.compiled is not None:
                 return self.compiled(V, *kept)
             return self._checked(V, *kept)
@@ -48,6 +48,7 @@ class InductorGraph:
             ) from error
 
     def _checked(self, V: Tensor, *kept: Tensor) -> Tensor:
+        """The products with V, compared with those of the graph itself. Raises RuntimeError if they differ."""
         if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch.compile would return the graph as it is
             raise RuntimeError("TORCHDYNAMO_DISABLE=1 switches it off")
         if self.compiled is None:
@@ -74,9 +75,10 @@ def _cause(error: Exception) -> str:
 
 
 def compiled_size(count: int, *, before: int) -> int:
-    """For how many points the graph is compiled that multiplies ``count`` of the ``before`` points until now.
+    """The number of points for which to compile the graph that multiplies ``count`` points.
 
-    It is a power of two, or all points until now, so that few graphs are compiled while points leave.
+    before: the number of points so far. The result is a power of two, or ``before`` if that is smaller, so that few
+    graphs are compiled while points leave.
 
     >>> [compiled_size(count, before=100) for count in (1, 9, 50, 70)]
     [8, 16, 64, 100]

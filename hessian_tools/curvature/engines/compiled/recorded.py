@@ -1,9 +1,9 @@
 """Functions replayed as a CUDA graph: their operations are recorded once, and each call launches all of them together.
 
 Products and the outer steps of meta-training are replayed in this way. Launching their operations one by one takes a
-few milliseconds, which is longer than a GPU takes to compute them for small networks or few points. For products, a
-prototype on an H200 was 12 to 15 times as fast for 100 MLPs, twice as fast for 32 Conv4-64 on 28x28 images, and no
-faster for 256 of them.
+few milliseconds. For small networks or few points a GPU computes the operations in less time than that. A prototype on
+an H200 was 12 to 15 times as fast as products without recording at 100 points of an MLP, twice as fast at 32 points of
+a network of four convolutions with 64 channels on 28x28 images, and no faster at 256 points of that network.
 
 This is off, because it has not run on a GPU since it was written; ``python -m benchmarks.gpu`` measures it.
 """
@@ -31,7 +31,8 @@ def records(device: torch.device) -> bool:
 def record(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
     """Records the operations of a function without arguments, whose result is a tensor or a nesting of tensors.
 
-    Returns a function that replays them at the same addresses, and the result whose tensors each replay writes.
+    Returns a function that replays the operations at the same addresses, and the result whose tensors each replay
+    writes.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
@@ -55,8 +56,9 @@ class RecordedGraph:
     calls. The shapes of all are those of the first call. The result is a tensor or a nesting of tensors.
 
     A recording reads its inputs at the addresses at which they lay when it was made. What is given is copied there
-    before each replay. The first recording reads the kept tensors themselves. Once a call gives other ones, a second
-    recording is made, which reads copies of them. The copies are overwritten whenever a call gives other ones again.
+    before each replay. The first recording reads the kept tensors themselves. Once a call gives other kept tensors, a
+    second recording is made, which reads copies of them. The copies are overwritten whenever the kept tensors change
+    again.
 
     The recording, its memory and its copies are freed with this object. Operations that cannot be recorded run without
     a recording. Where the memory for a recording is missing, OutOfMemoryError is raised.
@@ -67,8 +69,8 @@ class RecordedGraph:
         self.replay: Replay | None = None
         self.inputs: tuple[Any, ...] = ()
         self.result: Any = None
-        # The kept tensors whose numbers the inputs have now. They are held, because a tensor that was freed could leave
-        # its address to another one, which would then be taken for the same.
+        # The kept tensors whose numbers the inputs have now. They are held, because the address of a freed tensor could
+        # be given to another one, which would then be taken for the same.
         self.kept: tuple[Tensor, ...] = ()
         self.has_copies = self.cannot_be_recorded = False
 
@@ -91,7 +93,7 @@ class RecordedGraph:
     def _record(self, given: Any, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
         """Makes a recording, and returns the result.
 
-        read: the tensors that the recording reads at each replay: the kept ones or copies of them.
+        read: the tensors that the recording reads at each replay: the kept tensors or copies of them.
         """
         self.replay = self.result = None  # an earlier recording is freed before the next one takes memory
         self.inputs, self.kept = (_copied(given), *read), kept

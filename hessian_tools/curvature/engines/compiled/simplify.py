@@ -59,6 +59,7 @@ def agree(found: Tensor, expected: Tensor) -> bool:
     """True if a product differs from the expected one by rounding at most, or if neither is finite."""
     if not torch.isfinite(expected).all():
         return not torch.isfinite(found).all()
+    # The factor 10^4 leaves room for the rounding errors of many operations.
     return bool((found - expected).norm() <= 1e4 * torch.finfo(expected.dtype).eps * expected.norm())
 
 
@@ -128,10 +129,10 @@ def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    """True if the result is structurally zero: for all inputs, like the tangent of a value that theta does not enter.
+    """True if the result is zero for all inputs, like the tangent of a value that does not depend on theta.
 
-    A product with such a zero counts as zero, whatever the other factor is. If that is infinite, 0 * inf would be NaN,
-    but the derivative is zero.
+    A product with such a zero counts as zero, whatever the other factor is: if the other factor is infinite, 0 * inf
+    would be NaN, although the derivative is zero.
     """
     if node.target in _ZEROS:
         return True
@@ -142,19 +143,20 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
         return bool(zeros.intersection(a for a in args[:2] if isinstance(a, fx.Node)))
     if node.target in (ATEN.add.Tensor, ATEN.sub.Tensor):
         return all(a in zeros for a in args[:2])
-    if node.target is ATEN.convolution.default:
+    if node.target is ATEN.convolution.default:  # of images, weight and bias
         return args[2] is None and bool(zeros.intersection(args[:2]))
     if node.target is ATEN.convolution_backward.default:
-        # The gradient is multiplied by the weight for the images' derivative, and by the images for the weight's. It is
-        # only summed for the bias's. ``wanted`` says which of the three are computed.
-        gradient, tensor, weight, *_, wanted = args
-        factors = [f for f, want in ((weight, wanted[0]), (tensor, wanted[1])) if want]
+        # The derivative in the images is the gradient times the weight, the derivative in the weight is the gradient
+        # times the images, and the derivative in the bias is a sum of the gradient. ``wanted`` says which of the three
+        # are computed.
+        gradient, images, weight, *_, wanted = args
+        factors = [f for f, want in ((weight, wanted[0]), (images, wanted[1])) if want]
         return gradient in zeros or (not wanted[2] and all(f in zeros for f in factors))
     return False
 
 
 def _key(node: fx.Node) -> Hashable:
-    """A key of a node; two nodes with the same key compute the same result. A random operation has a key of its own."""
+    """A key of a node; two nodes with the same key compute the same result. The key of a random operation is unique."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return node
     return node.target, _frozen(node.args), _frozen(node.kwargs)

@@ -20,8 +20,8 @@ from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
 Product = Callable[[Tensor, Batch, Tensor], Tensor]
 
 # On the CPU a convolution of images that the first part keeps is computed as a matrix product if its kernel covers at
-# most this many numbers (channels times height times width). That is 8 times as fast for one channel and 6 times for
-# three (3x3 kernels, torch 2.13).
+# most this many numbers (channels times height times width). With 3x3 kernels that is 8 times as fast for one channel
+# and 6 times for three (torch 2.13).
 SMALL_KERNEL = 32
 
 
@@ -34,6 +34,7 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def flat(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
+        """The product as a function of tensors alone, as tracing needs it."""
         filled = list(leaves)
         for i, tensor in zip(positions, tensors, strict=True):
             filled[i] = tensor
@@ -54,19 +55,20 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
 def _split(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The two parts of a graph with the inputs (theta, v, *batch tensors)."""
     nodes = list(module.graph.nodes)
-    vector = [n for n in nodes if n.op == "placeholder"][1]
+    theta, vector, *tensors = (n for n in nodes if n.op == "placeholder")
     reached = _reached(nodes, vector)
     body = [n for n in nodes if n.op not in ("placeholder", "output")]
-    inputs = [n for n in nodes if n.op == "placeholder" and n is not vector]
-    # "late" nodes depend on the vector, "early" ones do not; constants (get_attr) are needed in both parts.
+    inputs = [theta, *tensors]
+    # The nodes in ``late`` depend on the vector, those in ``early`` do not. Both parts need the constants (get_attr).
     late = [n for n in body if n in reached or n.op == "get_attr"]
     early = [n for n in body if n not in reached]
     output = nodes[-1].args[0]
+    # What the second part needs besides the vector.
     used = ({i for n in late for i in n.all_input_nodes} | {output}) - reached
     kept = [n for n in [*inputs, *early] if n in used and n.op != "get_attr"]
     return (
-        _part(module, inputs, early, lambda env: tuple(env[n] for n in kept)),
-        _part(module, [vector, *kept], late, lambda env: env[output]),
+        _part(module, inputs, early, lambda copy_of: tuple(copy_of[n] for n in kept)),
+        _part(module, [vector, *kept], late, lambda copy_of: copy_of[output]),
     )
 
 
@@ -80,13 +82,13 @@ def _reached(nodes: list[fx.Node], source: fx.Node) -> set[fx.Node]:
 
 
 def _part(module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], output: Callable[[Any], Any]) -> Any:
-    """A graph of its own with the nodes of body. output: gives the result, from the new node of each old one."""
-    graph, env = fx.Graph(), {}
+    """A new graph with copies of the nodes of body. output: gives the result, from the copy of each node."""
+    graph, copy_of = fx.Graph(), {}
     for node in inputs:
-        env[node] = graph.placeholder(node.name)
+        copy_of[node] = graph.placeholder(node.name)
     for node in body:
-        env[node] = graph.node_copy(node, lambda n: env[n])
-    graph.output(output(env))
+        copy_of[node] = graph.node_copy(node, lambda n: copy_of[n])
+    graph.output(output(copy_of))
     return fx.GraphModule(module, graph)
 
 
@@ -97,7 +99,7 @@ def _convolve_kept_images(graph: fx.Graph) -> None:
     not enter its images but enters its weights; a weight gradient, only if the vector enters the incoming gradient.
     """
     nodes = list(graph.nodes)
-    vector = [n for n in nodes if n.op == "placeholder"][1]  # the inputs are (theta, v, *batch tensors)
+    _, vector, *_ = (n for n in nodes if n.op == "placeholder")  # the inputs are (theta, v, *batch tensors)
     late = _reached(nodes, vector)
     for node in nodes:
         if node.target is ATEN.convolution.default:
@@ -112,7 +114,7 @@ def _convolve_kept_images(graph: fx.Graph) -> None:
             if weights_only and gradient in late and x not in late and _is_small(x, w, options):
                 with graph.inserting_before(node):
                     result = graph.call_function(_correlated, (gradient, _patches(graph, x, w, options), _sizes(w)))
-                for user in list(node.users):  # each takes the weight's gradient out of the tuple of three
+                for user in list(node.users):  # each takes the weight's gradient out of the three that node computes
                     user.replace_all_uses_with(result)
 
 
@@ -146,5 +148,5 @@ def _convolved(patches: Tensor, w: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _correlated(gradient: Tensor, patches: Tensor, sizes: list[int]) -> Tensor:
-    """The gradient of the kernel, from that of the convolution's result and the patches of the images."""
+    """The gradient in the kernel, from the gradient in the convolution's result and the patches of the images."""
     return torch.bmm(gradient.flatten(2), patches.mT).sum(0).reshape(sizes)

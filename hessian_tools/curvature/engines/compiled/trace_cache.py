@@ -2,10 +2,12 @@
 
 A product with a Hessian is a fixed sequence of operations, which is traced once for a network and the shapes of its
 batch. The trace splits into a part that does not depend on the vector, computed once for each point and kept, and a
-part that does, computed for each product. On a Conv4 the second part is a third of the whole product.
+part that does, computed for each product. For a network of four convolutions the second part takes a third of the time
+of the whole product.
 
 A trace fixes everything but theta, the batch and the vector: the branch that was taken, frozen parameters, buffers. It
-is therefore kept under a key that holds the versions of these tensors, and compared with the product before it is used.
+is therefore kept under a key that holds the versions of the fixed tensors, and compared with the product before it is
+used.
 """
 
 from collections import OrderedDict
@@ -51,8 +53,8 @@ def traced_product(
     # The product that a trace is compared with computes its convolutions in the same way. In float32 the rounding of
     # another way may fall on the other side of a kink, which changes the product by more than rounding.
     with at_many_points(points, theta.device):
-        # A known trace is compared with the present product, because the key does not show every change since: for
-        # example an activation function that was exchanged, or a temperature that is a plain number.
+        # A known trace is compared with the present product, because the key does not show every change, such as that
+        # of an activation function or of a temperature that is a plain number.
         if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
             traces[key] = _checked_trace(product, theta, batch)
     while len(traces) > MAX_TRACES:
@@ -68,6 +70,7 @@ def is_traced(name: str, loss: LossFunction, theta: Float[Tensor, " param"], bat
 
 
 def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch, points: int) -> Hashable:
+    """The key of a trace: whatever is known to change the operations of the product."""
     as_matrices = convolutions.pays(device=theta.device.type, points=points)
     return name, as_matrices, _state(loss), _signature((theta, batch))
 
@@ -78,7 +81,7 @@ def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | No
         # The product runs first, because tracing one that raises an error may end the process (nn.MSELoss).
         product(theta, batch, _direction(theta, "vector"))
         traced = _trace(product, theta, batch)
-        # It is compared at another point, because there the product may take a branch that the trace lacks.
+        # The trace is compared at another point, because there the product may take a branch that the trace lacks.
         shifted = theta + 0.1 * _direction(theta, "shift") * theta.abs().mean()
         return traced if _agrees(traced, product, shifted, batch) else None
     except Exception as error:  # another engine takes over; an error of the loss itself is raised again there
@@ -88,6 +91,7 @@ def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | No
 
 
 def _trace(product: Product, theta: Tensor, batch: Batch) -> Traced:
+    """The trace of the product at a point, with its sizes in bytes."""
     point_part, vector_part = split_product(product, theta, batch, _direction(theta, "vector"))
     work_bytes, largest = peak_bytes(vector_part.graph)
     return Traced(
