@@ -12,8 +12,8 @@ do not see. Each of them names one number or several:
 * ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
   axis, names the mean of a variable over tasks and seeds;
 * ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean
-  over the later inner steps or a number for one step, names the mean over seeds of learner minus baseline and both ends of
-  its interval (Student t, 95 %);
+  over the later inner steps or a number for one step, names the mean over seeds of learner minus baseline and both
+  ends of its interval (Student t, 95 %);
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
