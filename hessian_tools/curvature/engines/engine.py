@@ -441,7 +441,7 @@ class PreparedProducts:
             # The first error is reported, unless the second one says that no engine can differentiate the loss.
             if not isinstance(explained(error), NoOtherWay):
                 raise first_error from None
-        raise_explained(error)
+        raise_explained(error)  # in words that say what the user can do
 
     def _may_use_reverse(self, error: BaseException) -> bool:
         """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""

@@ -126,8 +126,8 @@ class Traced:
         """The products of one block of points and vectors, by the graph for its size."""
         graph = self.graph(V, kept)
         if graph is None:
-            # One column after the other. A graph for one column exists: of several points ``prepare`` has made it, and
-            # for one point ``_batched`` raises an error if it cannot make it.
+            # One column after the other. A graph for one column exists, so that this ends: for several points,
+            # ``prepare`` has made sure of it, and for one point ``_batched`` raises an error instead of returning None.
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
         v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
         if recorded.records(V.device):  # only on a GPU, where graphs have no buffers
@@ -288,8 +288,8 @@ class Stacked:
         if 2 * len(rows) > len(self.tensors[0]) and bool((points[1:] > points[:-1]).all()):
             return replace(self, rows=rows)
         before = len(self.tensors[0])
-        # Another number of points needs another graph. So few sizes are allowed, and fewer still where Inductor takes
-        # seconds to compile each graph. Further rows are filled by repeating the last point.
+        # Another number of points needs another graph, so the number is rounded up to one of a few sizes; to one of
+        # fewer sizes where Inductor must compile each graph. The further rows repeat the last point.
         size = compiled_size(len(rows), before=before) if self.traced.compile else _round_size(len(rows))
         filled = torch.cat([rows, rows[-1:].expand(size - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
