@@ -208,16 +208,14 @@ def _outer_step(stack: _Stack, runs: list[Run], until: int) -> None:
     until: the meta-iteration of the next checkpoint, which a run that diverges has in place of its own.
     """
     aux = _add_gradients(stack, runs)
-    # One value is read for each run, and all together, because each reading makes the CPU wait for the GPU.
-    finite = torch.stack([_is_finite(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
-    stepping = [(run, parts) for run, parts, is_finite in zip(runs, aux, finite, strict=True) if is_finite]
-    for run, is_finite in zip(runs, finite, strict=True):
+    # The numbers of all runs are read together, because each reading makes the CPU wait for the GPU.
+    numbers = torch.stack([_numbers(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
+    for run, (is_finite, *means) in zip(runs, numbers, strict=True):
         if is_finite:
             run.optimiser.step()
+            run.finish_step(_row(means))
         else:
             run.diverge(until)
-    for (run, _), row in zip(stepping, _rows([parts for _, parts in stepping]), strict=True):
-        run.finish_step(row)
 
 
 def _add_gradients(stack: _Stack, runs: list[Run]) -> list[list[Aux]]:
@@ -247,27 +245,22 @@ def _add_gradients(stack: _Stack, runs: list[Run]) -> list[list[Aux]]:
     return [aux[i * count : (i + 1) * count] for i in range(len(runs))]
 
 
-def _is_finite(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
-    """Whether the gradient and the query losses of a step are finite, as one truth value."""
-    losses = torch.stack([task_aux.query_loss for task_aux in aux])
+def _numbers(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
+    """What is read of a step: 1 if its gradient and query losses are finite, else 0; then the means over its tasks."""
+    columns = Aux(*map(torch.stack, zip(*aux, strict=True)))
+    means = torch.stack([column.mean() for column in columns])
     if gradient is None:
-        return torch.zeros_like(losses[0], dtype=torch.bool)
-    return torch.isfinite(gradient).all() & torch.isfinite(losses).all()
+        return torch.cat([means.new_zeros(1), means])
+    is_finite = torch.isfinite(gradient).all() & torch.isfinite(columns.query_loss).all()
+    return torch.cat([is_finite[None].to(means), means])
 
 
-def _rows(aux: list[list[Aux]]) -> list[dict[str, Any]]:
-    """The line of the metrics of each run: means over its tasks, and None for NaN, which JSON does not have."""
-    if not aux:
-        return []
-    # All means are read from the device together, because each reading makes the CPU wait for the GPU.
-    means = [torch.stack([torch.stack(numbers).mean() for numbers in zip(*parts, strict=True)]) for parts in aux]
-    rows = []
-    for values in torch.stack(means).tolist():
-        mean = dict(zip(Aux._fields, values, strict=True))
-        # A network has collapsed where its outputs hardly differ between examples; see ``inner.collapse``.
-        collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
-        rows.append({k: (None if v != v else v) for k, v in mean.items()} | collapsed)
-    return rows
+def _row(means: list[float]) -> dict[str, Any]:
+    """The entries of a line of the metrics, with None for NaN, which JSON does not have."""
+    mean = dict(zip(Aux._fields, means, strict=True))
+    # A network has collapsed where its outputs hardly differ between examples; see ``hessian_tools.inner.collapse``.
+    collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
+    return {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 
 
 def _validate(run: Run, meta_step: int, chunks: TaskChunks) -> Checkpoint:
