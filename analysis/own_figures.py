@@ -45,7 +45,7 @@ class _OwnForest:
         **_: Any,
     ) -> None:
         if steps is not None:
-            raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no single steps; leave them out")
+            raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no choice of steps; leave steps out")
         check_labels(ds, labels)
         forest.data(self.verdicts, learners=learners)  # called for its error
 

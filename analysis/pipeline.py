@@ -1,6 +1,7 @@
 """Runs the parts of a study in their order: train, measure, test the claims, draw and report.
 
-Training and measuring go on where they were stopped; the other parts are done anew.
+Training and measuring go on where they were stopped; the other parts are done anew. In names such as ``own_claims``,
+own means made by the user.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from analysis.explorer.explorer import study_page
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure, try_own_quantities
 from analysis.own_figures import FOREST
-from analysis.progress import ProgressOption, Reporter, reporter
+from analysis.progress import ProgressOption, Reporter, reporter_for
 from analysis.record import with_record
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
@@ -103,9 +104,10 @@ def run_study(
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
     kept: a folder of kept results of this study, as ``hessian-tools keep`` writes it; their runs are not made again.
-    workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
-        a small study, and otherwise the number of cores or, on a GPU, one for each 16 GiB of its memory (0 where that
-        makes fewer than two). A script that uses processes needs ``if __name__ == "__main__":``.
+    workers: the number of worker processes, of one thread each, or 0 to work in the present process. The default is 0
+        for a small study. For others it is the number of cores, or, on a GPU, one worker for each 16 GiB of its memory;
+        a GPU on which that makes fewer than two workers has 0. A script that uses processes needs
+        ``if __name__ == "__main__":``.
     devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them; those on the same
         device share its memory.
     cluster: the file with the settings of a cluster, in whose jobs the study trains and measures; docs/cluster.md has
@@ -165,6 +167,7 @@ def prepare(
     check(study)
     try_own_quantities(study)
     if kept is not None:
+        # The study may go on only from results on the same data, so this checks all runs and not only those to make.
         refuse_changed_data(study, study.runs)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
@@ -182,15 +185,16 @@ def session(
     with nullcontext() if fsync else without_fsync(), folder.locked(study.path), engine as opened:
         end_earlier_jobs(study.path)
         store.remove_half_written(study.path)  # what a killed command has left
-        yield opened, reporter(progress)
+        yield opened, reporter_for(progress)
 
 
 def run(
     study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; what is complete is not trained or measured again."""
-    # ``mend`` sets damaged files aside, so that they are made again. It needs the first files, and must not run on
-    # changed data. ``start`` repeats the two calls, because the command ``train`` begins with ``start``.
+    # ``mend`` sets damaged files aside, so that they are made again. It needs the files that ``begin`` writes, and must
+    # not run if the data were changed, so both come first. ``start`` calls both once more, to no effect here, because
+    # the command ``train`` calls it alone.
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     mend(study, reporter)
@@ -204,7 +208,10 @@ def run(
 
 
 def start(study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None) -> Study:
-    """Write the first files of the folder and train; returns the study, with its step size where one was chosen."""
+    """Write the first files of the study's folder, and train. Returns the study with its inner step size.
+
+    The given study has no step size if that is still to be searched for, which is a part of training.
+    """
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     if study.config.data.path or study.config.data.test_path:
@@ -249,16 +256,18 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     The figure of all verdicts is drawn here too, because it shows the verdicts and not the measurements.
     """
     refuse_incomplete(study)
-    refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
+    # A study whose results are all kept can be reported without its data, so the data are not opened for kept runs.
+    refuse_changed_data(study, study.runs_to_measure)
     images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in (part for part in folder.stale_parts(study, ds) if part != "report"):
-        # The error names the first such part. The command that makes the verdicts is called test.
+    stale = [part for part in folder.stale_parts(study, ds) if part != "report"]
+    if stale:
+        command_of_part = stale[0].replace("verdicts", "test")  # other parts are called like their commands
         raise UserError(
-            f"the {part} of {study.path} rest on other measurements than the present ones;"
-            f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
+            f"the {stale[0]} of {study.path} rest on other measurements than the present ones;"
+            f" run 'hessian-tools {command_of_part} {study.path}' first"
         )
     refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)

@@ -130,7 +130,7 @@ class Bars:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def reporter(progress: ProgressOption) -> Reporter:
+def reporter_for(progress: ProgressOption) -> Reporter:
     """The reporter for an option ``progress=``.
 
     For None it is silent. For a function it calls that with (done, total). For True it shows bars if standard output is

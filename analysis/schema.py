@@ -327,7 +327,7 @@ def setting(ds: xr.Dataset, coordinate: str, name: str) -> Any:
 
 
 def plain_learners(ds: xr.Dataset) -> list[str]:
-    """The trained learners that have neither SHOT nor the penalty on the curvature, and are no control."""
+    """The trained learners that are not controls and use neither SHOT nor the penalty on the curvature."""
     return [name for name in trained_learners(ds) if setting(ds, "control", name) == "" and not intervened(ds, name)]
 
 

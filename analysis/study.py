@@ -162,6 +162,10 @@ class Study:
     kept: for each seed, the learners whose results lie in the folder as kept results, the small files that the command
         ``keep`` writes (``analysis.kept``). Their runs need not be made.
     goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
+
+    A run is one learner with one seed. ``runs`` lists all of them, with those whose results are kept.
+    ``runs_to_measure`` leaves the kept ones out. ``runs_to_train`` lists those to measure and, besides, the runs that
+    must be trained because one to measure begins from their checkpoints; the results of the latter may be kept.
     """
 
     config: StudyConfig

@@ -87,22 +87,24 @@ def mend(study: Study, reporter: Reporter) -> None:
             check.read()
         except DamagedFileError as e:
             check.discard()
-            reporter.say(f"{str(e).partition(';')[0]}; it is renamed and made again")
+            fault, _, _remedy = str(e).partition(";")  # the remedy of the message is what happens here by itself
+            reporter.say(f"{fault}; it is renamed and made again")
     for run in study.runs:
         path = study.run(*run) / store.NAME
-        for fault in list(store.faults(path)) if path.exists() else []:
-            store.discard(path, fault)
-            reporter.say(f"{fault.file} {fault.problem}; what belongs to it is measured again")
+        for damage in list(store.faults(path)) if path.exists() else []:
+            store.discard(path, damage)
+            reporter.say(f"{damage.file} {damage.problem}; what belongs to it is measured again")
 
 
 def faults(study: Study) -> Iterator[str]:
     """A line for each fault of a study's folder, with its remedy."""
     begun = [run for run in study.runs if any(study.run(*run).glob("[!.]*"))]  # their folders hold a visible file
-    damaged = [*_errors(partial(read_manifest, study.run(*run)) for run in begun)]
-    yield from damaged
-    if damaged:
+    damaged_manifests = [*_errors(partial(read_manifest, study.run(*run)) for run in begun)]
+    yield from damaged_manifests
+    if damaged_manifests:
         return  # a run's other files can be checked only with the help of its manifest
-    plan_and_data: tuple[Callable[[], object], ...] = (
+    # Whether the settings, the plan and the data are those with which the runs were begun.
+    unchanged_inputs: tuple[Callable[[], object], ...] = (
         partial(refuse_other_step_size, study),
         *(partial(_refuse_other_settings, study, *run) for run in begun),
         partial(refuse_changed_plan, study),
@@ -111,7 +113,7 @@ def faults(study: Study) -> Iterator[str]:
     step_size_trials = (
         partial(read_json, file, "step_size") for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json"))
     )
-    yield from _errors([*plan_and_data, *step_size_trials, *(check.read for check in _training_checks(study))])
+    yield from _errors([*unchanged_inputs, *step_size_trials, *(check.read for check in _training_checks(study))])
     yield from _lost_checkpoints(study)
     stores = [study.run(*run) / store.NAME for run in begun if (study.run(*run) / store.NAME).exists()]
     damaged = [
@@ -136,7 +138,7 @@ def _checks_of_parts(study: Study) -> Iterator[Callable[[], object]]:
         yield partial(open_verdicts, study.path)
     if drawn.exists():
         yield partial(_drawn_files, drawn)
-        with suppress(DamagedFileError):
+        with suppress(DamagedFileError):  # the check before this one reports it
             yield from (
                 partial(_refuse_changed_figure, drawn.parent / name, digest)
                 for name, digest in _drawn_files(drawn).items()
@@ -193,8 +195,9 @@ def _lost_checkpoints(study: Study) -> Iterator[str]:
             reached = max(reached, len(metrics.read(folder / metrics.NAME)) - 1)
         for step in study.learners[learner].checkpoints:
             file = checkpoints.checkpoint_path(folder, step)
-            # A process that was killed after it had written the state and before it wrote the checkpoint leaves the
-            # same files as a lost checkpoint, and the remedy is the same.
+            # At a meta-iteration with a checkpoint, training first writes its state, from which it can go on, and then
+            # the checkpoint, which is measured later. A process that was killed in between leaves the same files as a
+            # lost checkpoint, and the remedy is the same.
             if step <= reached and not file.exists():
                 yield f"{file} is missing; run 'hessian-tools study {study.path}', which makes it again"
 
@@ -239,7 +242,7 @@ def _training_checks(study: Study) -> Iterator[Check]:
         for file in sorted(saved.glob("*.safetensors")):
             if file.stem.isdigit():  # a checkpoint, which is named after its meta-iteration
                 yield Check(partial(checkpoints.load_checkpoint, folder, int(file.stem)), partial(set_aside, file))
-            else:
+            else:  # the training state; its theta holds the network's parameters, and some learners add more to them
                 at_least = num_parameters(folder)
                 yield Check(partial(checkpoints.load, file, at_least=at_least, run=digest), partial(set_aside, file))
         # A line of the metrics is written only while its meta-iteration is trained. If the file is damaged, the run is

@@ -24,7 +24,7 @@ def main(*files: Path, clock: Annotated[Clock, Parameter(help="The clock for rat
 
 
 def print_tables(rows: list[dict[str, Any]], clock: Clock) -> None:
-    """Print one table for each setting of malloc. rows: stored rows, which ``kept_row`` has made."""
+    """Print one table for each setting of malloc. rows: stored rows, which ``benchmarks.run.kept_row`` has made."""
     console = Console(width=200)
     for allocator in dict.fromkeys(row["allocator"] for row in rows):
         lines = [line for row in rows if row["allocator"] == allocator for line in _lines(row, clock)]
@@ -40,7 +40,10 @@ def print_tables(rows: list[dict[str, Any]], clock: Clock) -> None:
         console.print(drawn)
         for line in lines:
             if line.share is not None:
-                console.print(f"{line.row.workload}: convolutions of a product at {line.share:.0%} of the matmul rate")
+                console.print(
+                    f"{line.row.workload}: in one of our products, the convolutions reach {line.share:.0%} of the rate "
+                    "(operations per second) of a large matrix product"
+                )
         console.print()
 
 
@@ -50,7 +53,8 @@ def cells(line: Line) -> list[str]:
     goal = "" if line.rival.goal is None else f"{limit} {line.rival.goal:g}"
     head = [line.row.workload, line.row.title, line.rival.contestant.rpartition(".")[2], goal]
     if line.ours is None or line.theirs is None:
-        return [*head, line.absent or ""] + [""] * 11  # the rest of the 16 columns
+        reason = line.absent or ""  # the reason why there are no figures
+        return [*head, reason] + [""] * 11  # the rest of the 16 columns
     sides = (line.ours, line.theirs)
     return [
         *head,
@@ -59,7 +63,7 @@ def cells(line: Line) -> list[str]:
         _number(line.cpu_ratio),
         line.goal_reached,
         *(_time(side.seconds) for side in sides),
-        *(_time(side.first) for side in sides),
+        *(_time(side.first) for side in sides),  # the times of the first calls
         *("" if side.error is None else f"{side.error:.0e}" for side in sides),
         *(_number(side.matvecs) for side in sides),
     ]
@@ -69,7 +73,10 @@ def _lines(stored: dict[str, Any], clock: Clock) -> list[Line]:
     """The lines of a stored row, one for each rival."""
     row = next(row for row in ROWS if (row.workload, row.quantity) == (stored["workload"], stored["quantity"]))
     entries = [Entry(**contestant) for contestant in stored["contestants"]]
-    row = row.with_before if entries[-1].contestant == BEFORE else row
+    if entries[-1].contestant == BEFORE:
+        # The run had the option --before. It measured two contestants: ours, and ours of another checkout as the only
+        # rival. A row of any other run has other rivals.
+        row = row.with_before
     return compare(row, entries, stored["points"], clock)
 
 

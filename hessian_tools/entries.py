@@ -33,7 +33,8 @@ FUNCTIONS = {
     shot: "longer_reference",
     collapse: "homogeneity",
 }
-# A stream is made in microseconds and checks its seed itself.
+# A function that is not checked: a stream is made in microseconds, of which the check would be a large part, and
+# ``stream`` checks its seed itself.
 UNCHECKED = ("stream",)
 # The methods that are checked; "__init__" is the constructor. The methods by which an operator multiplies are not among
 # them, because this check would slow products down; they check their vectors themselves.
@@ -54,7 +55,10 @@ BATCHES = ("batch", "data", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
-    """The function behind a check of its arguments. module: the package in which pickle finds it by its name."""
+    """A function that checks its arguments by the annotations of the given one, and then calls it.
+
+    module: the package that is to hold the result under the function's name. Pickle looks it up there.
+    """
 
     @wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
@@ -62,9 +66,9 @@ def checked(function: F, *, module: str) -> F:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if says_enough(error):
+            if says_enough(error):  # memory ran out, or the library itself has raised the error in its own words
                 raise
-            _refuse_second_batch(function, args, kwargs)
+            _refuse_surplus_arguments(function, args)
             given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
             explanation = _why_the_loss_fails(function, given) or _why_tensors_do_not_mix(given, error)
             if explanation is None:
@@ -77,14 +81,13 @@ def checked(function: F, *, module: str) -> F:
 
 def check_entries(library: ModuleType) -> None:
     """Put the check before all public functions and methods. library: the package ``hessian_tools``."""
-    entries: dict[Any, Any] = {}
+    entries: dict[Any, Any] = {}  # for each function, the one that checks its arguments and calls it
     exported = {package: list(package.__all__) for package in (*PACKAGES, library)}
     for module, named in (exported | {module: names.split() for module, names in FUNCTIONS.items()}).items():
         for name in named:
             function = vars(module)[name]
-            # A function that several packages export has one entry.
-            if isinstance(function, FunctionType) and name not in UNCHECKED and function not in entries.values():
-                if function not in entries:
+            if isinstance(function, FunctionType) and name not in UNCHECKED:
+                if function not in entries:  # if several packages export it, all hold the same entry
                     entries[function] = checked(function, module=module.__name__)
                 setattr(module, name, entries[function])
     for each, names in METHODS.items():
@@ -92,13 +95,14 @@ def check_entries(library: ModuleType) -> None:
             setattr(each, name, checked(vars(each)[name], module=each.__module__))
 
 
-def _refuse_second_batch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _refuse_surplus_arguments(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Raise TypeError for a call with too many arguments by position, such as a batch given as x, y."""
     by_position = [name for name, _ in rules_of(function).positional]
     has_more = any(p.kind is Parameter.VAR_POSITIONAL for p in signature(function).parameters.values())
     if has_more or len(args) <= len(by_position):
         return
-    pair = f"; {by_position[-1]} is one of them: give a pair, (x, y)" if by_position[-1] in BATCHES else ""
+    last = by_position[-1]
+    pair = f"; {last} is a single argument: give x and y as a pair, (x, y)" if last in BATCHES else ""
     shown, called = [name for name in by_position if name != "self"], function.__qualname__.removesuffix(".__init__")
     raise TypeError(
         f"{called} takes {len(shown)} arguments by position ({', '.join(shown)}), and the others by name{pair}"
@@ -130,6 +134,7 @@ def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) 
         batch = given[name].batch if isinstance(given[name], Share) else given[name]
         if isinstance(batch, DataLoader):
             continue  # reading it again would draw other random numbers, or continue a stream
+        # Whether each point has a batch of its own: so it is for several points, unless shared=True.
         own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
         why = why_loss_fails(loss, theta, batch, name=name, own_batch=own_batch)
         if why is not None:

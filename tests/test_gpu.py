@@ -188,7 +188,7 @@ def test_products_replayed_as_cuda_graphs_are_those_of_ordinary_calls(name, monk
     for _ in range(3):
         same([H @ V], [expected])
     (part,) = H.prepared.current.parts
-    graphs = part.workspace.recorded.values()
+    graphs = part.workspace.cuda_graphs.values()
     assert graphs and not any(graph.cannot_be_recorded for graph in graphs)
     same([H.select(torch.tensor([2, 0])) @ V[[2, 0]]], [expected[[2, 0]]])
     same([top_eigenpairs(H, k=2, rtol=1e-8).values], [values])

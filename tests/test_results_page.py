@@ -45,7 +45,7 @@ from hessian_tools.intervals import student_t
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
-PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("by_data_set", "how_sure", "variants"))]
+PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("by_data_set", "how_sure", "variants", "tuned"))]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
 REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|search|figure): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.

@@ -277,7 +277,10 @@ def test_a_batch_in_two_arguments_is_refused_with_the_remedy():
         lambda: ht.hessian_of(MODEL, F.cross_entropy, X, Y),
         lambda: ht.Recorder(MODEL, F.cross_entropy, X, Y),
     ):
-        with without_type_checks(), pytest.raises(TypeError, match=r"is one of them: give a pair, \(x, y\)"):
+        with (
+            without_type_checks(),
+            pytest.raises(TypeError, match=r"is a single argument: give x and y as a pair, \(x, y\)"),
+        ):
             call()
 
 

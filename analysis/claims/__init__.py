@@ -177,7 +177,7 @@ def _claims(plan: Plan, extra: Mapping[str, Judge] | None) -> dict[str, Judge]:
 def _kind(plan: Plan, claim: str, verdict: Verdict, plain: list[str]) -> Literal["primary", "exploratory"]:
     """The kind of a verdict. It is primary if the claim is, and if the plan corrects its comparison and its learner.
 
-    plain: the learners that have neither SHOT nor the penalty, and are no control.
+    plain: the learners that are not controls and use neither SHOT nor the penalty on the curvature.
     """
     entry = plan.claims.get(claim)
     if entry is None or entry.kind != "primary":

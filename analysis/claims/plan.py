@@ -41,6 +41,9 @@ class PlanError(ValueError):
 class ClaimPlan:
     """What is fixed beforehand about one claim, in words; only the smallest effect of interest is a number.
 
+    A claim is judged by one or several comparisons of a learner with its baseline, such as "raw" and "equal support
+    loss". The modules of ``analysis.claims`` give a comparison its name, as ``Question.comparison``.
+
     statement: the claim in one plain sentence.
     estimand: the number that is estimated, and from what. null_hypothesis: the hypothesis that is tested.
     unit: the unit of replication. rule: how the outcome follows from the interval. interval: how the interval is made.
@@ -49,9 +52,10 @@ class ClaimPlan:
     margin: the smallest effect of interest. margin_unit: the unit of the margin, in words.
     corrected: of a primary claim, the names of the comparisons whose verdicts are corrected; empty for all of them. The
         verdicts on its other comparisons count as exploratory.
-    learners: of a primary claim, the learners whose verdicts are corrected: "all", or "plain" for those without SHOT
-        and without the penalty on the curvature that are no controls. The verdicts on other learners count as
-        exploratory, because other claims are about those learners.
+    learners: of a primary claim, the learners whose verdicts are corrected: "all", or "plain". Plain learners are not
+        controls, which are untrained or trained in another way for comparison, and use neither SHOT (a penalty on the
+        distance between the ends of few large and many small inner steps) nor the penalty on the curvature. The
+        verdicts on other learners count as exploratory, because other claims are about those learners.
     """
 
     statement: Text
@@ -144,7 +148,8 @@ class Plan:
 
     @model_validator(mode="after")
     def _judges_some_claims(self) -> "Plan":
-        if bool(self.claims) == (self.margins is not None):
+        has_claims, has_margins = bool(self.claims), self.margins is not None
+        if has_claims == has_margins:  # both or neither
             raise ValueError("give either claims, as in analysis/claims/claims.yaml, or margins, as version 0.1 did")
         return self
 

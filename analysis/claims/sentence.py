@@ -13,7 +13,11 @@ from analysis.statistics import MAX_SEEDS, mean_interval
 if TYPE_CHECKING:
     from analysis.claims.verdict import Verdict
 
-# Quantities in words; any other quantity without words of its own (``Verdict.measure``) is called by its name.
+# Quantities in words; any other quantity without words of its own (``Verdict.measure``) is called by its name. For the
+# inner gradient g and the Hessian H, rho = g'Hg / g'g is the curvature along g, and |Hg| / |g| the relative size of the
+# Hessian-gradient product. alpha is the inner step size. "At unit filter norm" means in coordinates in which filters
+# that a normalisation follows have unit norm, so that weights that grow do not lower the number. The alignment A is 0
+# for orthogonal inner gradients and 1 for equal ones.
 NAMES = {
     "alpha_rho": "alpha rho",
     "rho": "rho",
@@ -48,9 +52,10 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
 
 
 def after_correction(verdict: "Verdict") -> str:
-    """The sentence of a verdict, whose beginning says whether it is supported after the correction, too.
+    """The sentence of a supported verdict, with a new beginning that says whether the correction leaves it supported.
 
-    A sentence of another form, which a claim of the user's own may have, stays as it is.
+    The correction is Holm's, for the number of comparisons (``analysis.claims.correction``). A sentence of another
+    form, which a claim of the user's own may have, stays as it is.
     """
     beginning = f"Supported with {plural(verdict.num_seeds, 'seed')}: "
     if verdict.corrected_outcome == "inconclusive":
@@ -58,7 +63,8 @@ def after_correction(verdict: "Verdict") -> str:
             f"Supported with {plural(verdict.num_seeds, 'seed')} without the correction for the number of comparisons, "
             f"but not after it{_seeds_to_pass(verdict)}: "
         )
-    # The optional part matches the words of an earlier correction, which ``compare`` replaces by one over its studies.
+    # The verdicts of a study are corrected when they are made. ``analysis.compare`` corrects them again, together with
+    # those of its other studies. The optional part matches the words that the first correction has put there.
     return re.sub(r"^Supported with \d+ seeds?( without [^:]*)?: ", lambda _: beginning, verdict.sentence)
 
 
@@ -122,9 +128,11 @@ def _levels(verdict: "Verdict", confidence: float) -> str:
 
 
 def _unmet(verdict: "Verdict", comparison: Comparison) -> str:
-    """The clause on what else is required, if that alone keeps the claim from being supported; "" otherwise.
+    """The clause on what else the claim requires, if only that makes the verdict inconclusive; "" otherwise.
 
-    ``comparison.required`` holds values [seed] whose mean must be above 0, too.
+    ``comparison.required`` holds values [seed] whose mean must be above 0, too. An interval that lies on the claimed
+    side of 0 always decides the comparison itself. If the verdict, which is inconclusive, has such an interval, then
+    the mean of the required values is not known to be above 0.
     """
     sign = -1.0 if verdict.predicted == "negative" else 1.0
     if comparison.required is None or not min(sign * verdict.low, sign * verdict.high) > 0:
@@ -133,7 +141,12 @@ def _unmet(verdict: "Verdict", comparison: Comparison) -> str:
 
 
 def _seeds_to_pass(verdict: "Verdict") -> str:
-    """The words that follow on how many seeds would pass the correction; "" where that number is not known."""
+    """The words on how many seeds the verdict would need to stay supported; "" where that number is not known.
+
+    ``verdict.seeds_to_decide`` is the number at which the verdict passes if the mean and the spread over seeds stay as
+    they are. The means of studies with so many seeds scatter around that mean, so only about half of them pass. Holm's
+    correction compares all p-values with each other, so those of the other comparisons must stay as they are, too.
+    """
     if verdict.seeds_to_decide is None:
         return ""
     return (
@@ -143,7 +156,11 @@ def _seeds_to_pass(verdict: "Verdict") -> str:
 
 
 def _needed(verdict: "Verdict") -> str:
-    """The clause that says how many seeds would decide an inconclusive verdict."""
+    """The clause that says how many seeds would decide an inconclusive verdict.
+
+    That is the number with which the interval decides if the mean and the spread over seeds stay as they are. The means
+    of studies with so many seeds scatter around that mean, so only about half of them decide.
+    """
     if verdict.num_seeds < 2:
         return "one seed shows no spread between seeds, so that at least 2 are needed"
     if verdict.seeds_to_decide is None:
@@ -153,8 +170,8 @@ def _needed(verdict: "Verdict") -> str:
 
 
 def _why_not(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:
-    """The clause that says why a claim is not supported."""
-    if comparison.required is not None and verdict.outcome == "not supported":
+    """The clause that says why a claim is not supported, for a verdict with this outcome."""
+    if comparison.required is not None:
         requirement = mean_interval(comparison.required, confidence=confidence)
         if requirement.high < 0:
             return f"the claim also requires that {comparison.requirement}, which is not so"

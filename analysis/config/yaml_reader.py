@@ -14,7 +14,8 @@ from analysis.config.base import LARGEST_INTEGER
 
 MAX_BYTES = 100_000  # some ten times the largest bundled study
 MAX_DEPTH = 50  # levels of mappings and lists within each other; a study has six
-MAX_VALUES = 20_000  # reading so many takes two seconds; a value that aliases repeat counts each time
+# Reading so many values takes two seconds. An alias (*name) counts as all values of the node that it repeats.
+MAX_VALUES = 20_000
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {
@@ -58,7 +59,10 @@ def parse_yaml(text: str) -> Any:
 
 
 class _SettingsLoader(yaml.SafeLoader):
-    """A YAML loader with limits. It refuses a key that stands twice, for which PyYAML's own keeps the last value."""
+    """A YAML loader with limits, which refuses a mapping that has a key twice.
+
+    PyYAML's own loader would silently keep the last value of such a key.
+    """
 
     # Without YAML's timestamps, 2001-12-14 is a text.
     yaml_implicit_resolvers = {
@@ -69,7 +73,8 @@ class _SettingsLoader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
-        # For each node that is read to its end: the number of values in it, which counts what aliases repeat each time.
+        # The number of values in each node that has been read to its end. An alias in it counts as all values of the
+        # node that it repeats.
         self._num_values: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -82,7 +87,7 @@ class _SettingsLoader(yaml.SafeLoader):
         self._depth -= 1
         if node is None:
             return None
-        if is_alias and node not in self._num_values:  # the node that the alias names is not read to its end
+        if is_alias and node not in self._num_values:  # the node that the alias names has not ended yet
             raise yaml.composer.ComposerError(None, None, "a value contains itself through an alias", mark)
         if not is_alias:
             parts: list[yaml.Node] = []
@@ -91,7 +96,8 @@ class _SettingsLoader(yaml.SafeLoader):
             elif isinstance(node, yaml.MappingNode):
                 parts = [part for key_and_value in node.value for part in key_and_value]
             self._num_values[node] = 1 + sum(self._num_values[part] for part in parts)
-        # The number of nodes so far is compared too, because a mapping or a list is counted only at its own end.
+        # The values of a mapping or a list are counted only at its end. One that is still being read is stopped by the
+        # number of all nodes so far.
         if max(self._num_values[node], len(self._num_values)) > MAX_VALUES:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES} values", mark)
         return node
@@ -112,7 +118,7 @@ class _SettingsLoader(yaml.SafeLoader):
             raise _mistake(f"the kind {_short(node.tag)} has no meaning in settings; write a plain value", node)
         expected = {"mapping": yaml.MappingNode, "list": yaml.SequenceNode}.get(kind, yaml.ScalarNode)
         if not isinstance(node, expected):
-            raise _mistake(f"a value is marked as a {kind}, but it is none", node)
+            raise _mistake(f"the tag says {kind}, but the value is not a {kind}", node)
         try:
             value = super().construct_object(node, deep=deep)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError):  # what the readers of scalars raise

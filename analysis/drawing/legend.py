@@ -1,6 +1,8 @@
 """The words of a figure: its legend entries, and the sentences that captions have in common.
 
-A task unit is one task of one seed, for one learner at one checkpoint.
+A task unit is one task of one seed, for one learner at one checkpoint. A state is a learner at the first or the last
+checkpoint at which it was measured (``curves.LearnerState``). ``seeds_with_values`` counts all seeds of a quantity;
+``seed_counts`` is a text such as "5-10", because learners may have different numbers of seeds.
 """
 
 from collections.abc import Sequence
@@ -68,12 +70,14 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
             continue
         which = "first" if is_first else "last"
         label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else f"each learner's {which} checkpoint"
-        look: dict[str, Any] = {"color": DARK, "linestyle": "none"}
+        look: dict[str, Any]
         if is_first:
             look = {"color": GREY, "linestyle": CONTROL_STYLE.linestyle, "markerfacecolor": "white"}
-            untrained = iterations == {0} and not set(begun_elsewhere(ds)) & set(panel_learners(ds))
-            label = "untrained" if untrained else label
+            # A learner that begins from another learner's checkpoint is not untrained at meta-iteration 0.
+            if iterations == {0} and not set(begun_elsewhere(ds)) & set(panel_learners(ds)):
+                label = "untrained"
         else:
+            look = {"color": DARK, "linestyle": "none"}
             label += " (in the learner's colour)"
         entries.append(entry(label, marker="o", markersize=4.5, **look))
     return entries
@@ -101,7 +105,8 @@ def diverged_notes(
     """The legend entry that says how many units diverged; none if no unit did.
 
     num_diverged: the number of diverged units for each learner and checkpoint. num_tried: the number of all units.
-    what: the word for units. crossed: True if the figure has a cross at each mean that lacks diverged units.
+    what: the word for units. crossed: True if the figure has a cross at each mean from which diverged units are
+        missing.
     """
     if not int(num_diverged.sum()):
         return []

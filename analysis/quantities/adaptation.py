@@ -22,7 +22,8 @@ def measure(points: Points) -> Values:
     K is the number of inner steps. Each value has an error: at least one exact singular value lies within this
     distance. J is the Jacobian in all parameters of the network, also where the inner loop moves only some of them. The
     values are NaN where a step is anything but the gradient with each entry multiplied by a constant: for other step
-    rules, and for LEO, whose inner loop moves latent codes in place of parameters.
+    rules, and for LEO, whose inner loop moves latent codes in place of parameters. The settings of the
+    measurement, ``points.level``, give the tolerance and the largest number of products.
     """
     learner, num_tasks = points.learner, len(points.thetas)
     if learner.latent is not None or learner.rule != PLAIN:

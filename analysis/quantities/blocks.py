@@ -13,11 +13,12 @@ def measure(points: Points) -> Values:
 
     This is the curvature of the diagonal block H_bb of the Hessian along its own gradient, and contains no curvature
     between blocks. g is the gradient in all parameters, also where the inner loop moves only some of them, so that the
-    curvature of a body that stands still is known too. The curvature is NaN where g_b is zero. Its error is estimated
-    as that of rho = g'Hg / g'g is (see ``gradient_curvature``), with g and the probes as the directions z.
+    curvature of a body that stands still is known too. The curvature is NaN where g_b is zero. Its error is that of
+    rounding: H is symmetric, so z'(H g_b) and g_b'(H z) would be equal in exact arithmetic. Their difference estimates
+    the error, with g and the probes as the vectors z (see ``gradient_curvature``).
     """
     layout = points.loss.layout
-    parts = tensor_parts(layout, points.gradient_on(points.batch or points.support))
+    parts = tensor_parts(layout, points.gradient_on(points.examples))
     h_parts = points.unflatten(points.hessian @ parts.flatten(0, 1))
     is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=parts.device)
     # The head's and the body's parts are sums of the tensors' parts, and so are their products.

@@ -1,4 +1,4 @@
-"""The eigenvalues at both ends of the Hessian's spectrum, also beside the step size and the curvature along g."""
+"""The Hessian's eigenvalues at both ends of its spectrum, compared with the step size and the gradient's curvature."""
 
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
@@ -7,15 +7,17 @@ from hessian_tools.curvature import curvature_along
 
 
 def measure(points: Points) -> Values:
-    """The eigenvalues of largest magnitude, the largest and the smallest algebraic one, and two ratios.
+    """The eigenvalues of largest magnitude, the largest and the smallest algebraic one, a product and a ratio.
 
     Each eigenvalue has its residual |Hv - lambda v|: at least one exact eigenvalue is this near (Paige 1972). All come
-    from a single Lanczos run at each parameter vector. One ratio is alpha lambda_max, where alpha is the inner step
-    size. The other is rho / |lambda|, where rho = g'Hg / g'g is the curvature along the gradient and |lambda| the
-    largest magnitude. Its error is only the part that follows from the residual of lambda, to first order.
+    from a single Lanczos run at each parameter vector. The product ``alpha_lambda_max`` is the inner step size alpha
+    times the largest algebraic eigenvalue. The ratio ``rho_over_lambda_max`` is rho / |lambda|, where rho = g'Hg / g'g
+    is the curvature along the gradient g and lambda the eigenvalue of largest magnitude, which may be negative. The
+    error of the ratio is only the part that follows from the residual of lambda, to first order.
     """
+    # points.level holds the settings of the measurement, which is full or light. Where another quantity needs one,
+    # points.extremes has one eigenpair of largest magnitude more than these settings ask for.
     extremes, count = points.extremes, points.level.eigenvalues
-    # ``extremes`` may hold one eigenpair of largest magnitude more than the level asks for.
     values = {
         "eigenvalue": extremes.magnitude.values[..., :count],
         "eigenvalue_residual": extremes.magnitude.residuals[..., :count],
@@ -25,13 +27,13 @@ def measure(points: Points) -> Values:
         "eigenvalue_min_residual": extremes.smallest.residuals[..., 0],
     }
     values = {name: points.unflatten(value) for name, value in values.items()}
-    largest, residual = values["eigenvalue"][..., 0].abs(), values["eigenvalue_residual"][..., 0]
-    ratio = curvature_along(points.gradients, points.products.hg).rho / largest
+    largest_magnitude, residual = values["eigenvalue"][..., 0].abs(), values["eigenvalue_residual"][..., 0]
+    ratio = curvature_along(points.gradients, points.products.hg).rho / largest_magnitude
     return values | {
         "alpha_lambda_max": points.step_size * values["eigenvalue_max"],
         "alpha_lambda_max_error": points.step_size * values["eigenvalue_max_residual"],
         "rho_over_lambda_max": ratio,
-        "rho_over_lambda_max_error": ratio.abs() * residual / largest,
+        "rho_over_lambda_max_error": ratio.abs() * residual / largest_magnitude,
     }
 
 
@@ -63,6 +65,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.extremal_eigenpairs",
-    cost="at most as many products with the Hessian as the level's max_matvecs",
+    cost="products with the Hessian, at most max_matvecs of measure.full or measure.light",
     reference="Lanczos 1950; Paige 1972; Cohen 2021 (edge of stability), Lewkowycz 2020 (catapult)",
 )

@@ -20,16 +20,17 @@ def measure(points: Points) -> Values:
 
     g is the inner gradient and H the Hessian. G = J'BJ is H without the second derivatives of the network: J is the
     Jacobian of the outputs in the parameters, and B is the Hessian of the loss in the outputs. The error of the first
-    number is estimated as that of g'Hg / g'g is (see ``gradient_curvature``), with G in place of H and with Hg as the
-    direction z. The error of the second number is a bound that follows from the residuals and from the gap to the next
-    eigenvalue; it is large where this gap is small.
+    number is that of rounding. G is symmetric, so z'(Gg) and g'(Gz) would be equal in exact arithmetic for any vector
+    z; here z = Hg, and the difference estimates the error (see ``gradient_curvature``). The error of the second number
+    is a bound that follows from the residuals and from the gap to the next eigenvalue; it is large where this gap is
+    small.
     """
-    thetas, batch = points.thetas.flatten(0, 1), points.at_points(points.batch or points.support)
+    thetas, batch = points.thetas.flatten(0, 1), points.at_points(points.examples)
     g, hg = points.gradients, points.products.hg
     G = gauss_newton(points.loss, thetas, batch)
-    gg, ghg = points.unflatten(G @ torch.stack([g, hg], -1).flatten(0, 1)).unbind(-1)
-    curvature = curvature_along(g, gg)
-    error = rounding_error(curvature.hg_ratio, product_asymmetry(gg, g, ghg[..., None], hg[..., None]))
+    G_g, G_hg = points.unflatten(G @ torch.stack([g, hg], -1).flatten(0, 1)).unbind(-1)
+    curvature = curvature_along(g, G_g)  # of G, so that its field hg_ratio is |Gg| / |g|
+    error = rounding_error(curvature.hg_ratio, product_asymmetry(G_g, g, G_hg[..., None], hg[..., None]))
     spectrum = gauss_newton_spectrum(points.loss, thetas, batch, vectors=True)
     share = gauss_newton_share(points.extremes.magnitude, spectrum)
     # The shares are those of all eigenvectors that were computed, of which the first has the largest magnitude.
@@ -65,7 +66,7 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.gauss_newton, hessian_tools.gauss_newton_spectrum, hessian_tools.gauss_newton_share",
     cost="two products with the Gauss-Newton matrix, a backward pass for each output of each example, and the products"
-    " with the Hessian that one more eigenpair takes",
+    " with the Hessian for one eigenpair more than measure.full or measure.light asks for",
     reference="Schraudolph 2002; Martens 2020; Davis, Kahan 1970",
     eigenvectors=True,
 )

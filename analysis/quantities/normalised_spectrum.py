@@ -12,7 +12,8 @@ def measure(points: Points) -> Values:
 
     H is the Hessian, and D is the diagonal matrix of filter norms, ``products.scale``. D H D does not change when a
     filter that is followed by a normalisation is rescaled, so weights that grow do not lower these numbers. The random
-    probes are those of the quantity ``trace``.
+    probes are those of the quantity ``trace``. The settings of the measurement, ``points.level``, give the tolerance
+    of the eigenvalue and the largest number of products that it may take.
     """
     scaled = points.hessian.scaled(points.products.scale.flatten(0, 1))
     pairs = top_eigenpairs(
@@ -59,7 +60,7 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.Operator.scaled, hessian_tools.top_eigenpairs",
-    cost="at most as many products with the Hessian as the level's max_matvecs, and one for each probe",
+    cost="products with the Hessian, at most measure.full.max_matvecs and one for each probe",
     reference="Dinh 2017 (rescaled weights); Li et al. 2018 (filter normalisation)",
     level="full",
 )

@@ -99,10 +99,15 @@ class Points:
         """The vectors g [task, step, param] along which curvature is measured: inner gradients, or ``directions``."""
         return self.trajectory_gradients if self.directions is None else self.directions
 
+    @property
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """The examples (x, y) whose loss is differentiated twice: the support sets, or ``batch``."""
+        return self.support if self.batch is None else self.batch
+
     @cached_property
     def hessian(self) -> Hessian:
         """The Hessian of the support loss (or of the loss on ``batch``) at all points, task by task."""
-        H = hessian(self.loss, self.thetas.flatten(0, 1), self.at_points(self.batch or self.support))
+        H = hessian(self.loss, self.thetas.flatten(0, 1), self.at_points(self.examples))
         # All blocks of tasks in a process share one trace of the product, so tracing pays even if this block takes few
         # products. The number that is announced is fixed. The choice of the engine, and with it the rounding of the
         # results, therefore does not depend on how many blocks were measured before.

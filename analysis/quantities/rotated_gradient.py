@@ -11,7 +11,8 @@ from hessian_tools.curvature import curvature_along, estimate_of, random_rotatio
 def measure(points: Points) -> Values:
     """The mean of v'Hv / v'v over random vectors v that have the norm of g in each parameter tensor.
 
-    g is the inner gradient and H the Hessian. There are as many vectors as probes. A task has the same directions at
+    g is the inner gradient and H the Hessian. There are as many vectors as the trace has probes
+    (``points.level`` holds the settings of the measurement). A task has the same directions at
     all inner steps, at all checkpoints and for all learners; only their lengths within the tensors follow the gradient.
     Where the inner loop moves only some tensors, v is zero in the others, as g is. The error is the standard error of
     the mean over the vectors.

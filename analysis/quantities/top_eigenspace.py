@@ -12,11 +12,12 @@ def measure(points: Points) -> Values:
     """|P_j g|^2 / |g|^2, and the overlap |U_j'V_j|_F^2 / j of the eigenspaces at theta_k and theta_{k+1}, for each j.
 
     g is the inner gradient, and theta_k are the parameters after k of the K inner steps. j runs from 1 to the number of
-    eigenvalues that the level asks for. P_j projects onto the span of the first j eigenvectors, by falling magnitude of
-    the eigenvalue. U_j and V_j hold the first j eigenvectors at theta_k and at theta_{k+1}. Both numbers are j / n by
-    chance, where n is the number of parameters (``hessian_tools.curvature.overlap_null``). The errors bound what
-    follows from the residuals and from the gap to the next eigenvalue; an error of 1 says that the gap is too small for
-    the subspace to be known. There is no overlap at theta_K, after which no step follows.
+    eigenvalues for which the settings of the measurement ask (``points.level``). P_j projects onto the span of the
+    first j eigenvectors, by falling magnitude of the eigenvalue. U_j and V_j hold the first j eigenvectors at theta_k
+    and at theta_{k+1}. Both numbers are j / n by chance, where n is the number of parameters
+    (``hessian_tools.curvature.overlap_null``). The errors bound what follows from the residuals and from the gap to the
+    next eigenvalue; an error of 1 says that the gap is too small for the subspace to be known. There is no overlap at
+    theta_K, after which no step follows.
     """
     pairs, count = points.extremes.magnitude, points.level.eigenvalues
     assert pairs.vectors is not None
@@ -64,7 +65,7 @@ QUANTITY = Quantity(
     measure=measure,
     library="hessian_tools.curvature.gradient_share, hessian_tools.subspace_overlap, "
     "hessian_tools.curvature.subspace_error",
-    cost="the products with the Hessian that one more eigenpair takes",
+    cost="the products with the Hessian for one eigenpair more than measure.full asks for",
     reference="Gur-Ari 2018; Davis, Kahan 1970",
     level="full",
     eigenvectors=True,

@@ -12,6 +12,7 @@ from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import measured
 from analysis.evaluation import has_accuracy, score_name
+from analysis.quantities.variants import VARIANTS
 from analysis.report.page import DASH, MINUS, Child, Html, element, join, number, row, section, table
 from analysis.report.scale import seed_ends
 from analysis.schema import trained_learners
@@ -130,6 +131,24 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
                 ("trace", "trace_normalised"),
             )
             for steps, values in _by_step(ds, name).items()
+        },
+    )
+    yield Quantity(
+        "Curvature on other losses",
+        "The same curvature on the loss of the query set in place of that of the support set (query), with the "
+        "Hessian of the query loss along the gradient of the support loss (across), and with the Hessian of "
+        "another task's support loss along this task's gradient (other task). The points are those of the inner "
+        "loop on the support set.",
+        {
+            f"{loss.replace('_', ' ')}: {words}, {steps}": values
+            for loss in VARIANTS
+            for words, name in (
+                ("alpha rho", "alpha_rho"),
+                ("alpha |Hg| / |g|", "alpha_hg_ratio"),
+                ("largest eigenvalue", "eigenvalue_max"),
+                ("trace", "trace"),
+            )
+            for steps, values in _by_step(ds, f"{name}_{loss}").items()
         },
     )
     yield Quantity(

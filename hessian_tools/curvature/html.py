@@ -54,8 +54,8 @@ def lines_html(
     """A row for each point: its numbers over the steps as lines, dark and then grey, with their first and last value.
 
     lines: the numbers by name, for one or two lines. steps: the x coordinates, by default 0, 1, ...; they need not be
-    sorted. where: written after the title, with the number of points in place of {}, unless the lines have no axis of
-    points. All rows have the same axes.
+    sorted. where: follows the title, with the number of points in place of {}; if the lines have no axis of points,
+    nothing follows the title. All rows have the same axes.
     """
     rows = {name: _rows(values)[:MAX_ROWS] for name, values in lines.items()}
     finite = [v for values in rows.values() for row in values for v in row if isfinite(v)]
@@ -64,17 +64,15 @@ def lines_html(
     order = sorted(range(len(x)), key=lambda k: x[k])
     texts = []
     for position in range(len(next(iter(rows.values())))):
-        picture = ""
-        words: list[str] = []
-        # Drawn from the last line to the first, so that the first one, which is dark, lies on top.
-        colored = list(zip(rows.items(), (INK, SHADE)[: len(rows)], strict=True))
-        for (name, values), color in reversed(colored):
+        pictures, words = [], []
+        for (name, values), color in zip(rows.items(), (INK, SHADE)[: len(rows)], strict=True):
             y = values[position]
             places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]
             points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
-            picture += f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-            words.insert(0, f"{name} {y[order[0]]:.4g} to {y[order[-1]]:.4g}")
-        texts.append(_svg(picture, HEIGHT) + _line("; ".join(words)))
+            pictures.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+            words.append(f"{name} {y[order[0]]:.4g} to {y[order[-1]]:.4g}")
+        # SVG draws later elements over earlier ones. The first line, which is dark, comes last, so that it lies on top.
+        texts.append(_svg("".join(reversed(pictures)), HEIGHT) + _line("; ".join(words)))
     return _block(title, texts, next(iter(lines.values())).shape[:-1], where)
 
 
@@ -139,7 +137,8 @@ def modules_html(
             error = [_x_of(end, low, high) for end in (v - e, v + e)]
             line = f'<line x1="{error[0]:.1f}" x2="{error[1]:.1f}" y1="10" y2="10" stroke="{INK}" stroke-width="1.5"/>'
             picture = bar + picture + line
-        texts.append(_svg(picture, 20) + _line(f"{name or 'network'}: {v:.4g} ± {e:.2g}"))
+        shown = name or "network"  # "" is the name of the network itself
+        texts.append(_svg(picture, 20) + _line(f"{shown}: {v:.4g} ± {e:.2g}"))
     return _block(f"Trace by module from {probes} probes (± standard error)", texts, ())
 
 
@@ -182,7 +181,10 @@ def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> st
         column = round(_x_of(position, x[0], x[-1]))
         columns[column] = max(columns.get(column, 0.0), value)
     depth = log10(1 / LOWEST)  # the powers of ten that the axis covers
-    heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, LOWEST * peak)) / depth)) for c, v in columns.items()}
+    heights = {}
+    for column, value in columns.items():
+        below_peak = log10(peak / max(value, LOWEST * peak))  # in powers of ten
+        heights[column] = HEIGHT * (1 - min(1.0, below_peak / depth))
     points = " ".join(f"{c},{HEIGHT - h:.1f}" for c, h in sorted(heights.items()))
     return f'<polygon points="{min(columns)},{HEIGHT} {points} {max(columns)},{HEIGHT}" fill="{color}"/>'
 

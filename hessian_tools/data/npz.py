@@ -65,20 +65,24 @@ def stored_array(tree: Tree, name: str, array: str) -> Iterator[StoredArray]:
                 header = _header(stored)
             except ValueError as e:
                 raise ValueError(f"the array {array!r} of {name} cannot be read ({e}); fetch it again") from None
+            if header[-1].hasobject:
+                raise ValueError(
+                    f"the array {array!r} of {name} holds Python objects, and reading these can run code; save it as an"
+                    " array of numbers or of text"
+                )
             yield StoredArray(stored, *header)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, the order and the type of an array, from its header; ``file`` is open where the array begins."""
+    """The shape, the order and the type of an array, from its header; ``file`` is open at its magic string."""
     version = np.lib.format.read_magic(file)
     length = file.read(2 if version == (1, 0) else 4)  # the header begins with its length, in 2 bytes or in 4
     if int.from_bytes(length, "little") > MAX_HEADER:
         raise ValueError("its header is damaged")
+    # NumPy's functions read the length themselves, so it is put before the header again.
     header = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(header)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, and reading these can run code")
     if any(size < 0 for size in shape):
         raise ValueError(f"its shape is {shape}")
     return shape, fortran, dtype

@@ -107,7 +107,10 @@ def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers
     if unknown:
         hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
         if unknown[0].removeprefix(f"{prefix}.") in known:  # such as "module.0.weight" of nn.DataParallel
-            hint = f"the name is a wrapper's; give the state dict of its {prefix!r}"
+            hint = (
+                f"a wrapper around the model has put '{prefix}.' before its names; give wrapper.{prefix}.state_dict(),"
+                " or take the prefix off"
+            )
         raise ValueError(f"{where} has {unknown[0]!r}, which the model does not have; {hint}")
 
 
@@ -116,8 +119,8 @@ def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: 
     for name, parameter in loss.model.named_parameters():
         if name in named and name not in loss.layout.names and not same_values(named[name], parameter):
             raise ValueError(
-                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; select it in flatten by "
-                "where="
+                f"{where}: {name!r} differs from the model's, but the points leave this parameter out, so that the loss"
+                " takes it from the model; include it by the argument where= of flatten"
             )
     for name, buffer in loss.model.named_buffers():
         if buffers == "refuse" and name in named and not same_values(named[name], buffer):

@@ -120,7 +120,7 @@ def test_a_variable_of_a_task_has_one_panel_and_no_steps(ds: xr.Dataset) -> None
     own = ds.assign(mine=ds["alpha_rho"].isel(inner_step=0, drop=True).assign_attrs(attrs))
     drawn = figures.variable(own, "mine")(own)
     assert len(drawn.axes) == 1 and drawn.axes[0].get_ylabel().count("\n") == 2
-    with pytest.raises(ValueError, match="the figure mine has no single steps"):
+    with pytest.raises(ValueError, match="the figure mine has no choice of steps"):
         figures.variable(own, "mine")(own, steps=[0])
 
 
@@ -157,7 +157,7 @@ def test_a_learner_that_a_figure_leaves_out_of_a_large_study_can_be_chosen(large
         ("alpha_rho", {"learners": []}, "learners is empty; give one or more names"),
         ("alpha_rho", {"steps": [4]}, "points 0 to 3"),
         ("alpha_rho", {"steps": []}, "points 0 to 3"),
-        ("accuracy", {"steps": [0]}, "accuracy has no single steps"),
+        ("accuracy", {"steps": [0]}, "accuracy has no choice of steps"),
         ("eigenvalues", {"learners": ["untrained", "maml"]}, "shows nothing of the learner untrained"),
         ("spectra", {}, "spectra cannot be drawn: the study does not measure density"),
         ("alpha_rho", {"steps": [0.5]}, "steps=.* each entry a whole number"),

@@ -26,7 +26,7 @@ def bomb(levels: int) -> str:
         ("a: 0x" + "f" * 5000, "a whole number must be below 2\\^63"),
         ("a: -0x" + "f" * 5000, "a whole number must be below 2\\^63"),
         ("a: !!bool abc", "'abc' is no truth value"),
-        ("a: !!map x", "a value is marked as a mapping, but it is none"),
+        ("a: !!map x", "the tag says mapping, but the value is not a mapping"),
         ("a: !!set {b}", "the kind '.*set' has no meaning in settings"),
         ("a: !!python/name:os.system", "the kind '.*os.system' has no meaning in settings"),
         ("? [a]\n: b", "a key must be a text"),

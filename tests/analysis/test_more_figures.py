@@ -182,7 +182,10 @@ def many_tasks() -> xr.Dataset:
 def test_captions_have_the_papers_numbers_as_those_of_other_data(ds):
     cosine = FIGURES["alignment"].caption(ds)
     assert "on other data, has for MAML 0.49 early in training, 0.36 at epoch 100, 0.75 at epoch 140" in cosine
-    assert "for MAML + SHOT about 0.90 from epoch 110 on. An epoch is 100 meta-iterations, and K = 3" in cosine
+    assert (
+        "for MAML + SHOT about 0.90 from epoch 110 on. In the paper an epoch is 100 meta-iterations, and K = 3"
+        in cosine
+    )
     accuracy = FIGURES["accuracy"].caption(ds)
     assert "on other data" in accuracy
     assert "47.88 and 64.81 % for MAML and 47.97 and 66.86 % with SHOT as a penalty" in accuracy

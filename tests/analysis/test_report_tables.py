@@ -224,6 +224,9 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
         shot_direction_cosine=task + 0.9,
         shot_direction_ratio=task + 0.3,
         meta_gradient_ratio=task + 1.5,
+        alpha_rho_query=points + xr.DataArray([2.0, 0.6, 0.6, 0.6], dims="inner_step"),
+        trace_query=points + 13.0,
+        alpha_hg_ratio_other_task=points + 0.8,
         **{f"shot_{name}": task + distances for name in ("kl_reference_target", "kl_target_reference", "js", "l2")},
     )
     table = {part.title: part.rows for part in quantities(study)}
@@ -235,6 +238,16 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
     assert normalised["largest eigenvalue, step 0"] == pytest.approx(8)
     assert normalised["largest eigenvalue, later steps"] == pytest.approx(3)
     assert {normalised[f"{name}, later steps"] for name in ("Frobenius norm", "trace")} == {9, 11}
+    assert means["Curvature on other losses"] == pytest.approx(
+        {
+            "query: alpha rho, step 0": 2,
+            "query: alpha rho, later steps": 0.6,
+            "query: trace, step 0": 13,
+            "query: trace, later steps": 13,
+            "other task: alpha |Hg| / |g|, step 0": 0.8,
+            "other task: alpha |Hg| / |g|, later steps": 0.8,
+        }
+    )
     assert means["Fall of the gradient"] == pytest.approx({"ratio": 0.4})
     assert means["Cosines of the inner gradients"] == pytest.approx({"g_0 and g_1": 0.1, "g_0 and g_2": 0.2})
     assert means["SHOT's difference and its expansion"] == pytest.approx({"cosine": 0.9, "actual / predicted": 0.3})

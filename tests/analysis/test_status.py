@@ -39,7 +39,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     assert run(["figures", "study", "--only", "forest", "--format", "svg", "--learners", "maml"]) == 0
     assert [path.name for path in (working_folder / "study" / "paper").iterdir()] == ["forest.svg"]
     capsys.readouterr()
-    assert "has no single steps" in refused(capsys, ["figures", "study", "--only", "forest", "--steps", "0"])
+    assert "has no choice of steps" in refused(capsys, ["figures", "study", "--only", "forest", "--steps", "0"])
     assert (working_folder / "study" / "figures" / "accuracy.png").read_bytes() == (
         micro_study / "figures" / "accuracy.png"
     ).read_bytes()

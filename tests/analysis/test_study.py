@@ -15,7 +15,7 @@ import analysis
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
 from analysis.folder import content_digest, open_folder, open_study
-from analysis.progress import reporter
+from analysis.progress import reporter_for
 from analysis.schema import (
     LEARNER_COORDINATES,
     begun_elsewhere,
@@ -208,12 +208,12 @@ def test_the_command_line_prints_the_version_of_the_package(capsys):
 def test_progress_is_silent_printed_or_passed_to_a_function(capsys):
     calls = []
     for option in (None, lambda done, total: calls.append((done, total))):
-        with reporter(option).stage("train", 3, "steps") as advance:
+        with reporter_for(option).stage("train", 3, "steps") as advance:
             advance(1, "a note")
             advance(2)
-        reporter(option).say("a line")
+        reporter_for(option).say("a line")
     assert calls == [(1, 3), (3, 3)]
     assert capsys.readouterr().out == ""
-    with reporter(True).stage("train", 3, "steps") as advance:
+    with reporter_for(True).stage("train", 3, "steps") as advance:
         advance(3)
     assert capsys.readouterr().out.startswith("train: 3 steps")

@@ -295,7 +295,7 @@ def test_parameters_outside_the_layout_must_not_change():
     assert recorder.trajectory().thetas.shape == (2, 18)
     with torch.no_grad():
         model[0].bias.add_(1)
-    with pytest.raises(ValueError, match="'0.bias' differs from the model's, but the layout holds it fixed"):
+    with pytest.raises(ValueError, match="'0.bias' differs from the model's, but the points leave this parameter out"):
         recorder.trajectory()
 
 

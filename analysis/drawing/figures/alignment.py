@@ -31,6 +31,8 @@ def learners(ds: xr.Dataset) -> list[str]:
 def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
     """The mean cosine and the alignment of each learner at each checkpoint."""
     ds = choice.part(ds)
+    # The axis inner_step has the K + 1 points theta_0 to theta_K. No step follows theta_K, where the cosine is NaN and
+    # the mean leaves it out. The axis step_i, of which other functions here take the length, has the K inner steps.
     cosine = mean_over(measured(ds, "cos_displacement"), "inner_step")
     return {"mean cosine": summarise(cosine), "alignment": summarise(measured(ds, "alignment"))}
 
@@ -42,17 +44,17 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     for orthogonal gradients are drawn for comparison: a band for the cosine, and a line at 0 for A.
     """
     cosine, alignment = numbers(ds, choice).values()
-    ds, steps = choice.part(ds), ds.sizes["step_i"]
+    ds, steps = choice.part(ds), ds.sizes["step_i"]  # K
     num_diverged, num_tried = diverged_units(ds)
     with panels.grid(2, xlabel="meta-iteration", share_y=False, width=choice.width) as (figure, (left, right)):
-        starts = []
+        untrained_lines = []
         for ax, summary in ((left, cosine), (right, alignment)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
-            starts += curves.untrained_levels(ds, ax, summary)
+            untrained_lines += curves.untrained_levels(ds, ax, summary)
         low, high = left.get_ylim()
         null = references.cosine_null(left, steps)
-        # The axis holds all of the band for orthogonal gradients, which is from 1/K to 1/sqrt(K) with K steps, and ends
-        # just above 1, the largest cosine.
+        # For orthogonal gradients the mean cosine lies between 1/K and 1/sqrt(K). The axis is widened until it shows
+        # this band with some room on both sides, but it ends just above 1, which no cosine exceeds.
         left.set_ylim(min(low, 0.9 / steps), min(max(high, 1.1 * steps**-0.5), 1.02))
         left.set_title("mean cosine along the inner loop")
         left.set_ylabel(r"$\cos(-g_k,\ \theta_K-\theta_0)$, mean over $k$")
@@ -63,7 +65,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             right.set_ylim(-0.1, 1.1)
             right.text(0.5, 0.5, "one inner step: $A$ is not defined", transform=right.transAxes, ha="center")
         notes = [null, *legend.notes(cosine.per_seed, num_diverged, num_tried)]
-        panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
+        panels.outside_legends(figure, legend.training_entries(ds, untrained_lines), notes)
     return figure
 
 
@@ -87,8 +89,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
         "Dotted lines are untrained networks. At a small inner learning rate their A is near 1 as well, so the effect "
         "of training is the difference from this line, not from 0.",
-        f"The left half of figure 3 of Lee, Yoo and Kwak (2023), on other data, has {_of_the_paper()}. An epoch is 100 "
-        "meta-iterations, and K = 3.",
+        f"The left half of figure 3 of Lee, Yoo and Kwak (2023), on other data, has {_of_the_paper()}. In the "
+        "paper an epoch is 100 meta-iterations, and K = 3.",
         selection.shown_sentence(ds, choice.learners),
     )
 

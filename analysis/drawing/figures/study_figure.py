@@ -46,12 +46,17 @@ class Choice:
 class StudyFigure:
     """A figure of a study; calling it with the Dataset of ``analysis.open_study`` draws it.
 
-    The arguments of all methods, so that one choice serves the picture, its caption and its numbers:
+    name, title: the figure's name, and what it shows in one line. module: what draws the figure. It is a module of the
+    package ``analysis.drawing.figures``, whose docstring lists what such a module has, or an ``OverTraining``, which
+    has the same for a variable of the study.
+
+    All methods take the same arguments, so that the same choice makes the picture, its caption and its numbers:
     ds: the study's Dataset.
     learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
         of a large study; the caption then says which are shown. Learners are drawn in the order in which they are
         given.
-    steps: the points of the inner loop that are shown, counted from 0; None for all. Only some figures have steps.
+    steps: the points of the inner loop that are shown, counted from 0; None for all. Only some figures let the user
+        choose them.
     labels: other names for learners in legends, titles and captions, such as {"fomaml": "first-order MAML"}. Colours,
         markers and the numbers keep the names of the study.
     width: the width in print: a number of inches, or a name such as "single" (a column), "double" (the full text),
@@ -160,7 +165,7 @@ class StudyFigure:
         if (reason := self.needs(ds)) is not None:
             raise ValueError(f"the figure {self.name} cannot be drawn: {reason}")
         if width is not None:
-            inches_of(width)
+            inches_of(width)  # called for its error if no such width is known
         known = learner_names(ds)
         check_labels(ds, labels)
         choice = Choice(self.module.learners(ds), _steps(ds, self, steps), width)
@@ -197,7 +202,7 @@ def _steps(ds: xr.Dataset, figure: StudyFigure, steps: Sequence[int] | None) -> 
     if steps is None:
         return None
     if not figure.module.HAS_STEPS:
-        raise ValueError(f"steps={list(steps)}: the figure {figure.name} has no single steps; leave them out")
+        raise ValueError(f"steps={list(steps)}: the figure {figure.name} has no choice of steps; leave steps out")
     last = int(ds["inner_step"].max())
     wrong = [step for step in steps if step not in range(last + 1)]
     if wrong or not steps:
@@ -217,8 +222,8 @@ def tabulated(numbers: Numbers) -> pd.DataFrame:
             columns = {"value": values}
         # The coordinates that are dropped are the settings of the learners. A Dataset does not fix the order of its
         # dimensions, so without ``dim_order`` the order of rows and columns would differ from one call to the next.
-        labelled = xr.Dataset(columns).reset_coords(drop=True)
-        frame = labelled.to_dataframe(dim_order=list(columns["value"].dims)).reset_index().dropna(subset=["value"])
+        dataset = xr.Dataset(columns).reset_coords(drop=True)
+        frame = dataset.to_dataframe(dim_order=list(columns["value"].dims)).reset_index().dropna(subset=["value"])
         frame.insert(0, "quantity", quantity)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)

@@ -11,7 +11,8 @@ import torch
 # is one more reverse pass. compiled: the product is traced once and split into a part that depends only on the point,
 # which is computed once, and a part that depends on the vector.
 EngineName = Literal["direct", "double_backward", "compiled"]
-# What a user may ask for. "kept" and "traced" are older words for "double_backward" and "compiled".
+# What a user may ask for. "kept" and "traced" are the older words for "double_backward" and "compiled". Documentation,
+# error messages and the property ``route`` of an operator use them; both spellings are accepted.
 Route = Literal["auto", "direct", "kept", "traced", "double_backward", "compiled"]
 
 # The engine that each route names; "auto" names none.

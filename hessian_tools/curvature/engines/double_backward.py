@@ -66,7 +66,7 @@ class KeptGraphs:
         return KeptGraphs(thetas, gradients)
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if there is more than one point, so that fewer could be kept together."""
+        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
         return len(V) > 1
 
 
@@ -155,7 +155,7 @@ class KeptOutputs:
         return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if there is more than one point, so that fewer could be kept together."""
+        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
         return len(V) > 1
 
 

@@ -1,12 +1,13 @@
-"""The interface to the engines: the user's options, and products prepared by the engine that is chosen for them.
+"""The interface to the engines: the user's options, and matrix-vector products by the engine that is chosen for them.
 
-An engine is a way to compute products: ``direct``, ``double_backward`` or ``compiled`` (see ``choice``). The class
-``Engine`` holds the options that a user has given for them.
+In the files of the engines a product is that of a curvature matrix at one point with one vector. An engine is a way to
+compute products: ``direct``, ``double_backward`` or ``compiled`` (see ``choice``). The class ``Engine`` holds the
+options that a user has given for them.
 """
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import get_args
+from typing import NoReturn, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -51,10 +52,12 @@ class Engine:
     """The user's options for how products and other derivatives are computed; made by :func:`checked_engine`.
 
     It is not itself one of the engines direct, double_backward and compiled, but chooses among them and runs them.
-    route: the name of an engine, or "auto". Older names are still allowed: "kept" for double_backward, and "traced" for
-    compiled. batching: "vmap" computes points and vectors together, "loop" computes them one by one. chunk: how many
-    products run at once, or None for as many as fit in memory. memory: the budget for products, in bytes. compile: True
-    if Inductor (see ``compiled.inductor``) compiles the products; the route is then "compiled".
+    route: what the user has asked for: "auto", "direct", "kept" (the engine double_backward) or "traced" (the engine
+    compiled). These are the words that users meet in the documentation, in error messages and as the property ``route``
+    of an operator; the names of the two engines are accepted as well. batching: "vmap" computes points and vectors
+    together, "loop" computes them one by one. chunk: how many products run at once, or None for as many as fit in
+    memory. memory: the budget for products, in bytes. compile: True if Inductor (see ``compiled.inductor``) compiles
+    the products; the route is then "compiled".
     """
 
     route: Route = "auto"
@@ -63,13 +66,15 @@ class Engine:
     memory: MemoryBudget = field(default_factory=MemoryBudget)
     compile: bool = False
 
-    def unusable(self, why: str, instead: str) -> ValueError:
-        """The error for an engine that the user has asked for and that cannot be used.
+    def unusable(self, why: str, advice: str) -> ValueError:
+        """The error for an engine that the user has asked for, by route= or compile=True, and that cannot be used.
 
-        why: the rest of the sentence that begins with the user's option. instead: what to do if that option is route.
+        why: the predicate of a sentence whose subject is the user's option, such as "needs a trace". advice: what to
+        do if the option is route=; the advice on compile=True is always to leave it out.
         """
-        named, instead = ("compile=True", "leave compile out") if self.compile else (f"route={self.route!r}", instead)
-        return ValueError(f"{named} {why}; {instead}")
+        if self.compile:
+            return ValueError(f"compile=True {why}; leave compile out")
+        return ValueError(f"route={self.route!r} {why}; {advice}")
 
     def prepare(self, objective: Objective, matrix: Matrix) -> "PreparedProducts | JoinedProducts":
         """The object that multiplies the matrix at every point; it computes nothing before its first product."""
@@ -107,8 +112,8 @@ class Engine:
         try:
             return torch.cat(self.memory.in_pieces(total, piece, at_once=at_once))
         except RuntimeError as error:
-            no_other_way = is_out_of_memory(error) or isinstance(error, NoOtherWay)
-            if no_other_way or not self.may_use_reverse(objective, error):
+            is_final = is_out_of_memory(error) or isinstance(error, NoOtherWay)  # reverse mode is of no use
+            if is_final or not self.may_use_reverse(objective, error):
                 raise
             first_error = error
         try:
@@ -116,7 +121,7 @@ class Engine:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            if isinstance(explained(error), NoOtherWay):
+            if isinstance(explained(error), NoOtherWay):  # no engine can differentiate this loss, which explains more
                 raise_explained(error)
             raise first_error from None
 
@@ -157,6 +162,8 @@ def checked_engine(
 ) -> Engine:
     """A user's options, checked; :func:`~hessian_tools.curvature.hessian` describes them.
 
+    The default of route is for the functions of gradients and third derivatives, which have no choice of an engine. The
+    functions that make operators pass on their own argument route, which is "auto" by default.
     Raises ValueError for an option that is not known, and for options that contradict each other.
     """
     check_whole(chunk=chunk)
@@ -229,7 +236,7 @@ class PreparedProducts:
         """Each point's matrix times its columns."""
         if V.numel() == 0:
             return torch.zeros_like(V)
-        first_error: BaseException | None = None  # the one by which torch refused a derivative
+        first_error: BaseException | None = None  # torch's error, explained, after it has refused a derivative
         while True:
             try:
                 if self.current is None:
@@ -241,7 +248,11 @@ class PreparedProducts:
                     if not self._can_be_halved(V):
                         raise
                 else:
-                    first_error = self._refused(error, first_error)
+                    refusal = explained(error)
+                    if first_error is not None or not self._may_use_reverse(refusal):
+                        self._give_up(error, first_error)
+                    first_error = refusal
+                    self.findings.reverse_only = True  # for the next attempt
             # The data kept for all points is freed, because the next attempt builds its own.
             self.current = None
             # The lack of memory is recorded outside of the except block, after the error has released the tensors in
@@ -274,7 +285,8 @@ class PreparedProducts:
         thetas, engine = self.objective.thetas, self.engine
         num_batches = 1 if self.is_batchwise else len(self.objective.batches)
         if engine.chunk is not None:
-            # The user allows the memory of ``chunk`` direct products; the data of this many points take as much.
+            # The user allows the memory of ``chunk`` products of direct. The result is the number of points whose kept
+            # data takes as much.
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
         budget = engine.memory.budget(thetas.device)
         if name == "compiled":
@@ -320,7 +332,11 @@ class PreparedProducts:
             raise engine.unusable("keeps the activations that recompute= is to save", "pass route='auto'")
         if engine.route != "auto":
             return ENGINES[engine.route]
-        if findings.reverse_only or recomputes(objective) or (not is_hessian and not objective.network.has_criterion):
+        # The other engines multiply by a Gauss-Newton matrix with the help of the criterion as a function of the
+        # outputs. If the network computes its loss itself, there is no such function, but the graph that
+        # double_backward keeps leads from the outputs to the loss.
+        needs_graph = not is_hessian and not objective.network.has_criterion
+        if findings.reverse_only or recomputes(objective) or needs_graph:
             return "double_backward"
         if not isinstance(objective.loss, Loss) or engine.batching == "loop" or engine.chunk is not None:
             return "direct"
@@ -351,7 +367,10 @@ class PreparedProducts:
         return BatchwiseProducts(self.objective, partial(self._build_for, name), at_once, self.engine.memory)
 
     def _build_for(self, name: EngineName, objective: Objective) -> Products:
-        """The same for the batches of one objective: for all points at once, or for pieces that fit in memory."""
+        """The object that computes the products by this engine for the batches of one objective.
+
+        It keeps data for all points at once if that fits in memory, and otherwise for one piece of points at a time.
+        """
         engine = self.engine
         if name == "direct":
             return direct_products(objective, self.matrix, engine.batching, self._products_at_once(), engine.memory)
@@ -368,7 +387,7 @@ class PreparedProducts:
         return PiecewiseProducts(objective, make, fitting, engine.memory)
 
     def _build_at(self, name: EngineName, objective: Objective) -> Products:
-        """The same for the engine double_backward or compiled, and for points of which all fit in memory."""
+        """The object that computes the products by double_backward or compiled, for points that all fit in memory."""
         if name == "double_backward":
             # A Hessian needs the graph of the gradient. A Gauss-Newton matrix J'BJ (see ``KeptFactors``) is multiplied
             # factor by factor, which needs the graph of the outputs as well.
@@ -401,7 +420,8 @@ class PreparedProducts:
             make = partial(traced_product, product, self.matrix.name, loss, thetas[0].clone(), points=len(thetas))
             traces = [make(batch) for batch in batches]
             found = tuple(trace for trace in traces if trace) if all(traces) else ()
-            # The copy of a trace shares the store of graphs, so that all operators of one loss use what is compiled.
+            # ``replace`` copies a trace but not its dict of batched graphs. All operators of one loss share that dict,
+            # so that each of them finds the graphs that another one has had compiled.
             self.findings.traces = tuple(replace(t, compile=True) for t in found) if self.engine.compile else found
         return self.findings.traces
 
@@ -411,21 +431,17 @@ class PreparedProducts:
             return len(V) > 1 and self.engine.memory.shortages == 0
         return self.current.can_be_halved(V)
 
-    def _refused(self, error: RuntimeError, first_error: BaseException | None) -> BaseException:
-        """Prepare another attempt, in reverse mode, after torch has refused a derivative.
+    def _give_up(self, error: RuntimeError, first_error: BaseException | None) -> NoReturn:
+        """Raise the error that the user is to read after the last attempt at a derivative that torch refuses.
 
-        error: torch's error. first_error: the error of the attempt before, or None. Returns the error that is to be
-        reported if the next attempt fails too. Raises an error where no other attempt is left.
+        error: the error of the last attempt. first_error: that of the attempt before it, or None if there was only one.
         """
-        refused = explained(error)
-        if first_error is not None:  # the second attempt failed too, so the first error is reported
-            self.findings.reverse_only = False
-            if not isinstance(refused, NoOtherWay):
+        if first_error is not None:
+            self.findings.reverse_only = False  # because reverse mode has failed too
+            # The first error is reported, unless the second one says that no engine can differentiate the loss.
+            if not isinstance(explained(error), NoOtherWay):
                 raise first_error from None
-        if first_error is not None or not self._may_use_reverse(refused):
-            raise_explained(error)
-        self.findings.reverse_only = True
-        return refused
+        raise_explained(error)  # in words that say what the user can do
 
     def _may_use_reverse(self, error: BaseException) -> bool:
         """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""

@@ -98,7 +98,7 @@ def test_recordings_are_freed_with_their_operator(recorder: Recorder) -> None:
     H = hessian(MLP.loss, MLP.thetas, MLP.batch, route="traced")
     H.mv(randn(3, MLP.thetas.shape[1], stream_name="freed"))
     (part,) = H.prepared.current.parts
-    freed = weakref.ref(next(iter(part.workspace.recorded.values())))
+    freed = weakref.ref(next(iter(part.workspace.cuda_graphs.values())))
     del H, part
     gc.collect()
     assert freed() is None

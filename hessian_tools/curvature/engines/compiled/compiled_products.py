@@ -1,6 +1,7 @@
-"""Products by a trace, which is the recorded sequence of the operations of one product.
+"""Matrix-vector products by a trace, which is the sequence of the operations of one product.
 
 The part of the trace that does not depend on the vector is computed once for each point, and its results are kept.
+"Recorded" means something else here: on a GPU the operations can be recorded as a CUDA graph (see ``recorded``).
 For small networks many points are stacked and computed together. For large ones points are computed one by one, because
 a batch of points would gain nothing and its intermediate results would not fit in the caches.
 """
@@ -39,14 +40,15 @@ MAX_GRAPHS = 64
 
 @dataclass
 class Workspace:
-    """Memory and recordings that all products of an operator use.
+    """Memory and CUDA graphs that all products of an operator use.
 
-    buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph and its form.
-    recorded: batched graphs that are replayed on a GPU (see ``recorded``), by their numbers of points and probes.
+    buffers: memory for the buffers of batched graphs; the key is the number of the buffer in its graph, and its shape,
+    strides, dtype and device.
+    cuda_graphs: batched graphs that are replayed on a GPU (see ``recorded``), by their numbers of points and probes.
     """
 
     buffers: dict[tuple[int, Buffer], Tensor] = field(default_factory=dict)
-    recorded: dict[tuple[int, int], RecordedGraph] = field(default_factory=dict)
+    cuda_graphs: dict[tuple[int, int], RecordedGraph] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Traced:
     ) -> "Stacked | PointByPoint":
         """Computes the point part at every point.
 
-        budget: bytes for the kept tensors and for the work on them; None for no limit.
+        shared: True if all points have the same batch; otherwise its tensors have a leading point axis. budget: bytes
+        for the kept tensors and for the work on them; None for no limit.
         """
         together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
         probes = self.probes_together(thetas.device, budget)
@@ -95,7 +98,7 @@ class Traced:
         return PointByPoint(self, tuple(points), probes)
 
     def probes_together(self, device: torch.device, budget: int | None) -> int:
-        """How many columns are multiplied together, summed over the points that are computed together."""
+        """How many products are computed at once: the number of points times the number of columns for each of them."""
         return min(MAX_PROBES_TOGETHER, self._fitting(PROBES_TOGETHER, device, budget))
 
     def graph(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
@@ -123,19 +126,21 @@ class Traced:
         """The products of one block of points and vectors, by the graph for its size."""
         graph = self.graph(V, kept)
         if graph is None:
+            # One column after the other. A graph for one column exists, so that this ends: for several points,
+            # ``prepare`` has made sure of it, and for one point ``_batched`` raises an error instead of returning None.
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
         v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
-        if recorded.records(V.device):  # there are no buffers on a GPU
+        if recorded.records(V.device):  # only on a GPU, where graphs have no buffers
             size = V.shape[0], V.shape[-1]
-            if size not in workspace.recorded:
-                workspace.recorded[size] = RecordedGraph(graph.run)
-            return workspace.recorded[size](v, *kept).reshape(V.shape)
-        buffers = []
-        for number, form in enumerate(graph.buffers):
-            if (number, form) not in workspace.buffers:
-                workspace.buffers[number, form] = form.empty()
-            buffers.append(workspace.buffers[number, form])
-        return graph.run(v, *kept, *buffers).reshape(V.shape)
+            if size not in workspace.cuda_graphs:
+                workspace.cuda_graphs[size] = RecordedGraph(graph.run)
+            return workspace.cuda_graphs[size](v, *kept).reshape(V.shape)
+        memory = []
+        for number, buffer in enumerate(graph.buffers):
+            if (number, buffer) not in workspace.buffers:
+                workspace.buffers[number, buffer] = buffer.empty()
+            memory.append(workspace.buffers[number, buffer])
+        return graph.run(v, *kept, *memory).reshape(V.shape)
 
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
         """A new graph for the arguments of :meth:`graph`."""
@@ -173,15 +178,16 @@ class Traced:
         return max(1, together)
 
     def _bytes_of_work(self, device: torch.device) -> int:
-        """The peak memory for one point besides its kept tensors, with a copy of these if products are recorded."""
+        """The peak memory for one point besides its kept tensors, in bytes."""
+        # A recorded product may read its kept tensors from copies of them, see ``RecordedGraph``.
         return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.records(device) else 0)
 
 
 @dataclass(frozen=True)
 class CompiledProducts:
-    """Products of an objective: the weighted sum over its batches of the products by the trace of each batch.
+    """The products of an objective with several batches: the weighted sum of the products of the batches.
 
-    parts: what the trace of each batch has prepared.
+    parts: for each batch, the object that computes its products, which ``Traced.prepare`` has made from its trace.
     """
 
     weights: tuple[float, ...]
@@ -199,7 +205,7 @@ class CompiledProducts:
         return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if there is more than one point, so that fewer could be kept together."""
+        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
         return len(V) > 1
 
 
@@ -235,8 +241,8 @@ class Stacked:
     """Products of many points together.
 
     tensors: the kept tensors, each with a leading point axis. together: how many points are multiplied at once. rows:
-    the positions on that axis of the points for which products are still wanted. probes: how many columns are
-    multiplied at once, summed over the points that are multiplied at once.
+    the positions on that axis of the points for which products are still wanted. probes: how many products are computed
+    at once, the number of points times the number of columns for each of them.
     """
 
     traced: Traced
@@ -247,7 +253,11 @@ class Stacked:
     workspace: Workspace = field(default_factory=Workspace)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns. Several columns are multiplied at once only if few points are."""
+        """Each point's matrix times its columns.
+
+        Several columns of a point are multiplied at once only where ``probes`` allows more products than there are
+        points together.
+        """
         size = len(self.tensors[0])
         all_wanted = len(self.rows) == size
         if not all_wanted:
@@ -278,6 +288,8 @@ class Stacked:
         if 2 * len(rows) > len(self.tensors[0]) and bool((points[1:] > points[:-1]).all()):
             return replace(self, rows=rows)
         before = len(self.tensors[0])
+        # Another number of points needs another graph, so the number is rounded up to one of a few sizes; to one of
+        # fewer sizes where Inductor must compile each graph. The further rows repeat the last point.
         size = compiled_size(len(rows), before=before) if self.traced.compile else _round_size(len(rows))
         filled = torch.cat([rows, rows[-1:].expand(size - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
