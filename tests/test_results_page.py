@@ -14,6 +14,8 @@ do not see. Each of them names one number or several:
 * ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean
   over the later inner steps or a number for one step, names the mean over seeds of learner minus baseline and both
   ends of its interval (Student t, 95 %);
+* ``<!-- change: STUDY VARIABLE LEARNER CHECKPOINT STEP -->`` likewise names the means at checkpoint 0 and at
+  CHECKPOINT, the change between them and both ends of its interval;
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
@@ -47,7 +49,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
 PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("by_data_set", "how_sure", "variants", "tuned"))]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|search|figure): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|change|search|figure): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -82,12 +84,15 @@ def quoted(kind: str, words: str) -> list[str]:
         return [number(float(values.mean("task").mean("seed")))]
     if kind == "difference":
         study, variable, learner, baseline, checkpoint, *step = words.split()
-        values = dataset(study)[variable].sel(learner=[learner, baseline], checkpoint=int(checkpoint))
-        if step:
-            later = values.isel(inner_step=slice(1, None)).mean("inner_step")
-            values = later if step == ["later"] else values.isel(inner_step=int(step[0]))
-        of_learner, of_baseline = values.mean([d for d in values.dims if d not in ("learner", "seed")]).values
+        sides = [{"learner": name, "checkpoint": int(checkpoint)} for name in (learner, baseline)]
+        of_learner, of_baseline = (of_seeds(study, variable, side, *step) for side in sides)
         return [number(value, signed=True) for value in with_interval(of_learner - of_baseline)]
+    if kind == "change":
+        study, variable, learner, checkpoint, *step = words.split()
+        sides = [{"learner": learner, "checkpoint": at} for at in (0, int(checkpoint))]
+        before, after = (of_seeds(study, variable, side, *step) for side in sides)
+        levels = [number(before.mean()), number(after.mean())]
+        return levels + [number(value, signed=True) for value in with_interval(after - before)]
     if kind == "search":
         return [f"{100 * float(row['validation_accuracy']):.1f}" for row in searches() if _row_of(row) == words]
     if kind == "figure":
@@ -103,6 +108,16 @@ def quoted(kind: str, words: str) -> list[str]:
     outcome = "=" + (rows[0].corrected_outcome or rows[0].outcome).replace(" ", "_")
     assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
     return [_written(rows[0], field) for field in fields.split() if not field.startswith("=")]
+
+
+def of_seeds(study: str, variable: str, where: dict[str, Any], step: str = "") -> np.ndarray:
+    """The means of a variable over all but the seeds. step: "later", or the number of one inner step."""
+    values = dataset(study)[variable].sel(where)
+    if step == "later":
+        values = values.isel(inner_step=slice(1, None)).mean("inner_step")
+    elif step:
+        values = values.isel(inner_step=int(step))
+    return values.mean([dim for dim in values.dims if dim != "seed"]).values
 
 
 def with_interval(samples: np.ndarray) -> tuple[float, float, float]:
