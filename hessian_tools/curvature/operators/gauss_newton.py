@@ -105,7 +105,8 @@ def gauss_newton(
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
     engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
-    keep = engine.memory.budget  # the batches of a loader that take more than this are read again at every product
+    # A loader's batches are held between products only if they fit into the memory that products may take.
+    keep = engine.memory.budget
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     _warn_if_linear(objective)
     return GaussNewton(engine.prepare(objective, GAUSS_NEWTON), single=thetas.ndim == 1)
