@@ -29,7 +29,7 @@ from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, set_aside
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import num_parameters, read_manifest, training_digest
-from hessian_tools.train.loop import DIVERGED
+from hessian_tools.train import DIVERGED
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
                         replay = Replay() if way.endswith("recorded") else None
                         job = outer_step(problem, tasks_at_once=at_once, runs=runs, replay=replay)
                         found = meta_gradient(job)  # measures the memory of a task
-                        while replay and replay.direct_steps < replay.record_after + CHECKS:
+                        for _ in range(replay.record_after + CHECKS if replay else 0):  # then it is replayed
                             found = meta_gradient(job)
                         seconds = median_seconds(job.run, problem)
                     error = float((found.double() - exact).norm() / exact.norm())

@@ -3,14 +3,8 @@
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule
 from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate, over_seeds
-from hessian_tools.train.loop import (
-    DIVERGED,
-    diverged_at,
-    meta_train,
-    meta_train_runs,
-    saved_checkpoints,
-    task_loss,
-)
+from hessian_tools.train.loop import meta_train, meta_train_runs
+from hessian_tools.train.run import DIVERGED, diverged_at, saved_checkpoints, task_loss
 
 # A training run, and what it is made of.
 __all__ = ["TrainConfig", "meta_train", "meta_train_runs", "Checkpoint", "logarithmic_schedule", "task_loss"]

@@ -1,88 +1,59 @@
-"""Meta-training: the loop that trains a learner's network on tasks, and keeps the run on disk.
+"""Meta-training: the loop that trains a learner's network on tasks.
 
 Training has diverged when a meta-loss or a meta-gradient is not finite. The run then stops, the meta-iteration is
 recorded, and what was saved before it is kept. Later checkpoints do not exist, and whatever reads the run reports them
 as diverged.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hessian_tools.failures import first_line
 from hessian_tools.inner.collapse import COLLAPSE_THRESHOLD
 from hessian_tools.inner.meta_loss import Aux
 from hessian_tools.inner.parameters import without_projector
-from hessian_tools.inner.shot import squared_error
-from hessian_tools.layout import flatten
-from hessian_tools.loss import Loss, make_loss
-from hessian_tools.nets import seeded
 from hessian_tools.progress import bar
-from hessian_tools.random_states import restored_random_states
-from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import fsync, locked, read_json, write_json
-from hessian_tools.runs.manifest import record_ownership, training_digest
+from hessian_tools.runs.files import locked
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluation_chunks, query_scores
 from hessian_tools.train.group_step import GroupStep
 from hessian_tools.train.outer import SharedStep, accumulate_gradient, training_chunks
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.run import Progress, Run, start, task_loss
 from hessian_tools.train.stacking import can_be_stacked, refuse_differing
 from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
 
-DIVERGED = "diverged.json"  # the file in a run's folder that records a divergence
-SAVE_SECONDS = 10.0  # the work of at most this time is lost when a run is killed
-
-Progress = Callable[[int, float], None]  # called with (meta-iteration, query loss)
-
 
 @dataclass
-class _Run:
-    """A run while it trains.
+class _Stack:
+    """Runs that take their outer steps together: those of several seeds, or a single one.
 
-    theta: the meta-parameters [meta]. meta_step: the number of outer steps that have been taken.
-    saved_at: the time of the last save, by the clock ``monotonic``.
-    replays: the trace of the batched outer step, used where tasks are computed at once, by the number of runs that are
-        trained together.
+    The tasks of several runs are computed at once, so what is learned of the memory and of the operations of a step
+    serves all of them.
+
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
-    shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
-    digest: the digest of the training; None without a folder.
-    end: what is yielded in place of further checkpoints, once training has diverged.
+    replay: the trace of the batched outer step of ``num_replayed`` runs, used where tasks are computed at once.
+    shared: the processes that share the tasks of each outer step of a single run; None until they are started, or
+        where there are none.
     """
 
-    config: TrainConfig
-    progress: Progress | None
-    loss: Loss
-    theta: Tensor
-    optimiser: torch.optim.Optimizer
-    meta_step: int = 0
-    saved_at: float = field(default_factory=monotonic)
-    replays: defaultdict[int, Replay] = field(default_factory=lambda: defaultdict(Replay))
-    chunks: TaskChunks = field(default_factory=TaskChunks)
-    validation_chunks: TaskChunks = field(default_factory=TaskChunks)
+    runs: list[Run]
+    chunks: TaskChunks
+    validation_chunks: TaskChunks
+    replay: Replay | None = None
+    num_replayed: int = 0
     shared: SharedStep | GroupStep | None = None
-    digest: str | None = None
-    end: Checkpoint | None = None
 
-
-def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
-    """The loss of the run's tasks, and the network's untrained parameters [param], on the run's device."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device!r} is not available, because torch finds no GPU; use 'cpu'")
-    model = seeded(config.network, seed=config.seed)
-    theta, layout = flatten(model, head=config.head)
-    criterion = F.cross_entropy if config.tasks.kind == "classification" else squared_error
-    return make_loss(model.to(config.device), criterion, layout), theta.to(config.device)
+    def close(self) -> None:
+        """End the processes that share the tasks."""
+        if self.shared:
+            self.shared.close()
 
 
 def meta_train(
@@ -136,17 +107,14 @@ def meta_train_runs(
     reports = [None] * len(configs) if progress is None else progress
     if len(reports) != len(configs):
         raise ValueError(f"progress holds {len(reports)} functions for {len(configs)} runs; give one for each run")
-    with ExitStack() as stack:
+    with ExitStack() as contexts:
         for config in configs:
             if config.folder:
-                stack.enter_context(locked(config.folder))
-        runs = [_start(*each) for each in zip(configs, reports, strict=True)]
-        try:
-            yield from _checkpoints(runs)
-        finally:
-            for run in runs:
-                if run.shared:
-                    run.shared.close()
+                contexts.enter_context(locked(config.folder))
+        stacks = _stacks([start(*each) for each in zip(configs, reports, strict=True)])
+        for stack in stacks:
+            contexts.callback(stack.close)
+        yield from _checkpoints(stacks)
 
 
 def _bar_of_iterations(total: int) -> Progress:
@@ -155,20 +123,24 @@ def _bar_of_iterations(total: int) -> Progress:
     return lambda meta_step, query_loss: show(meta_step, total)
 
 
-def _checkpoints(runs: list[_Run]) -> Iterator[list[Checkpoint]]:
-    """The checkpoints of some runs: for each meta-iteration that is kept, those of all runs."""
-    first, *others = runs
-    losses, thetas = [run.loss for run in runs], [run.theta for run in runs]
-    together = [[run] for run in runs]
-    if others and can_be_stacked(first.config, losses, thetas):
-        together = [runs]
-        for run in others:  # what is learned of the memory and the operations of a step serves all runs
-            run.replays, run.chunks, run.validation_chunks = first.replays, first.chunks, first.validation_chunks
-    for meta_step in first.config.checkpoints:
-        for group in together:
-            _advance([run for run in group if not _is_on_disk(run, meta_step)], meta_step)
-        yield [_checkpoint(run, meta_step) for run in runs]
-        if all(run.end for run in runs):
+def _stacks(runs: list[Run]) -> list[_Stack]:
+    """One stack of all runs, if their tasks can be computed at once, or else one of each run."""
+    config, device = runs[0].config, runs[0].theta.device
+    together = len(runs) > 1 and can_be_stacked(config, [run.loss for run in runs], [run.theta for run in runs])
+    return [
+        _Stack(stacked, training_chunks(config, device), evaluation_chunks(config.tasks_at_once, device))
+        for stacked in ([runs] if together else [[run] for run in runs])
+    ]
+
+
+def _checkpoints(stacks: list[_Stack]) -> Iterator[list[Checkpoint]]:
+    """The checkpoints of the runs of all stacks, in their order: for each meta-iteration that is kept, one of each."""
+    runs = [(stack, run) for stack in stacks for run in stack.runs]
+    for meta_step in stacks[0].runs[0].config.checkpoints:
+        for stack in stacks:
+            _advance(stack, meta_step)
+        yield [_checkpoint(stack, run, meta_step) for stack, run in runs]
+        if all(run.end for _, run in runs):
             return
 
 
@@ -183,9 +155,9 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
     error: BaseException | None = None
     try:
         with locked(config.folder) if config.folder else nullcontext():
-            run = _start(config, progress)
-            run.shared = group
-            for (checkpoint,) in _checkpoints([run]):
+            (stack,) = _stacks([start(config, progress)])
+            stack.shared = group
+            for (checkpoint,) in _checkpoints([stack]):
                 group.tell("checkpoint", replace(checkpoint, theta=checkpoint.theta.cpu()))
                 yield checkpoint
     except BaseException as raised:
@@ -196,187 +168,102 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
         group.close(error)
 
 
-def _is_on_disk(run: _Run, meta_step: int) -> bool:
-    """Whether the run has a checkpoint at this meta-iteration, in a file of its folder."""
-    folder = run.config.folder
-    return folder is not None and checkpoints.checkpoint_path(folder, meta_step).exists()
-
-
-def _checkpoint(run: _Run, meta_step: int) -> Checkpoint:
+def _checkpoint(stack: _Stack, run: Run, meta_step: int) -> Checkpoint:
     """The checkpoint of a run at a meta-iteration up to which it has been trained, unless it is on disk."""
-    config, folder = run.config, run.config.folder
     if run.end is not None:
         return run.end
-    if folder and _is_on_disk(run, meta_step):
-        checkpoint = _read(folder, meta_step)
-        return replace(checkpoint, theta=checkpoint.theta.to(run.theta.device))
-    if folder and run.meta_step > meta_step:
+    if run.is_on_disk(meta_step):
+        return run.saved_checkpoint(meta_step)
+    if run.meta_step > meta_step:
         # The file was removed after training had passed it. Training anew up to it gives the same numbers.
-        alone = replace(config, folder=None, checkpoints=(meta_step,))
+        alone = replace(run.config, folder=None, checkpoints=(meta_step,))
         *_, checkpoint = meta_train(alone, progress=run.progress)
-        _save_checkpoint(config, folder, checkpoint)
+        run.save_checkpoint(checkpoint)
         return checkpoint
-    checkpoint = _validate(run, meta_step)
-    if folder:
-        # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut
-        # the metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
-        _save_state(run, folder)
-        _save_checkpoint(config, folder, checkpoint)
+    checkpoint = _validate(run, meta_step, stack.validation_chunks)
+    # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut the
+    # metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
+    run.save_state()
+    run.save_checkpoint(checkpoint)
     return checkpoint
 
 
-def diverged_at(folder: str | Path) -> int | None:
-    """The meta-iteration at which a run on disk diverged; None where it did not."""
-    path = Path(folder) / DIVERGED
-    return int(read_json(path, "meta_step")["meta_step"]) if path.exists() else None
-
-
-def saved_checkpoints(folder: str | Path) -> list[Checkpoint]:
-    """The checkpoints of a run on disk, from the first to the last."""
-    folder = Path(folder)
-    meta_steps = sorted(int(path.stem) for path in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors"))
-    return [_read(folder, meta_step) for meta_step in meta_steps]
-
-
-def _start(config: TrainConfig, progress: Progress | None) -> _Run:
-    """The run in the state that training goes on from: the newest saved one, or that of a new run."""
-    loss, theta = task_loss(config)
-    first_episode = config.tasks.episode(seed=config.seed, split="train", index=0)
-    _refuse_unfit(config, loss, theta, first_episode.support[0])
-    loss.refuse_hidden_state(theta, first_episode.support)
-    theta = first_parameters(config, loss, theta).requires_grad_()
-    optimiser_class = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
-    run = _Run(config, progress, loss, theta, optimiser_class([theta], lr=config.learning_rate))
-    run.chunks = training_chunks(config, theta.device)
-    run.validation_chunks = evaluation_chunks(config.tasks_at_once, theta.device)
-    if config.folder is None:
-        return run
-    record_ownership(config.folder, "training", config.identity(loss.layout))
-    run.digest = training_digest(config.folder)
-    saved = checkpoints.state_path(config.folder)
-    if saved.exists():
-        run.meta_step = checkpoints.restore(run.optimiser, theta, saved, run=run.digest)
-    # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
-    metrics.keep_until(config.folder / metrics.NAME, run.meta_step)
-    return run
-
-
-def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> None:
-    """Raise ValueError where the network's inputs or outputs do not fit the tasks.
-
-    A classifier may have more outputs than there are classes, because no label names the further ones.
-    """
-    name, needed = type(loss.model).__name__, config.tasks.outputs
-    try:
-        with torch.no_grad(), restored_random_states():
-            outputs = loss.outputs(theta, x)
-    except RuntimeError as e:
-        raise ValueError(f"{name} cannot take examples of shape {tuple(x.shape[1:])}: {first_line(e)}") from e
-    width = outputs.shape[-1]
-    if outputs.shape[:-1] != x.shape[:1] or width < needed or (config.tasks.kind == "regression" and width != needed):
-        raise ValueError(
-            f"{name} makes shape {tuple(outputs.shape)} of {len(x)} examples; the tasks need ({len(x)}, {needed})"
-        )
-
-
-def _advance(runs: list[_Run], until: int) -> None:
-    """Take outer steps up to a meta-iteration, or until training diverges.
+def _advance(stack: _Stack, until: int) -> None:
+    """Take outer steps up to a meta-iteration, or until training diverges; not in runs that are on disk at it.
 
     Those runs that stand at the smallest meta-iteration take the next step, so that all of them soon stand together.
     """
+    runs = [run for run in stack.runs if not run.is_on_disk(until)]
     for run in runs:
         if not run.config.learner.is_trained:  # the untrained control takes no steps
             run.meta_step = max(run.meta_step, until)
     while going_on := [run for run in runs if run.meta_step < until and run.end is None]:
         smallest = min(run.meta_step for run in going_on)
-        _outer_step([run for run in going_on if run.meta_step == smallest], until)
+        _outer_step(stack, [run for run in going_on if run.meta_step == smallest], until)
 
 
-def _outer_step(runs: list[_Run], until: int) -> None:
-    """One step of the outer optimiser of each run, which is taken only where its losses and its gradient are finite.
+def _outer_step(stack: _Stack, runs: list[Run], until: int) -> None:
+    """One step of the outer optimiser of some runs, which is taken only where the losses and the gradient are finite.
 
     until: the meta-iteration of the next checkpoint, which a run that diverges has in place of its own.
     """
-    aux = _add_gradients(runs)
-    # One value is read for each run, and all together, because each reading makes the CPU wait for the GPU.
-    finite = torch.stack([_is_finite(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
-    stepping = [(run, parts) for run, parts, is_finite in zip(runs, aux, finite, strict=True) if is_finite]
-    for run, is_finite in zip(runs, finite, strict=True):
+    aux = _add_gradients(stack, runs)
+    # The numbers of all runs are read together, because each reading makes the CPU wait for the GPU.
+    numbers = torch.stack([_numbers(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
+    for run, (is_finite, *means) in zip(runs, numbers, strict=True):
         if is_finite:
             run.optimiser.step()
+            run.finish_step(_row(means))
         else:
-            _record_divergence(run, until)
-    for (run, _), row in zip(stepping, _rows([parts for _, parts in stepping]), strict=True):
-        run.meta_step += 1
-        row = {"meta_step": run.meta_step} | row
-        config, folder = run.config, run.config.folder
-        if folder:
-            metrics.append(folder / metrics.NAME, row, run=run.digest)
-            save_is_due = config.save_every and run.meta_step % config.save_every == 0
-            if save_is_due or monotonic() - run.saved_at > SAVE_SECONDS:
-                _save_state(run, folder)
-        if run.progress:
-            run.progress(run.meta_step, row["query_loss"])
+            run.diverge(until)
 
 
-def _add_gradients(runs: list[_Run]) -> list[list[Aux]]:
-    """Put the mean meta-gradient of each run's next step into its ``theta.grad``.
+def _add_gradients(stack: _Stack, runs: list[Run]) -> list[list[Aux]]:
+    """Put the mean meta-gradient of the next step of some runs into their ``theta.grad``.
 
     Returns, for each run, the numbers of each of its tasks for the metrics, such as its query loss.
     """
     first, *others = runs
     for run in runs:
         run.optimiser.zero_grad()
-    if first.config.workers > 1 or first.shared is not None:  # such a run is never trained together with others
-        first.shared = first.shared or SharedStep(first.config, first.loss, first.theta)
-        return [first.shared.accumulate_gradient(first.theta, first.meta_step)]
-    if len(runs) not in first.replays:
-        first.replays.clear()  # a CUDA graph for another number of runs would go on holding its memory
+    if first.config.workers > 1 or stack.shared is not None:  # such a run is alone in its stack
+        stack.shared = stack.shared or SharedStep(first.config, first.loss, first.theta)
+        return [stack.shared.accumulate_gradient(first.theta, first.meta_step)]
+    if len(runs) != stack.num_replayed:
+        # A CUDA graph for another number of runs would go on holding its memory, so it is dropped.
+        stack.replay, stack.num_replayed = Replay(), len(runs)
     aux = accumulate_gradient(
         first.config,
         first.loss,
         first.theta,
         first.meta_step,
-        replay=first.replays[len(runs)],
-        chunks=first.chunks,
+        replay=stack.replay,
+        chunks=stack.chunks,
         others=[(run.config, run.theta) for run in others],
     )
     count = first.config.meta_batch
     return [aux[i * count : (i + 1) * count] for i in range(len(runs))]
 
 
-def _is_finite(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
-    """Whether the gradient and the query losses of a step are finite, as one truth value."""
-    losses = torch.stack([task_aux.query_loss for task_aux in aux])
+def _numbers(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
+    """What is read of a step: 1 if its gradient and query losses are finite, else 0; then the means over its tasks."""
+    columns = Aux(*map(torch.stack, zip(*aux, strict=True)))
+    means = torch.stack([column.mean() for column in columns])
     if gradient is None:
-        return torch.zeros_like(losses[0], dtype=torch.bool)
-    return torch.isfinite(gradient).all() & torch.isfinite(losses).all()
+        return torch.cat([means.new_zeros(1), means])
+    is_finite = torch.isfinite(gradient).all() & torch.isfinite(columns.query_loss).all()
+    return torch.cat([is_finite[None].to(means), means])
 
 
-def _record_divergence(run: _Run, until: int) -> None:
-    """End a run whose next step would not be finite."""
-    if run.config.folder:
-        fsync(run.config.folder / metrics.NAME)
-        write_json(run.config.folder / DIVERGED, {"meta_step": run.meta_step + 1})
-    run.end = Checkpoint(until, run.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
+def _row(means: list[float]) -> dict[str, Any]:
+    """The entries of a line of the metrics, with None for NaN, which JSON does not have."""
+    mean = dict(zip(Aux._fields, means, strict=True))
+    # A network has collapsed where its outputs hardly differ between examples; see ``hessian_tools.inner.collapse``.
+    collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
+    return {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 
 
-def _rows(aux: list[list[Aux]]) -> list[dict[str, Any]]:
-    """The line of the metrics of each run: means over its tasks, and None for NaN, which JSON does not have."""
-    if not aux:
-        return []
-    # All means are read from the device together, because each reading makes the CPU wait for the GPU.
-    means = [torch.stack([torch.stack(numbers).mean() for numbers in zip(*parts, strict=True)]) for parts in aux]
-    rows = []
-    for values in torch.stack(means).tolist():
-        mean = dict(zip(Aux._fields, values, strict=True))
-        # A network has collapsed where its outputs hardly differ between examples; see ``inner.collapse``.
-        collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
-        rows.append({k: (None if v != v else v) for k, v in mean.items()} | collapsed)
-    return rows
-
-
-def _validate(run: _Run, meta_step: int) -> Checkpoint:
+def _validate(run: Run, meta_step: int, chunks: TaskChunks) -> Checkpoint:
     """The checkpoint of the present parameters, with their mean loss and accuracy over the validation tasks."""
     config, theta = run.config, run.theta.detach().clone()
     if not config.validation_tasks:
@@ -388,33 +275,6 @@ def _validate(run: _Run, meta_step: int) -> Checkpoint:
         partial(config.tasks.episode, seed=config.validation_seed, split="val"),
         config.validation_tasks,
         transductive=config.transductive,
-        chunks=run.validation_chunks,
+        chunks=chunks,
     )
     return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
-
-
-def _save_checkpoint(config: TrainConfig, folder: Path, checkpoint: Checkpoint) -> None:
-    numbers = torch.tensor(
-        [checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64, device="cpu"
-    )
-    path = checkpoints.checkpoint_path(folder, checkpoint.meta_step)
-    facts = _file_facts(config, folder, checkpoint.meta_step)
-    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers}, **facts)
-
-
-def _read(folder: Path, meta_step: int) -> Checkpoint:
-    tensors = checkpoints.load_checkpoint(folder, meta_step)
-    return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
-
-
-def _save_state(run: _Run, folder: Path) -> None:
-    tensors = checkpoints.state(run.optimiser, run.theta, run.meta_step)
-    fsync(folder / metrics.NAME)  # a resumed run relies on the lines up to the state
-    checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(run.config, folder, run.meta_step))
-    run.saved_at = monotonic()
-
-
-def _file_facts(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:
-    """The facts that a saved file holds about itself: its run (by the digest), learner, seed and meta-iteration."""
-    run_facts = {"run": training_digest(folder), "learner": config.learner.name, "seed": config.seed}
-    return run_facts | {"meta_step": meta_step}

@@ -10,6 +10,7 @@ from torch import Tensor
 from hessian_tools.loss import Loss
 from hessian_tools.outputs import tensors_of
 from hessian_tools.random_states import restored_random_states
+from hessian_tools.rng import stream
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.outer import is_batched
 
@@ -19,9 +20,18 @@ OF_ONE_RUN = ("seed", "folder", "start", "network")
 
 
 def refuse_differing(configs: Sequence[TrainConfig]) -> None:
-    """Raise ValueError where the configurations differ in more than their seed and the files of their runs."""
+    """Raise ValueError where the configurations differ in more than their seed and the files of their runs.
+
+    Folders must differ, because each holds one run.
+    """
     if not configs:
         raise ValueError("no configuration given; pass one for each run")
+    folders = [config.folder for config in configs]
+    for number, folder in enumerate(folders):
+        if folder is not None and folder in folders[:number]:
+            raise ValueError(
+                f"runs {folders.index(folder)} and {number} have the same folder {folder}; give each run its own"
+            )
     for name in (field.name for field in fields(TrainConfig) if field.name not in OF_ONE_RUN):
         first, *others = (_compared(config, name) for config in configs)
         for number, value in enumerate(others, start=1):
@@ -43,7 +53,7 @@ def can_be_stacked(config: TrainConfig, losses: Sequence[Loss], thetas: Sequence
 
     The first network then stands for those of the other seeds. This is right only if they are the same function of the
     parameters. A network with a random buffer or a frozen layer, drawn from the seed, is another function for each
-    seed, so the outputs of all networks are compared with those of the first one, each at its own parameters.
+    seed, so the outputs of all networks are compared with those of the first one, each near its own parameters.
     """
     loss = losses[0]
     if not is_batched(config, loss.model):
@@ -55,8 +65,12 @@ def can_be_stacked(config: TrainConfig, losses: Sequence[Loss], thetas: Sequence
 
 
 def _same_outputs(one: Loss, other: Loss, theta: Tensor, x: Any) -> bool:
-    """Whether two networks have the same outputs at a point, up to rounding."""
+    """Whether two networks have the same outputs near a point, up to rounding."""
     network = theta.detach()[: one.layout.numel]  # what the learner learns besides follows the network's parameters
+    # The point is moved at random. Otherwise a layer that starts at zero, as some heads and gates do, would hide how
+    # the networks differ before it.
+    noise = torch.randn(len(network), generator=stream(0, "same network"), dtype=torch.float32, device="cpu")
+    network = network + 0.01 * noise.to(network)
     with torch.no_grad(), restored_random_states(theta.device):
         outputs = [torch.cat([t.flatten() for t in tensors_of(loss.outputs(network, x))]) for loss in (one, other)]
     scale = 100 * torch.finfo(theta.dtype).eps

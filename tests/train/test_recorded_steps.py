@@ -196,8 +196,8 @@ def test_runs_that_are_trained_together_have_a_recording_that_is_freed_when_one_
     alive = []
     add = loop._add_gradients
 
-    def counted(runs):
-        aux = add(runs)
+    def counted(stack, runs):
+        aux = add(stack, runs)
         gc.collect()
         alive.append((len(runs), sum(graph() is not None for graph in graphs)))
         return aux

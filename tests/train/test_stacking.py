@@ -235,6 +235,16 @@ class RandomFeatures(nn.Module):
         return self.net(x @ self.directions)
 
 
+class ZeroHead(RandomFeatures):
+    """The same with a last layer that starts at zero, so that the outputs do not depend on the seed at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *_, head = (module for module in self.modules() if isinstance(module, nn.Linear))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+
+
 class RandomWidth(nn.Module):
     """An MLP whose width follows from the seed."""
 
@@ -250,13 +260,14 @@ class RandomWidth(nn.Module):
     "config",
     [
         replace(LINES, network=lambda: RandomFeatures().double()),
+        replace(LINES, network=lambda: ZeroHead().double()),
         replace(LINES, network=lambda: RandomWidth().double()),
         replace(LINES, batched=False),
         replace(DRAWINGS, batched=None),
         replace(DRAWINGS, learner=learners.leo(2, 0.05, latent=Latent(4)), batched=None, optimiser="adam"),
         replace(LINES, checkpointing=True),
     ],
-    ids=["buffer", "shapes", "in turn", "convolutions", "latent", "checkpointing"],
+    ids=["buffer", "zero head", "shapes", "in turn", "convolutions", "latent", "checkpointing"],
 )
 def test_runs_that_cannot_be_stacked_are_trained_in_turn_to_the_bit(config, steps):
     expected = alone(of_seeds(config))
@@ -347,7 +358,7 @@ def test_memory_is_measured_once_for_all_runs_and_a_shortage_is_remembered_for_a
     assert_same(together(of_seeds(DRAWINGS)), expected)
     # One task is measured, the other eight do not fit, and from then on four are tried at once.
     assert sizes == [1, 8, 4, 4] + 3 * [3, 3, 3]
-    assert [chunks.largest for chunks in made] == [4, None, None]  # all runs use the first one's
+    assert [chunks.largest for chunks in made] == [4]  # all runs use the same
 
 
 class ReadsANumber(nn.Module):
@@ -383,6 +394,13 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path, changes,
     first, second = of_seeds(LINES, seeds=(0, 1), folder=tmp_path)
     with pytest.raises(ValueError, match=f"differ only in seed, folder and start, but {said}"):
         next(meta_train_runs([first, replace(second, **changes)]))
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_runs_that_have_the_same_folder_are_refused(tmp_path):
+    runs = [replace(run, folder=tmp_path / "run") for run in of_seeds(LINES)]
+    with pytest.raises(ValueError, match="runs 0 and 1 have the same folder .*run; give each run its own"):
+        next(meta_train_runs(runs))
     assert not list(tmp_path.iterdir())  # nothing was written
 
 

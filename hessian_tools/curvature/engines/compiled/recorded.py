@@ -10,6 +10,7 @@ This is off, because it has not run on a GPU since it was written; ``python -m b
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,15 +37,27 @@ def capture(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
     result of ``run``, whose tensors are overwritten each time.
     """
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
+        stream = _stream(device)
         stream.wait_stream(torch.cuda.current_stream())
+        # Where recording fails, torch.cuda.graph does not go back to the stream from before, but this block does.
         with torch.cuda.stream(stream):
             run()  # libraries prepare themselves at their first call, which must not be recorded
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                result = run()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = run()
     return graph.replay, result
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which all recordings of a GPU are made.
+
+    Torch keeps a workspace of cuBLAS for each stream on which a matrix product ran, until the process ends; on an H100
+    it takes 32 MiB. One that was made while a graph was recorded would lie in the memory of that graph. All recordings
+    and the calls that precede them therefore share one stream, and with it one workspace.
+    """
+    return torch.cuda.Stream(device)
 
 
 class RecordedGraph:
