@@ -40,7 +40,10 @@ class Interval:
 
 
 def seed_means(effects: np.ndarray) -> np.ndarray:
-    """The mean of the finite effects [seed, task] of each seed [seed]; NaN for a seed that has none."""
+    """For each seed, the mean of its finite effects; NaN for a seed that has none.
+
+    effects: [seed, task]. The result is [seed].
+    """
     finite = np.isfinite(effects)
     total = np.where(finite, effects, 0.0).sum(axis=-1)
     num = finite.sum(axis=-1)
@@ -172,9 +175,9 @@ def decide(low: float, high: float, *, margin: float) -> Outcome:
     * inconclusive: everything else, including NaN bounds (fewer than two seeds).
 
     An effect is called absent by comparison with the margin, not with 0: an interval that contains 0 and reaches the
-    margin shows that there are too few seeds, not that there is no effect. An effect is called present by comparison
-    with 0 alone. So "supported" says that the direction is sure and that a size of interest is possible; the interval
-    tells the size.
+    margin shows that there are too few seeds, not that there is no effect. An effect is called present if the interval
+    lies above 0, even if it also contains values below the margin. So "supported" says that the direction is sure and
+    that a size of interest is possible; the interval tells the size.
     """
     if high < margin:
         return "not supported"
@@ -201,5 +204,5 @@ def seeds_to_decide(
     if max_seeds < 2 or not decided(max_seeds):
         return None
     # Bisection works because the interval shrinks around a fixed mean: what some number of seeds decides is decided by
-    # more seeds, too.
+    # more seeds, too. The range ends before ``max_seeds``, which is the result if no smaller number decides.
     return bisect_left(range(max_seeds), True, lo=2, key=decided)

@@ -48,12 +48,12 @@ def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artis
     return entries
 
 
-def training_entries(ds: xr.Dataset, starts: Sequence[Line2D]) -> list[Artist]:
+def training_entries(ds: xr.Dataset, untrained_lines: Sequence[Line2D]) -> list[Artist]:
     """The entries of a figure over meta-training: the untrained networks of all panels, then the learners.
 
     Each label is shown once.
     """
-    return list({str(artist.get_label()): artist for artist in (*starts, *learner_entries(ds))}.values())
+    return list({str(artist.get_label()): artist for artist in (*untrained_lines, *learner_entries(ds))}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
@@ -89,30 +89,35 @@ def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
 
 
 def notes(
-    values: xr.DataArray, num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
+    values: xr.DataArray,
+    num_diverged: xr.DataArray,
+    num_tried: int,
+    *,
+    what: str = "task units",
+    has_crosses: bool = True,
 ) -> list[Artist]:
     """The legend entries that explain the bands over the seeds of ``values`` and, if any unit diverged, how many did.
 
     The other arguments are those of :func:`diverged_notes`.
     """
     band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(values))
-    return [band, *diverged_notes(num_diverged, num_tried, what=what, crossed=crossed)]
+    return [band, *diverged_notes(num_diverged, num_tried, what=what, has_crosses=has_crosses)]
 
 
 def diverged_notes(
-    num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
+    num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", has_crosses: bool = True
 ) -> list[Artist]:
     """The legend entry that says how many units diverged; none if no unit did.
 
     num_diverged: the number of diverged units for each learner and checkpoint. num_tried: the number of all units.
-    what: the word for units. crossed: True if the figure has a cross at each mean from which diverged units are
+    what: the word for units. has_crosses: True if the figure has a cross at each mean from which diverged units are
         missing.
     """
     if not int(num_diverged.sum()):
         return []
     label = f"{int(num_diverged.sum())} of {num_tried} {what} diverged: not in the means"
     look: dict[str, Any] = {"linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
-    return [entry(label, color=GREY, marker="x" if crossed else "", **look)]
+    return [entry(label, color=GREY, marker="x" if has_crosses else "", **look)]
 
 
 def band_label(values: xr.DataArray) -> str:

@@ -22,7 +22,7 @@ from hessian_tools.runs.files import write_atomic
 from hessian_tools.validation import check_choice
 
 MIN_PANEL_WIDTH = 1.6
-"""Inches of a figure's width that each panel of a row has at least; a wide figure has four panels in a row."""
+"""The least width of a panel, in inches; a figure of the full text width then has four panels in a row."""
 LEGEND_HEIGHT = 0.7
 """Inches of a figure's height that are reserved for the legends above and below its panels."""
 LINE_HEIGHT = 0.14
@@ -62,7 +62,8 @@ def grid(
 
     width: the width that the user asks for. None leaves it to ``default``, which is one column of a paper for a single
         panel, and both columns for several.
-    columns: the number of panels in a row. None makes it as large as panels of ``MIN_PANEL_WIDTH`` fit.
+    columns: the number of panels in a row. None spreads the panels over as few rows as panels of
+        ``MIN_PANEL_WIDTH`` allow, as evenly as possible.
     row_height: in inches. margin: the inches left of each panel that tick labels need.
     xlabel: stands under the lowest panel of each column, where the legend below the figure cannot overlap it.
     """
@@ -84,11 +85,11 @@ def grid(
 
 
 def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
-    """Break titles and x labels that are longer than ``inches`` into lines, for which the figure becomes higher."""
+    """Break titles and x labels that are longer than ``inches`` into lines, and make the figure higher by these."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    more_lines: dict[str, int] = {}
+    more_lines: dict[tuple[str, float], int] = {}  # for the titles and the labels of each row of panels
     for ax in axes:
-        row = str(ax.get_position().y0)  # the same for all panels of a row
+        row = float(ax.get_position().y0)  # the same for all panels of a row
         for kind, text, write in (
             ("title", ax.get_title("left"), partial(ax.set_title, loc="left")),
             ("label", ax.get_xlabel(), ax.set_xlabel),
@@ -101,7 +102,7 @@ def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
             if relative_width > 1 and "$" not in text:
                 lines = wrap(text, int(len(text) / relative_width))
                 write("\n".join(lines))
-                more_lines[kind + row] = max(more_lines.get(kind + row, 0), len(lines) - 1)
+                more_lines[kind, row] = max(more_lines.get((kind, row), 0), len(lines) - 1)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + LINE_HEIGHT * sum(more_lines.values()))
 
@@ -182,13 +183,16 @@ def _with_palette(png: BytesIO) -> bytes:
     their colours. The other half approximates all other colours, which are mostly blends at edges.
     """
     pixels = np.asarray(Image.open(png).convert("RGB"), dtype=np.uint8)
-    # As the digits of one number, red, green and blue can be counted by ``unique``.
+    # Red, green and blue of each pixel are packed into one integer, so that ``unique`` counts whole colours. Its
+    # ``positions`` are the place of each pixel's colour among the colours of the picture.
     weights = np.array([65536, 256, 1], dtype=np.int32)
     codes, positions, counts = np.unique(pixels.astype(np.int32) @ weights, return_inverse=True, return_counts=True)
     colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    # The palette: the 128 most frequent colours, and 128 that approximate all colours.
     frequent = colors[np.argsort(-counts, kind="stable")[:128]]
     others = Image.fromarray(colors[None]).quantize(128, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
     palette = np.concatenate([frequent, np.array(others, dtype=np.uint8).reshape(-1, 3)])[:256]
+    # Each colour of the picture is replaced by the nearest one of the palette.
     _distances, nearest = cKDTree(palette).query(colors)
     picture = Image.fromarray(nearest.astype(np.uint8)[positions.reshape(pixels.shape[:2])])
     picture.putpalette(palette.tobytes())

@@ -61,7 +61,7 @@ def own_step_size(ax: Axes) -> Line2D:
     return ax.axvline(1.0, label="own step size", gid="own step size", **look)
 
 
-def equal(ax: Axes) -> Line2D:
+def equality_line(ax: Axes) -> Line2D:
     """Draw a dashed line at 1, where two quantities are equal, and make the axis reach beyond it."""
     low, high = ax.get_ylim()
     pad = 0.05 * (max(high, 1.0) - min(low, 1.0))
@@ -69,8 +69,8 @@ def equal(ax: Axes) -> Line2D:
     return threshold(ax, 1.0, label="equal (1)")
 
 
-def plane(ax: Axes) -> list[Line2D]:
-    """Draw the references of a plane of alpha rho (x) and alpha lambda_max (y): both thresholds, and the diagonal.
+def stability_lines(ax: Axes) -> list[Line2D]:
+    """Draw both thresholds and the diagonal on axes of alpha rho (x) and alpha lambda_max (y).
 
     The curvature along any direction is at most the largest eigenvalue, so no point lies below the diagonal.
     """

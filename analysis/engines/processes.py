@@ -40,19 +40,19 @@ def pool(study: Study, place: Place) -> WorkerPool:
                     f"--devices: there is no {device}; the cards of this machine are cuda:0 to"
                     f" cuda:{torch.cuda.device_count() - 1}"
                 )
-        return WorkerPool(len(place.devices), place=partial(on_device, place.devices))
+        return WorkerPool(len(place.devices), adapt=partial(on_device, place.devices))
     workers = place.workers
     if workers is None:
         workers = 0 if _is_small(study) else available_cores()
         if workers and study.device == "cuda":
             workers = workers_on_card(torch.cuda.get_device_properties(0).total_memory, len(study.runs_to_train))
     if study.device == "cuda":
-        return WorkerPool(workers, place=partial(on_device, ("cuda",) * workers))
+        return WorkerPool(workers, adapt=partial(on_device, ("cuda",) * workers))
     return WorkerPool(workers)
 
 
 def workers_on_card(card_bytes: int, runs: int) -> int:
-    """The number of worker processes that share a card by default; 0 works in the present process.
+    """The number of worker processes that share a card by default; 0 means that this process does the work itself.
 
     It follows from the card's memory, and is at most the number of runs and of cores.
 
@@ -64,7 +64,10 @@ def workers_on_card(card_bytes: int, runs: int) -> int:
 
 
 def on_device(devices: tuple[str, ...], unit: Any, worker: int) -> Any:
-    """The unit of work as the worker with that number does it: on the worker's device, with its share of the memory."""
+    """The unit of work as the worker with that number does it: on the worker's device, with its share of the memory.
+
+    devices: the device of each worker. A pool without workers never calls this function.
+    """
     num_workers = devices.count(devices[worker])  # on the same device
     share = 1.0 if num_workers == 1 or devices[worker] == "cpu" else SHARED_PART / num_workers
     return replace(unit, study=replace(unit.study, device=devices[worker], device_share=share))

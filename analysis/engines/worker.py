@@ -27,8 +27,10 @@ from analysis.errors import UserError
 from hessian_tools.runs.files import FolderInUseError
 from hessian_tools.runs.worker_pool import Emit, Work, one_thread, sendable
 
-REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
-# Seconds that a job waits until an earlier job, which is at work on the same run, has seen that its permit is gone.
+# The least number of seconds between two reports of a job on its progress, because a shared file system is slow.
+REPORT_SECONDS = 1.0
+# An earlier job, whose command has ended, may still be at work on a run. The next job on this run waits for at most so
+# many seconds until the earlier one sees that its permit is gone, and stops.
 PATIENCE = 90.0
 LIBRARIES = ("hessian-tools", "torch", "numpy")  # numbers may differ between versions of these, so all must be equal
 

@@ -35,7 +35,8 @@ QUESTION = (
     "learner with SHOT suppress the curvature more than the same learner without SHOT?"
 )
 _CSS_SCALE = 1.5  # figures are shown at this multiple of their size in print; an inch has 96 CSS pixels
-_CSS_PIXELS = _CSS_SCALE * 96 / DPI  # the CSS pixels for each pixel of a PNG, of which an inch in print has DPI
+# The width on the page of one pixel of a PNG, in CSS pixels. An inch of a figure in print has DPI pixels in the PNG.
+_CSS_PIXELS = _CSS_SCALE * 96 / DPI
 WIDE_PICTURE = 600
 """The width in CSS pixels above which a picture scrolls sideways on a phone, where its text would be too small."""
 MAX_EMBEDDED = 200_000
@@ -113,47 +114,50 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
     reading = [
         "alpha rho = alpha g'Hg / g'g is the curvature of the support loss along the inner gradient times the inner "
         "learning rate. An effect is the trained learner's value minus the baseline's, so a negative effect on alpha "
-        "rho is suppression.",
-        "Supported: the whole interval over seeds lies on the claimed side of 0, and at least its far end reaches the "
-        "smallest effect of interest. Not supported: the whole interval falls short of the smallest effect of "
-        "interest. Inconclusive: everything else, and every study of one seed.",
+        "rho is suppression."
+    ]
+    if any(verdict.quantity == "rho" for verdict in verdicts):
+        reading.append(
+            "A learner whose steps are not alpha times the gradient has no alpha rho. Its rows judge rho = g'Hg / g'g "
+            "and are marked (rho). Rho alone does not say how the learner's steps change the loss."
+        )
+    reading += [
+        "Supported: the whole interval over seeds lies on the claimed side of 0, and reaches the smallest effect of "
+        "interest at least with the end that is farther from 0. Not supported: the whole interval falls short of the "
+        "smallest effect of interest. Inconclusive: everything else, and every study of one seed.",
         f"The {100 * confidence:g} % interval over seeds is a Student t interval from one number for each seed. This "
         "interval alone decides the outcome. The bootstrap resamples the tasks of each seed: it says how well the "
         "seeds of this study were measured and nothing about other seeds.",
         "Curvature falls together with the loss, so a lower curvature may only reflect a lower loss. The comparison at "
         "equal support loss compares points of equal loss, where the losses of both sides overlap. Step 0, at which "
         "the network has not adapted to the task yet, and later steps are judged separately.",
-        f"There are {len(verdicts)} rows, and each interval is computed on its own: nothing is corrected for their "
-        f"number. Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these "
-        "on the claimed side.",
     ]
-    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
-    if primary:
-        reading[-1] = (
-            f"There are {len(verdicts)} rows. The {len(primary)} primary ones are corrected together for their number "
-            f"by Holm's method; {primary[0].num_corrected} of them test something. For these, a second p-value stands "
-            "after the arrow, and an outcome that does not survive the correction is marked. The other rows are "
-            "exploratory, and nothing is corrected for their number: of many rows without any effect, about "
-            f"{100 * (1 - confidence):.3g} % would exclude 0, half of these on the claimed side."
-        )
-    if any(verdict.quantity == "rho" for verdict in verdicts):
-        reading.insert(
-            1,  # after the explanation of alpha rho
-            "A learner whose steps are not alpha times the gradient has no alpha rho. Its rows judge rho = g'Hg / g'g "
-            "and are marked (rho). Rho alone does not say how the learner's steps change the loss.",
-        )
     if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
-        reading.insert(
-            -1,  # before the number of rows
+        reading.append(
             "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho in place "
             "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
-            "one, so that the sizes of filters do not matter.",
+            "one, so that the sizes of filters do not matter."
         )
     if any(untrained_passes(verdict, verdicts) for verdict in verdicts):
-        reading.insert(
-            -1,  # before the number of rows
-            f"Where a supported comparison with orthogonal gradients is marked “{UNTRAINED_PASSES}”, it shows nothing "
-            "of training; the comparison with the untrained network does.",
+        reading.append(
+            "The comparison with orthogonal gradients asks whether the alignment of the inner gradients is above 0, "
+            "its value for gradients that are orthogonal to each other. Where it is marked "
+            f"“{UNTRAINED_PASSES}”, it shows nothing of training; the comparison with the untrained network does."
+        )
+    excluded = f"about {100 * (1 - confidence):.3g} % would exclude 0, half of these on the claimed side."
+    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
+    if primary:
+        reading.append(
+            f"There are {len(verdicts)} rows. The {len(primary)} primary ones are corrected together for their number "
+            f"by Holm's method, which counts the {primary[0].num_corrected} that have a p-value. For these, a second "
+            "p-value stands after the arrow, and an outcome that does not survive the correction is marked. The other "
+            "rows are exploratory, and nothing is corrected for their number: of many rows without any effect, "
+            f"{excluded}"
+        )
+    else:
+        reading.append(
+            f"There are {len(verdicts)} rows, and each interval is computed on its own: nothing is corrected for their "
+            f"number. Of many rows without any effect, {excluded}"
         )
     return [section("Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
@@ -228,7 +232,11 @@ def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, 
 
 
 def _file(path: Path, *, embed: bool) -> Html:
-    """The name of a file of a figure, as a link where it can be followed: a small table is put into the page."""
+    """The name of a file of a figure.
+
+    It is a link to the file beside the page or, with ``embed``, to the content of a small table, which is then put into
+    the page. Other files that are not beside the page have no link.
+    """
     name = element("code", path.name)
     if embed and path.suffix == ".csv" and path.exists() and path.stat().st_size < MAX_EMBEDDED:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -269,7 +277,8 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
         *sentences,
         "Replication: means are taken over the tasks of each seed first, then over the seeds. Inner steps never count "
         "as repetitions.",
-        f"{diverged_sentence(ds)} A task unit diverges where training, its inner loop or its curvature leaves the "
+        f"{diverged_sentence(ds)} A task unit is one task of one seed, for one learner at one checkpoint. It "
+        "diverges where training, its inner loop or its curvature leaves the "
         f"finite numbers, or where a loss of its inner loop rises above {EXPLOSION:g} times the loss at step 0 (above "
         f"{EXPLOSION:g}, if that loss is below 1).",
     ]

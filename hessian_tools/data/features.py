@@ -31,7 +31,8 @@ class FeatureClasses(DisjointClasses):
     """Feature vectors grouped by class.
 
     features: float32 [example, feature], one class after the other. counts: the number of vectors of each class.
-    split_rule: how the classes are divided, in words. scale: the stored value that stands for 1.0.
+    split_rule: how the classes are divided, in words. scale: the stored value that stands for 1.0, which every
+    ``ClassSet`` has; it is 1, because features are used as they are stored.
     """
 
     name: str
@@ -63,8 +64,11 @@ class FeatureClasses(DisjointClasses):
         return self.counts[position]
 
     def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row feature"]:
-        """A copy of the requested vectors."""
-        starts = np.cumsum(self.counts) - self.counts
+        """A copy of the requested vectors.
+
+        classes: [way]. examples: [example, way]. The rows come example by example, as those of ``ImageClasses.take``.
+        """
+        starts = np.cumsum(self.counts) - self.counts  # the row of ``features`` at which each class begins
         return from_numpy(self.features[starts[classes] + examples]).flatten(0, 1)
 
 
@@ -112,7 +116,7 @@ def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None =
 def _split_by_parts(labels: list[str], parts: list[str], where: str) -> Split:
     """The split that the label and the part of each example give; ``where`` names the files in messages."""
     if not parts:
-        raise ValueError(f"{where} has no array parts; add it, or give a file with split=")
+        raise ValueError(f"{where} has no array parts; add it, or give split=, a file that divides the classes")
     unknown = sorted(set(parts) - set(PART_OF))
     if unknown:
         raise ValueError(f"parts of {where} holds {unknown[0]!r}; use train, val and test")

@@ -79,7 +79,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 L2 = "l2_parameters"  # the distance between the end points themselves, which needs no pass over the query set
 # The distances that take outputs as logits, which regression does not have.
 PROBABILITY_DISTANCES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
-Projector = Callable[[Tensor], Tensor]  # applied to the reference before it is compared with the target
+# A map of the reference's outputs, which are compared with the target's after it. Pre-training by SHOT alone has such a
+# map, a small network; all other training has none.
+Projector = Callable[[Tensor], Tensor]
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -109,7 +111,7 @@ class Shot:
 
     def __post_init__(self) -> None:
         check_whole(at_least=1, target_steps=self.target_steps, schedule_steps=self.schedule_steps)
-        check_whole(reference_steps=self.reference_steps)
+        check_whole(reference_steps=self.reference_steps)  # that it is large enough is checked below
         if not isfinite(self.weight):
             raise ValueError(f"weight={self.weight} must be a finite number")
         check_choice("distance", self.distance, (*DISTANCES, L2))
@@ -169,11 +171,13 @@ def reference_distance(
     result_after: a function of the number of steps that returns what is compared: the outputs after that many steps or,
         for the distance in parameters, the end point.
     moved: the number of entries that the inner loop moves.
-    project: the function that is applied to the reference.
+    project: the map of the reference before it is compared, see ``Projector``.
     """
     target_steps, reference_steps = shot.counts(steps)
     if shot.detach_reference:
-        with torch.no_grad():  # detaching the result alone would let its inner loop build a graph that is never used
+        # Detaching the result alone would let its inner loop build a graph that is never used. The loop has its own
+        # gradients in spite of no_grad, because torch.func computes them.
+        with torch.no_grad():
             reference = result_after(reference_steps).detach()
     else:
         reference = result_after(reference_steps)
@@ -188,7 +192,7 @@ def longer_reference(
 ) -> Shot:
     """A penalty whose target is the learner's own loop, and whose reference takes ``factor`` times as many steps.
 
-    The authors' code calls this penalty MORE. For learners of one step (ANIL, BOIL) it is the SHOT of the paper, which
-    takes the weight 1e-6. No gradient goes through the reference.
+    The authors' code calls this penalty MORE. For learners of one inner step (ANIL, BOIL) it is the SHOT of the paper,
+    where its weight is 1e-6. No gradient goes through the reference.
     """
     return Shot(weight, target_steps=None, reference_steps=factor * learner.steps, distance=distance)

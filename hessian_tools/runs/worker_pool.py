@@ -44,15 +44,15 @@ class WorkerPool:
     """Worker processes, which are started when they are first needed and kept for all later calls of ``run``.
 
     workers: the number of processes; with 0 the work is done in this process.
-    place: a function from a unit and the number of the worker that gets it, 0 to ``workers - 1``, to the unit as that
+    adapt: a function from a unit and the number of the worker that gets it, 0 to ``workers - 1``, to the unit as that
         worker receives it, such as with the worker's own device; None leaves units as they are.
 
     ``close``, or leaving the pool's ``with`` block, ends the processes at once, whatever they are doing.
     """
 
-    def __init__(self, workers: int, *, place: Callable[[Any, int], Any] | None = None) -> None:
+    def __init__(self, workers: int, *, adapt: Callable[[Any, int], Any] | None = None) -> None:
         self.workers = workers
-        self._place = place or (lambda unit, worker: unit)
+        self._adapt = adapt or (lambda unit, worker: unit)
         self._started: list[_Worker] = []
 
     def __enter__(self) -> "WorkerPool":
@@ -106,7 +106,7 @@ class WorkerPool:
         """Give each worker a unit, and another one as soon as it has answered."""
         busy: dict[Any, _Worker] = {}
         for worker in self._started[: len(waiting)]:
-            worker.give(work, self._place(waiting.pop(0), worker.number))
+            worker.give(work, self._adapt(waiting.pop(0), worker.number))
             busy[worker.connection] = worker
         while busy:
             for connection in wait(list(busy)):
@@ -117,7 +117,7 @@ class WorkerPool:
                 elif kind == "error":
                     raise value
                 elif waiting:  # here and in the next branch, the kind is "done"
-                    worker.give(work, self._place(waiting.pop(0), worker.number))
+                    worker.give(work, self._adapt(waiting.pop(0), worker.number))
                 else:
                     del busy[connection]
 

@@ -72,7 +72,7 @@ def accumulate_gradient(
     # network is not replayed either, because tracing it takes many seconds and saves no measurable time, unless it is
     # recorded as a CUDA graph, which takes no longer than a few steps.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
-    traceable = recorded.records(theta.device) or not _is_convolutional(loss.model)
+    traceable = recorded.switched_on(theta.device) or not _is_convolutional(loss.model)
     replay = replay if constant_weight and traceable else None
     # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
     # torch's batch normalisation, whereas this order is exact for every network. The tasks of a single run share its

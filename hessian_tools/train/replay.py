@@ -61,7 +61,7 @@ class Replay:
             raise
 
     def _value(self, step: Step, theta: Tensor, episodes: Any) -> Any:
-        recording = recorded.records(theta.device)
+        recording = recorded.switched_on(theta.device)
         shapes = [(t.shape, t.dtype, t.device) for t in pytree.tree_leaves((theta, episodes))]
         if self.trace is not None and shapes == self.shapes and self.checks_left == 0:
             with torch.no_grad():

@@ -98,7 +98,7 @@ def _free_bytes(device: torch.device) -> int:
     allocated = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
     # A CUDA graph keeps the memory of its operations for itself, beside that of whatever runs without it.
-    share = FREE_SHARE / 2 if recorded.records(device) else FREE_SHARE
+    share = FREE_SHARE / 2 if recorded.switched_on(device) else FREE_SHARE
     return int(share * max(0, min(free, card_memory(device) - allocated)))
 
 

@@ -427,7 +427,7 @@ def test_the_number_of_workers_on_a_card_follows_from_its_memory(small: Path, mo
     assert processes.workers_on_card(80 * 2**30, runs=20) == 2
     asked_for = processes.pool(study, Place(workers=4))
     assert asked_for.workers == 4
-    assert asked_for._place(Unit(1, study), 3).study.device_share == processes.SHARED_PART / 4
+    assert asked_for._adapt(Unit(1, study), 3).study.device_share == processes.SHARED_PART / 4
     monkeypatch.setattr(processes, "_is_small", lambda study: True)
     assert processes.pool(study, Place()).workers == 0
 

@@ -82,7 +82,7 @@ ARRAYS = disk.feature_arrays()
     ("changes", "message"),
     [
         ({"labels": None}, "all.npz holds the arrays features, parts, but it needs features .* and labels"),
-        ({"parts": None}, "all.npz has no array parts; add it, or give a file with split="),
+        ({"parts": None}, "all.npz has no array parts; add it, or give split=, a file that divides the classes"),
         ({"features": np.zeros((20, 3), int)}, "features are int64 of shape .*; use floats"),
         ({"features": np.zeros((20, 3, 1))}, "features are float64 of shape .*; use floats"),
         ({"features": np.full((20, 3), np.nan)}, "some features are not finite"),

@@ -27,8 +27,8 @@ STEPS = 7
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Steps are recorded on the CPU too, by the recorder that is returned."""
     made = Recorder()
-    monkeypatch.setattr(recorded, "record", made)
-    monkeypatch.setattr(recorded, "records", lambda device: True)
+    monkeypatch.setattr(recorded, "capture", made)
+    monkeypatch.setattr(recorded, "switched_on", lambda device: True)
     return made
 
 
@@ -84,7 +84,7 @@ def test_nothing_is_recorded_unless_it_is_switched_on(monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(recorded, "record", refuse)
+    monkeypatch.setattr(recorded, "capture", refuse)
     replay = Replay(record_after=1)
     steps_of(LINES, replay)
     assert replay.trace is None and replay.direct_steps == STEPS
@@ -116,7 +116,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_as_it_is(monkeypatch, record
     def refuse(run: object, device: object) -> object:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(recorded, "record", refuse)
+    monkeypatch.setattr(recorded, "capture", refuse)
     replay = Replay(record_after=1)
     assert_equal(steps_of(LINES, replay), steps_of(LINES, None))
     assert replay.trace is None
@@ -132,7 +132,7 @@ def test_where_memory_is_short_the_tasks_are_halved_and_recorded_again(monkeypat
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
         return recorder(run, device)
 
-    monkeypatch.setattr(recorded, "record", short)
+    monkeypatch.setattr(recorded, "capture", short)
     replay, chunks = Replay(record_after=2), TaskChunks()
     assert_equal(steps_of(config, replay, chunks), steps_of(config, None))
     assert tried == [4, 2] and chunks.largest == 2 and not chunks.one_by_one
@@ -191,7 +191,7 @@ def test_the_recording_of_a_run_is_freed_with_it(graphs, recorder):
 def test_runs_that_are_trained_together_have_a_recording_that_is_freed_when_one_drops_out(graphs, monkeypatch):
     config = replace(LINES, tasks=Unlucky(), checkpoints=(0, 7))
     with monkeypatch.context() as patched:
-        patched.setattr(recorded, "records", lambda device: False)
+        patched.setattr(recorded, "switched_on", lambda device: False)
         expected = alone(of_seeds(config))
     alive = []
     add = loop._add_gradients

@@ -15,7 +15,7 @@ from analysis.paper_numbers import DATA, LEARNERS
 from analysis.schema import learner_names
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because the accuracy is that after the whole inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -43,12 +43,12 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     scores = summarise(evaluation_scores(drawn))
     parts = selection.families(drawn)
     with panels.grid(len(parts), xlabel="meta-iteration", width=choice.width) as (figure, axes):
-        starts = []
+        untrained_lines = []
         for part, ax in zip(parts, axes, strict=True):
             names = learner_names(part)
             summary = scores.select(names)
             curves.over_training(part, ax, summary, num_diverged=num_diverged.sel(learner=names))
-            starts += curves.untrained_levels(part, ax, summary)
+            untrained_lines += curves.untrained_levels(part, ax, summary)
             # The lines of all panels are alike, so that of the last panel serves as the legend entry.
             chance = references.chance(ds, ax) if has_accuracy(ds) else []
             if len(parts) > 1:
@@ -56,7 +56,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                 ax.set_title(method_label(family[0]) if family else "controls")
         panels.left_labels(axes, score_name(ds))
         notes = legend.notes(scores.per_seed, num_diverged, num_tried, what="evaluations")
-        panels.outside_legends(figure, legend.training_entries(drawn, starts), [*chance, *notes])
+        panels.outside_legends(figure, legend.training_entries(drawn, untrained_lines), [*chance, *notes])
     return figure
 
 

@@ -15,7 +15,7 @@ from analysis.paper_numbers import MEAN_COSINES
 from analysis.schema import learner_names
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because its quantities are those of a whole inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -24,7 +24,7 @@ def needs(ds: xr.Dataset) -> str | None:
 
 
 def learners(ds: xr.Dataset) -> list[str]:
-    """The learners that are shown by default."""
+    """The learners that are shown by default: all of a small study, or as many as share a panel legibly."""
     return learner_names(selection.for_lines(ds))
 
 

@@ -12,7 +12,7 @@ from analysis.schema import learner_names, only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 HAS_STEPS = True
-"""The user can choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

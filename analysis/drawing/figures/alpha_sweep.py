@@ -11,7 +11,7 @@ from analysis.evaluation import has_accuracy, score_name
 from analysis.schema import learner_names, trained_learners
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because the accuracy is that after the whole inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -40,13 +40,13 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     factors = [float(factor) for factor in ds["alpha_factor"].values]
     xlabel = "multiple of the learner's own step size"
     with panels.grid(1, xlabel=xlabel, row_height=2.3, width=choice.width) as (figure, (ax,)):
-        starts = curves.against(ds, ax, np.array(factors), summary)
+        untrained_lines = curves.against(ds, ax, np.array(factors), summary)
         ax.set_xscale("log")
         references.tick_at(ax.xaxis, factors)
         ax.set_ylabel(score_name(ds))
         lines = [references.own_step_size(ax), *(references.chance(ds, ax) if has_accuracy(ds) else [])]
-        notes = legend.notes(summary.per_seed, *diverged_units(ds), crossed=False)
-        entries = [*starts, *legend.learner_entries(ds.sel(learner=trained_learners(ds)))]
+        notes = legend.notes(summary.per_seed, *diverged_units(ds), has_crosses=False)
+        entries = [*untrained_lines, *legend.learner_entries(ds.sel(learner=trained_learners(ds)))]
         panels.outside_legends(figure, entries, [*lines, *notes])
     return figure
 

@@ -19,7 +19,7 @@ from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, only_with_alpha
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -77,7 +77,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
         # This figure has no crosses at its means, so the legend entry on the diverged units has no cross either.
-        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
+        notes = legend.diverged_notes(*diverged_units(ds), has_crosses=False)
         entries = [*ends, *chance_lines[:1], *notes]
         panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), entries)
     return figure

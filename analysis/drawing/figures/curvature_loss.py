@@ -25,7 +25,7 @@ QUANTITIES = {"alpha_rho": r"$\alpha\rho$", "alpha_hg_ratio": r"$\alpha\,|Hg|\,/
 GROUPS = {"step 0": slice(0, 1), "later steps": slice(1, None)}
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -60,10 +60,10 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     ds = choice.part(ds)
     options: dict[str, Any] = {"columns": len(GROUPS), "share_y": False, "row_height": 1.9, "width": choice.width}
     with panels.grid(len(summaries), xlabel="support loss", **options) as (figure, axes):
-        starts: list[Line2D] = []
+        untrained_lines: list[Line2D] = []
         for position, (ax, summary) in enumerate(zip(axes, summaries, strict=True)):
             losses = summary.mean["support_loss"].values
-            starts += curves.against(ds, ax, losses, summary)
+            untrained_lines += curves.against(ds, ax, losses, summary)
             # The band of an interval with few seeds may be many times as wide as all that is drawn. So the axis ends at
             # the values of the single seeds, where such a band is cut off.
             references.symlog_axis(ax.yaxis, float(summary.per_seed.min()), float(summary.per_seed.max()))
@@ -73,8 +73,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                 ax.set_title(list(GROUPS)[position])
             if position % len(GROUPS) == 0:
                 ax.set_ylabel(list(QUANTITIES.values())[position // len(GROUPS)])
-        entries = legend.training_entries(ds, starts)
-        notes = legend.notes(measured(ds, "alpha_rho"), *diverged_units(ds), crossed=False)
+        entries = legend.training_entries(ds, untrained_lines)
+        notes = legend.notes(measured(ds, "alpha_rho"), *diverged_units(ds), has_crosses=False)
         panels.outside_legends(figure, entries, notes)
     return figure
 

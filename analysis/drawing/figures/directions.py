@@ -28,7 +28,7 @@ LOOKS = {
 }
 
 HAS_STEPS = True
-"""The user can choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -64,7 +64,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         references.decade_ticks(axes[0], linear)
         lines = [references.threshold(ax, label="threshold 2") for ax in axes]
         panels.left_labels(axes, r"$\alpha\,\times$ curvature" + f"\n(linear within ±{linear:g})")
-        notes = [lines[0], *legend.notes(values, *diverged_units(ds), crossed=False)]
+        notes = [lines[0], *legend.notes(values, *diverged_units(ds), has_crosses=False)]
         panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
     return figure
 

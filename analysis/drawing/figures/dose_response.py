@@ -29,8 +29,7 @@ MIN_WEIGHTS = 3
 RATIO = "alpha |Hg| / |g|"
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

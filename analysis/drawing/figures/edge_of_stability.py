@@ -22,7 +22,7 @@ STEP_MARKERS = "os^Dv<>ph*"
 """The marker of each inner step; further steps begin with the first one again."""
 
 HAS_STEPS = True
-"""The user can choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -46,8 +46,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a panel for each learner, with a path over the checkpoints for each inner step.
 
     x is alpha rho, the inner learning rate times the curvature along the gradient, and y is alpha times the largest
-    eigenvalue. The open marker at a path's beginning is the learner's own start, and the filled marker is its last
-    checkpoint.
+    eigenvalue. The open marker at a path's beginning is its first checkpoint, and the filled marker at its end the last
+    one.
     """
     alpha_rho, alpha_lambda = numbers(ds, choice).values()
     last = int(ds["inner_step"].max())
@@ -67,7 +67,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         low, high = alpha_rho.span
         for ax in axes:
             references.symlog_axis(ax.xaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
-            lines = references.plane(ax)  # alike in all panels, so those of the last one serve as legend entries
+            lines = references.stability_lines(ax)  # alike in all panels; those of the last one are legend entries
         panels.left_labels(axes, r"sharpest direction, $\alpha\lambda_{\max}$")
         entries = [
             legend.entry(f"step {step}" if step < last else "adapted", color=colors[step], marker=_marker(step))
@@ -78,7 +78,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("first checkpoint", markerfacecolor="white", **open_marker),
             legend.entry("last checkpoint", **open_marker),
         ]
-        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
+        notes = legend.diverged_notes(*diverged_units(ds), has_crosses=False)
         panels.outside_legends(figure, [*entries, *ends], [*lines, *notes])
     return figure
 

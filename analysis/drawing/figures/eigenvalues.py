@@ -22,7 +22,7 @@ DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "
 _MARKER_SHARE = 0.012  # half the size of a marker as a share of the y axis: 1.75 pt of about 145 pt
 
 HAS_STEPS = True
-"""The user can choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -59,7 +59,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         panels.left_labels(axes, f"eigenvalue of the Hessian\n(linear within ±{_linear_width(ds):.2g})")
         dots = legend.entry(f"{ds.sizes['eigen_index']} largest by magnitude, each task", color="black", **DOTS)
         edges = [line for name, ax in zip(names, axes, strict=True) for line in _edge(ds, ax, name)]
-        notes = [dots, *edges[:1], *legend.notes(values, *diverged_units(ds), crossed=False)]
+        notes = [dots, *edges[:1], *legend.notes(values, *diverged_units(ds), has_crosses=False)]
         panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
     return figure
 

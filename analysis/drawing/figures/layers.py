@@ -25,7 +25,7 @@ MIN_CELL = 0.35
 """The figure's width per column, in inches, below which cells have no numbers, because the numbers would overlap."""
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

@@ -23,7 +23,7 @@ ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and what the row's label says of its directions."""
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because the surfaces are those around its start."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

@@ -9,7 +9,7 @@ from analysis.drawing.summary import Summary, diverged_units, measured, summaris
 from analysis.schema import learner_names
 
 HAS_STEPS = False
-"""The user cannot choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop: no, because a meta-gradient belongs to the whole inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -18,7 +18,7 @@ def needs(ds: xr.Dataset) -> str | None:
 
 
 def learners(ds: xr.Dataset) -> list[str]:
-    """The learners that are shown by default."""
+    """The learners that are shown by default: all of a small study, or as many as share a panel legibly."""
     return learner_names(selection.for_lines(ds))
 
 
@@ -35,17 +35,17 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     ds = choice.part(ds)
     num_diverged, num_tried = diverged_units(ds)
     with panels.grid(2, xlabel="meta-iteration", share_y=False, width=choice.width) as (figure, (left, right)):
-        starts = []
+        untrained_lines = []
         for ax, summary in ((left, cosine), (right, ratio)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
-            starts += curves.untrained_levels(ds, ax, summary)
-            equal = references.equal(ax)  # alike in both panels, so one of them serves as the legend entry
+            untrained_lines += curves.untrained_levels(ds, ax, summary)
+            equal = references.equality_line(ax)  # alike in both panels, so one of them serves as the legend entry
         left.set_title("direction (1: equal)")
         left.set_ylabel("cosine, full and first-order")
         right.set_title("length (1: equal)")
         right.set_ylabel("norm, full / first-order")
         notes = [equal, *legend.notes(cosine.per_seed, num_diverged, num_tried)]
-        panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
+        panels.outside_legends(figure, legend.training_entries(ds, untrained_lines), notes)
     return figure
 
 

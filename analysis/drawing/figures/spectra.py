@@ -25,7 +25,7 @@ SMALLEST_FRACTION = 1e-4
 """The smallest density that is drawn, as a fraction of the largest density; smaller densities are white."""
 
 HAS_STEPS = True
-"""The user can choose which points of the inner loop are shown."""
+"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

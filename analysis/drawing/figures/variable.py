@@ -61,7 +61,7 @@ class OverTraining:
         return selection.lacks(ds, self.variable)
 
     def learners(self, ds: xr.Dataset) -> list[str]:
-        """The learners that are shown by default."""
+        """The learners that are shown by default: all of a small study, or as many as share a panel legibly."""
         return learner_names(selection.for_lines(ds))
 
     def numbers(self, ds: xr.Dataset, choice: Choice) -> Numbers:

@@ -17,11 +17,12 @@ VERDICTS = {True: "ok", False: "WRONG", None: "not tested"}
 class Audit(Result):
     """The findings of :func:`audit`, with ``passed``, and a certificate of one page by ``text()`` and ``save(path)``.
 
-    state: the loss is a function of the parameters alone; two products with one vector agree, and leave the model as it
-    was. symmetry: u'Hv = v'Hu. linearity: H(2u - 3v) = 2Hu - 3Hv. hessian: agreement with exact products in float64 at
-    the model's present parameters, as a whole and in each parameter tensor. differences: agreement with central
-    differences of the gradient in float64, which use no second derivative. weights: agreement at other parameters.
-    data: agreement on a part of the data. Neither of the last two is tested without a factory.
+    state: neither the loss nor the product depends on anything but the parameters; two products with the same vector
+    agree, and the model is unchanged after them. symmetry: u'Hv = v'Hu. linearity: H(2u - 3v) = 2Hu - 3Hv. hessian:
+    agreement with exact products in float64 at the model's present parameters, as a whole and in each parameter tensor.
+    differences: agreement with central differences of the gradient in float64, which use no second derivative.
+    weights: agreement at other parameters. data: agreement on a part of the data. The last two are tested only if
+    :func:`audit` is given ``factory``, a function that makes a product of a model and a batch.
     setting: what was audited, in words.
     """
 
@@ -64,7 +65,7 @@ class Audit(Result):
         return f"Audit of a Hessian-vector product: {'passed' if self.passed else 'FAILED'}"
 
     def text(self) -> str:
-        """The certificate as plain text: the verdict, what was audited, every finding, and why such errors pass."""
+        """The certificate as plain text: the verdict, what was audited, every finding, and the tolerances."""
         width = max(map(len, self.setting))
         about = "\n".join(f"{name:{width}}  {value}" for name, value in self.setting.items())
         findings = "\n".join(
@@ -90,13 +91,16 @@ class Audit(Result):
         return path
 
 
-# 2^-23 and 2^-52 are the machine epsilons of float32 and float64.
+# Which errors pass, in words. ``EXACT_EPS`` and ``OWN_ERROR_FACTOR`` are explained where they are defined. 2^-23 and
+# 2^-52 are the machine epsilons of float32 and float64.
 TOLERANCES = (
     "Tolerances: an exact product differs from one in float64 by rounding alone, which is below 100 eps of |Hv| on "
     f"ordinary networks. {EXACT_EPS:.0f} eps pass, {EXACT_EPS * 2**-23:.1e} in float32 and "
-    f"{EXACT_EPS * 2**-52:.1e} in float64, unless rtol was given. Where the loss itself loses digits, "
-    f"{OWN_ERROR_FACTOR} times the error of our own product passes as well. Central differences are trusted to twice "
-    "the distance of the forward and the backward ones, and at best to one part in 100,000."
+    f"{EXACT_EPS * 2**-52:.1e} in float64, unless rtol was given. With some losses, such as those of a "
+    "saturated softmax, rounding takes so many digits that no product in the model's dtype is exact. Therefore "
+    f"{OWN_ERROR_FACTOR} times the error that the product of hessian-tools has in this dtype is allowed besides. The "
+    "central differences of the gradient are not exact either: their error is taken to be twice the distance of the "
+    "forward and the backward differences, and at least one part in 100,000."
 )
 PAGE_HEAD = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'

@@ -1,7 +1,11 @@
 """The double-backward engine: each point's gradient is kept with its graph, and a product is one more reverse pass.
 
 Reverse over reverse (Pearlmutter 1994; torch's ``create_graph``) is exact for every network and criterion that torch
-can differentiate twice, ``nn.MSELoss`` too. Nothing is traced, and nothing goes through ``vmap``.
+can differentiate twice, also for ``nn.MSELoss``, which has no forward-over-reverse derivative in torch. Nothing is
+traced, and nothing goes through ``vmap``.
+
+A point is a parameter vector theta at which products are wanted. A group is the points whose batches have the same
+shapes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 NO_SECOND_DERIVATIVE = "without a second derivative"
 # Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is 0 up to this.
-SUM_OF_PROBABILITIES = 1e-4
+LOG_SUM_TOLERANCE = 1e-4
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
 # their nodes, the values describe them in messages.
 GRAPH_ENDS = {
@@ -66,7 +70,7 @@ class KeptGraphs:
         return KeptGraphs(thetas, gradients)
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
+        """True if V [point, param, probe] has more than one point, so that fewer points would need less memory."""
         return len(V) > 1
 
 
@@ -101,8 +105,9 @@ class KeptFactors:
     J is the Jacobian of the outputs in theta, and B the Hessian of the criterion in the outputs.
     weight: that of the batch. outputs: the outputs with their graph to theta. u: any vector, with one tensor for each
     output. pulled: J'u with its graph to u. Because J'u is linear in u, a reverse pass of v through this graph gives
-    Jv, without forward mode. at: the outputs at which the criterion is differentiated. They are copies without a graph,
-    unless the network computes its loss itself. slope: the gradient of the criterion in ``at``, with its graph to
+    Jv, without forward mode. at: the outputs in which the criterion is differentiated. They are copies of ``outputs``
+    without the graph to theta. Only for a network that computes its loss itself are they ``outputs``, because that loss
+    is computed from ``outputs`` and not from copies. slope: the gradient of the criterion in ``at``, with its graph to
     ``at``.
     """
 
@@ -155,7 +160,7 @@ class KeptOutputs:
         return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
+        """True if V [point, param, probe] has more than one point, so that fewer points would need less memory."""
         return len(V) > 1
 
 
@@ -173,11 +178,12 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
 
 @full_precision
 def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
-    """Those outputs of the network on a batch on which the criterion depends linearly.
+    """Those outputs of the network on one batch in which the criterion is linear: its second derivatives there are 0.
 
-    The criterion is judged at random outputs, because at confident predictions the second derivatives of a nonlinear
-    criterion can underflow to 0. A loss that the network computes itself can only be judged at the outputs that the
-    network gives; an output is then listed only if it holds log-probabilities.
+    The second derivatives are computed at random outputs, because at confident predictions those of a nonlinear
+    criterion can underflow to 0. If the network computes its loss itself, they can only be computed at the outputs that
+    the network gives, where 0 may be such an underflow. An output is then listed only if it holds log-probabilities, of
+    which the usual loss (nll_loss) is linear.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
@@ -211,7 +217,7 @@ def are_log_probabilities(outputs: Tensor) -> bool:
     """Whether the exponentials of the outputs sum to one over the last axis or over the second."""
     axes = {-1, min(1, outputs.ndim - 1)} if outputs.ndim else set()
     totals = [outputs.detach().double().logsumexp(axis).abs().max() for axis in axes]
-    return any(bool(total < SUM_OF_PROBABILITIES) for total in totals)
+    return any(bool(total < LOG_SUM_TOLERANCE) for total in totals)
 
 
 def _random_like(tensor: Tensor, name: str) -> Tensor:
@@ -236,7 +242,8 @@ def _factors(loss: Loss, theta: Tensor, batch: Any, weight: float) -> KeptFactor
         at = outputs = tuple(own_logits(everything))
         value = loss.criterion(everything, y)
     if not outputs or not value.requires_grad:
-        raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: the outputs do not depend on theta")
+        # The words in front are those by which ``torch_errors`` knows that no engine can help.
+        raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: the loss does not depend on theta through its outputs")
     slope = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
     u = tuple(torch.zeros_like(t).requires_grad_() for t in outputs)
     (pulled,) = torch.autograd.grad(outputs, theta, u, create_graph=True, materialize_grads=True)

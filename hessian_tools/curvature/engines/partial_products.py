@@ -1,4 +1,8 @@
-"""Products computed in parts, where the data of all points or of all batches does not fit in memory together."""
+"""Products computed in parts, where the data of all points or of all batches does not fit in memory together.
+
+A point is a parameter vector, and a probe is a vector that is multiplied by the matrix at a point. A group is the
+points whose batches have the same shapes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +43,7 @@ class PiecewiseProducts:
         return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
-        """None, so that the products are built anew, because the selected points may fit in memory together."""
+        """None, which makes the caller build the products anew: the selected points may fit in memory together."""
         return
 
     def can_be_halved(self, V: Tensor) -> bool:
@@ -54,9 +58,9 @@ class BatchwiseProducts:
     The batches may be those of a loader, which is read once for each block of vectors. The data that is kept for the
     products of a batch is freed before the next batch.
 
-    make: builds, from the objective of a single batch, the object that computes the products of the batch. at_once: the
-    number of products that this object runs together, which is halved for each time that the device has run out of
-    memory.
+    make: builds, from the objective of a single batch, the object that computes the products of the batch. at_once: how
+    many products that object may run together. The object halves this number for each time that the device has run out
+    of memory; here it only serves to tell whether it can be halved once more.
     """
 
     objective: Objective
@@ -77,10 +81,12 @@ class BatchwiseProducts:
 
     def can_be_halved(self, V: Tensor) -> bool:
         """True if more than one product runs at a time, so that fewer could need less memory."""
-        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages > 1
+        together = min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.shortages
+        return together > 1
 
 
 # What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.
-# ``select(points, objective)`` gives the object for some of the points; objective is the objective at these points.
+# ``select(points, objective)`` gives the object for some of the points, or None if it must be built anew for them;
+# objective is the objective at these points.
 # ``can_be_halved(V)`` is True if less memory would be needed with fewer points or products at once.
 Products = DirectProducts | KeptGraphs | KeptOutputs | CompiledProducts | PiecewiseProducts | BatchwiseProducts

@@ -35,7 +35,8 @@ class NoOtherWay(RuntimeError):
 def explained(error: RuntimeError) -> BaseException:
     """The error to raise in place of one of torch's, or the same error if it is none of the known ones.
 
-    A NoForwardDerivative means that reverse over reverse is worth a try, and a NoOtherWay that no other engine is.
+    Its class says which other engine may be tried: reverse over reverse after a NoForwardDerivative, and none after a
+    NoOtherWay. After any other RuntimeError, ``Engine.may_use_reverse`` decides.
     """
     text = str(error)
     if is_out_of_memory(error) or isinstance(error, NoForwardDerivative | NoOtherWay) or not text:
@@ -47,18 +48,26 @@ def explained(error: RuntimeError) -> BaseException:
     if "_scaled_dot_product" in text:
         why = "attention has no second derivative here: run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     elif any(words in text for words in RECOMPUTED):
-        why = "the network runs torch.utils.checkpoint, whose second pass would not be at theta: switch it off here"
+        why = (
+            "the network runs torch.utils.checkpoint, whose backward pass computes the network again, but at the "
+            "parameters stored in it and not at theta: switch it off here"
+        )
     elif any(words in text for words in SPARSE):
         why = "a gradient is sparse, which has no second derivative in torch: build the embedding with sparse=False"
     elif "does not currently support double backward" in text:
         why = "torch.compile has no second derivative: measure the module before it was compiled"
     elif "functorch transform" in text and torch._C._functorch.peek_interpreter_stack() is not None:
-        # The transform that is still active is the caller's: those of the engine end before its errors are caught.
+        # The engine's own transforms have ended when its errors arrive here. A transform that is still active was begun
+        # by the caller, who has put the product into it.
         kind = RuntimeError
-        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
+        why = (
+            "a kept graph cannot be transformed by torch.func: pass route='direct', or replace vmap by one product "
+            "with many vectors, H @ V"
+        )
     elif any(words in text for words in INSIDE):
         kind = NoForwardDerivative
         why = "the loss differentiates inside itself, by torch.autograd.grad: pass route='kept'"
+    # An error about a batching rule may hold words of NO_SECOND, too. It is about vmap, and has a branch further down.
     elif any(words in text for words in NO_SECOND) and "Batching rule" not in text:
         why = "torch has no second derivative of an operation in this loss: write it out by other operations"
     elif any(words in text for words in NO_FORWARD):

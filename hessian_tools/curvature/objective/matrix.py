@@ -51,7 +51,7 @@ def gauss_newton_product(
     network = DifferentiableOutputs(loss, x)
     outputs, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
     tangent = jvp(network, (theta,), (v,), has_aux=True)[1]
-    return pull(criterion_at(loss, outputs, lambda floating: network.put_back(floating, others), y)(tangent))[0]
+    return pull(criterion_hessian(loss, outputs, lambda floating: network.put_back(floating, others), y)(tangent))[0]
 
 
 class DifferentiableOutputs:
@@ -71,7 +71,7 @@ class DifferentiableOutputs:
         return floating, others
 
 
-def criterion_at(
+def criterion_hessian(
     loss: Loss, outputs: list[Tensor], put_back: Callable[[list[Tensor]], Any], y: object
 ) -> Callable[[list[Tensor]], list[Tensor]]:
     """The map u -> Bu, where B is the Hessian of the criterion in the floating-point outputs.

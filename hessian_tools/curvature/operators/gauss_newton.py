@@ -12,7 +12,7 @@ from hessian_tools.curvature.engines.double_backward import are_log_probabilitie
 from hessian_tools.curvature.engines.engine import checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching
 from hessian_tools.curvature.objective.indexing import at_points
-from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, DifferentiableOutputs, criterion_at
+from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, DifferentiableOutputs, criterion_hessian
 from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
@@ -31,7 +31,9 @@ def factors_at(
     """The number of the network's outputs at one point, and the maps u -> J'u and u -> Bu.
 
     The vector u [output] has an entry for each output. If the network returns several tensors, u holds the entries of
-    all of them, one tensor after the other. J and B are described at :func:`gauss_newton`.
+    all of them, one tensor after the other. J and B are described at :func:`gauss_newton`, and outputs that are not
+    floating-point tensors are left out, as they are there. Raises ValueError for a network that computes its loss
+    itself, of which :func:`gauss_newton` computes products of J'BJ, but not of its factors.
     """
     if not loss.has_criterion:
         raise ValueError(
@@ -41,7 +43,7 @@ def factors_at(
     x, y = loss.split(batch)
     network = DifferentiableOutputs(loss, x)
     leaves, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
-    curve = criterion_at(loss, leaves, lambda floating: network.put_back(floating, others), y)
+    times_B = criterion_hessian(loss, leaves, lambda floating: network.put_back(floating, others), y)
     sizes = [leaf.numel() for leaf in leaves]
 
     def shaped(u: Tensor) -> list[Tensor]:
@@ -50,7 +52,7 @@ def factors_at(
     def flattened(outputs: list[Tensor]) -> Tensor:
         return torch.cat([leaf.flatten() for leaf in outputs])
 
-    return sum(sizes), lambda u: pull(shaped(u))[0], lambda u: flattened(curve(shaped(u)))
+    return sum(sizes), lambda u: pull(shaped(u))[0], lambda u: flattened(times_B(shaped(u)))
 
 
 def gauss_newton(
@@ -80,11 +82,12 @@ def gauss_newton(
     its loss itself, the outputs are those whose names end in "logits", and B is read from the graph between them and
     the loss; the route is then "kept".
 
-    A product costs about two thirds of a product with the Hessian (Schraudolph 2002). The route is "direct" or
-    "traced", or "kept" where that is named or nothing else works. A product is exact to rounding for training-mode
-    BatchNorm too, because only first derivatives of the network are taken. Warns where the criterion is linear in the
-    outputs, and G therefore 0. Raises ValueError for a plain function, which has no outputs, and where :func:`hessian`
-    does.
+    A product costs about two thirds of a product with the Hessian (Schraudolph 2002). With route="auto" it is computed
+    by "direct" or "traced", and by "kept" only where these cannot be used. Torch's second derivatives of training-mode
+    BatchNorm are wrong in most orders of differentiation; a product here takes only first derivatives of the network,
+    and is therefore exact to rounding there, too. Warns where the criterion is linear in the outputs or in some of
+    them, which add nothing to G. Raises ValueError for a plain function, which has no outputs, and where
+    :func:`hessian` does.
 
     >>> import torch
     >>> from hessian_tools.layout import flatten
@@ -102,6 +105,7 @@ def gauss_newton(
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
     engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
+    # A loader's batches are held between products only if they fit into the memory that products may take.
     keep = engine.memory.budget
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     _warn_if_linear(objective)
@@ -126,5 +130,6 @@ def _warn_if_linear(objective: Objective) -> None:
     else:
         advice = "move the curved part of the loss from the network into the criterion, or measure the Hessian"
     warn(
-        f"the criterion is linear in the network's outputs, so their part of the Gauss-Newton matrix is 0; {advice}",
+        "the criterion is linear in the network's outputs or in some of them, so these add nothing to the Gauss-Newton "
+        f"matrix; {advice}",
     )

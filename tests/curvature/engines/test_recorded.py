@@ -22,15 +22,15 @@ MLP = NETWORKS[0]
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Products are recorded on the CPU too, by the recorder that is returned."""
     found = Recorder()
-    monkeypatch.setattr(recorded, "record", found)
-    monkeypatch.setattr(recorded, "records", lambda device: True)
+    monkeypatch.setattr(recorded, "capture", found)
+    monkeypatch.setattr(recorded, "switched_on", lambda device: True)
     return found
 
 
 def test_recording_is_off_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not recorded.records(torch.device("cuda"))
+    assert not recorded.switched_on(torch.device("cuda"))
     monkeypatch.setattr(recorded, "RECORD", True)
-    assert recorded.records(torch.device("cuda")) and not recorded.records(torch.device("cpu"))
+    assert recorded.switched_on(torch.device("cuda")) and not recorded.switched_on(torch.device("cpu"))
 
 
 def test_a_replay_has_the_vectors_and_the_kept_tensors_of_its_call(recorder: Recorder) -> None:
@@ -59,7 +59,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     def refuse(run: object, device: object) -> object:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(recorded, "record", refuse)
+    monkeypatch.setattr(recorded, "capture", refuse)
     graph = RecordedGraph(lambda v, a: a * v)
     for _ in range(2):
         assert torch.equal(graph(torch.ones(2), torch.ones(2)), torch.ones(2))
@@ -67,7 +67,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     def no_memory(run: object, device: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory (planted)")
 
-    monkeypatch.setattr(recorded, "record", no_memory)
+    monkeypatch.setattr(recorded, "capture", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         RecordedGraph(lambda v, a: a * v)(torch.ones(2), torch.ones(2))
 

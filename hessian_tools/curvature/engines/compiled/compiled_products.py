@@ -130,7 +130,7 @@ class Traced:
             # ``prepare`` has made sure of it, and for one point ``_batched`` raises an error instead of returning None.
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
         v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
-        if recorded.records(V.device):  # only on a GPU, where graphs have no buffers
+        if recorded.switched_on(V.device):  # only on a GPU, where graphs have no buffers
             size = V.shape[0], V.shape[-1]
             if size not in workspace.cuda_graphs:
                 workspace.cuda_graphs[size] = RecordedGraph(graph.run)
@@ -180,7 +180,7 @@ class Traced:
     def _bytes_of_work(self, device: torch.device) -> int:
         """The peak memory for one point besides its kept tensors, in bytes."""
         # A recorded product may read its kept tensors from copies of them, see ``RecordedGraph``.
-        return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.records(device) else 0)
+        return max(self.work_bytes, self.point_bytes) + (self.kept_bytes if recorded.switched_on(device) else 0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class CompiledProducts:
         return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """True if fewer points together would need less memory, which is so if V [point, param, probe] has several."""
+        """True if V [point, param, probe] has more than one point, so that fewer points would need less memory."""
         return len(V) > 1
 
 

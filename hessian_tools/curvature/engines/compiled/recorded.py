@@ -2,8 +2,9 @@
 
 Products and the outer steps of meta-training are replayed in this way. Launching their operations one by one takes a
 few milliseconds. For small networks or few points a GPU computes the operations in less time than that. A prototype on
-an H200 was 12 to 15 times as fast as products without recording at 100 points of an MLP, twice as fast at 32 points of
-a network of four convolutions with 64 channels on 28x28 images, and no faster at 256 points of that network.
+an H200 computed products at 100 points (parameter vectors) of an MLP 12 to 15 times as fast as without recording, at 32
+points of a network of four convolutions with 64 channels on 28x28 images twice as fast, and at 256 points of that
+network no faster.
 
 This is off, because it has not run on a GPU since it was written; ``python -m benchmarks.gpu`` measures it.
 """
@@ -24,16 +25,16 @@ RECORD = False
 Replay = Callable[[], object]
 
 
-def records(device: torch.device) -> bool:
+def switched_on(device: torch.device) -> bool:
     """Whether products and outer steps on this device are recorded."""
     return RECORD and device.type == "cuda"
 
 
-def record(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
+def capture(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
     """Records the operations of a function without arguments, whose result is a tensor or a nesting of tensors.
 
-    Returns a function that replays the operations at the same addresses, and the result whose tensors each replay
-    writes.
+    Returns two things: a function that runs the operations again on the tensors that ``run`` has read here, and the
+    result of ``run``, whose tensors are overwritten each time.
     """
     with torch.cuda.device(device):
         stream = _stream(device)
@@ -62,16 +63,18 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 class RecordedGraph:
     """A function ``run(given, *kept)`` on a GPU whose operations are the same at each call, replayed from a recording.
 
-    A product is one for a number of points and probes: it is given V, and keeps the tensors that it needs besides V. An
-    outer step is given its parameters and its tasks, and keeps nothing.
+    A product with a curvature matrix is given the vectors V, and keeps the tensors that it needs besides V. Each
+    number of points and of vectors has an object of its own, because its operations have other shapes. An outer step
+    of meta-training is given its parameters and its tasks, and keeps nothing.
 
     given: a tensor or a nesting of tensors, with other numbers at each call. kept: tensors that are the same at many
     calls. The shapes of all are those of the first call. The result is a tensor or a nesting of tensors.
 
     A recording reads its inputs at the addresses at which they lay when it was made. What is given is copied there
-    before each replay. The first recording reads the kept tensors themselves. Once a call gives other kept tensors, a
-    second recording is made, which reads copies of them. The copies are overwritten whenever the kept tensors change
-    again.
+    before each replay. The first recording reads the kept tensors themselves. Once a call gives kept tensors at other
+    addresses, a second recording is made, which reads copies of them. The copies are filled anew whenever a call gives
+    tensors at other addresses than the call before. Kept tensors must not be changed in place, because the copies would
+    not follow.
 
     The recording, its memory and its copies are freed with this object. Operations that cannot be recorded run without
     a recording. Where the memory for a recording is missing, OutOfMemoryError is raised.
@@ -82,8 +85,8 @@ class RecordedGraph:
         self.replay: Replay | None = None
         self.inputs: tuple[Any, ...] = ()
         self.result: Any = None
-        # The kept tensors whose numbers the inputs have now. They are held, because the address of a freed tensor could
-        # be given to another one, which would then be taken for the same.
+        # The kept tensors of the call before, whose numbers ``inputs`` has now. They are not freed until the next call,
+        # because torch could give the address of a freed tensor to another one, which ``_same`` would take for it.
         self.kept: tuple[Tensor, ...] = ()
         self.has_copies = self.cannot_be_recorded = False
 
@@ -92,19 +95,19 @@ class RecordedGraph:
         if self.cannot_be_recorded:
             return self.run(given, *kept)
         if self.replay is None:
-            return self._record(given, kept, kept)
+            return self._make_recording(given, kept, kept)
         if not _same(self.kept, kept):
             if not self.has_copies:
                 self.has_copies = True
-                return self._record(given, kept, _copied(kept))
+                return self._make_recording(given, kept, _copied(kept))
             _copy_into(self.inputs[1:], kept)
             self.kept = kept
         _copy_into(self.inputs[0], given)
         self.replay()
         return _copied(self.result)
 
-    def _record(self, given: Any, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
-        """Makes a recording, and returns the result.
+    def _make_recording(self, given: Any, kept: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
+        """Makes a recording, and returns the result of its first replay.
 
         read: the tensors that the recording reads at each replay: the kept tensors or copies of them.
         """
@@ -112,7 +115,7 @@ class RecordedGraph:
         self.inputs, self.kept = (_copied(given), *read), kept
         try:
             device = pytree.tree_leaves(given)[0].device
-            self.replay, self.result = record(lambda: self.run(*self.inputs), device)
+            self.replay, self.result = capture(lambda: self.run(*self.inputs), device)
         except RuntimeError as error:
             self.inputs, self.kept = (), ()
             if is_out_of_memory(error):
