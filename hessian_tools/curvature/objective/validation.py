@@ -139,7 +139,7 @@ def _refuse_uncounted_labels(objective: Objective) -> None:
         labels = [each.reshape(1 if objective.shared else len(rows), -1) for each in labels]
         points_with_equal_labels = set()
         for each in labels:
-            points_with_equal_labels.update((each == each[:, :1]).all(1).nonzero()[:, 0].tolist())
+            points_with_equal_labels.update((each == each[:, :1]).all(1).nonzero()[:, 0].cpu().tolist())
         for point in sorted(points_with_equal_labels):
             if _is_nan_and_flat(objective.loss, rows[point], batch if objective.shared else at_points(batch, point)):
                 raise ValueError("the batch has no label that counts, so its loss is 0 / 0; give one that counts")
