@@ -1,20 +1,25 @@
 """What a wrong value is, in words, and why a loss fails on a batch."""
 
+import contextlib
 import sys
 import types
 import warnings
 from collections.abc import Iterator, Mapping
 from dis import opmap
+from inspect import getfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 LIBRARY = str(Path(__file__).parent)  # the folder of the code of this library
+# Where the decorators of the library's functions come from.
+DECORATORS = (*(str(Path(getfile(package)).parent) for package in (torch, jaxtyping)), contextlib.__file__)
 OUT_OF_MEMORY = "out of memory"  # in every message of torch that says so, of whichever type the error is
 
 
@@ -52,12 +57,14 @@ def first_line(error: BaseException) -> str:
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user's code that calls this library.
 
-    Functions of torch and of contextlib may stand between the functions of the library, so the outermost one is sought.
+    Other code may stand between the functions of the library, such as torch's, so the outermost one is sought. The
+    decorators around it, which call it, are not the user's code either.
     """
     frame: FrameType | None = sys._getframe()
     level = depth = 1
     while frame is not None:
-        if frame.f_code.co_filename.startswith(LIBRARY):
+        file = frame.f_code.co_filename
+        if file.startswith(LIBRARY) or (level == depth and file.startswith(DECORATORS)):
             level = depth + 1
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=level)
