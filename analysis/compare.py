@@ -15,6 +15,7 @@ import xarray as xr
 
 from analysis.claims import Verdict, holm
 from analysis.claims.findings import untrained_passes
+from analysis.claims.verdict import final_outcome
 from analysis.drawing import overlay
 from analysis.drawing.panels import save
 from analysis.errors import UserError
@@ -203,14 +204,14 @@ def _text(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> str:
     effect = "" if isnan(verdict.effect) else f" {verdict.effect:+.3g}"
     bounds = "" if isnan(verdict.low) else f" [{verdict.low:+.3g}, {verdict.high:+.3g}]"
     weak = f"; {UNTRAINED_PASSES}" if untrained_passes(verdict, verdicts) else ""
-    return (verdict.corrected_outcome or verdict.outcome) + effect + bounds + weak
+    return final_outcome(verdict) + effect + bounds + weak
 
 
 def _cell(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> Html | str:
     """The cell of a verdict, one of the ``verdicts`` of its study."""
     if verdict is None:
         return DASH
-    outcome = verdict.corrected_outcome or verdict.outcome
+    outcome = final_outcome(verdict)
     badge = element("span", outcome, css=f"badge {outcome.split()[0]}")
     effect = f"{number(verdict.effect, signed=True)} {interval(verdict.low, verdict.high)}, {verdict.num_seeds} seeds"
     p = "" if isnan(verdict.p_corrected) else f", p {number(verdict.p_corrected, digits=2)} after the correction"

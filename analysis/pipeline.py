@@ -15,6 +15,7 @@ import xarray as xr
 
 from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
+from analysis.claims.verdict import counted
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import figures_of, save
@@ -59,10 +60,8 @@ class StudyResult:
     verdicts: tuple[Verdict, ...]
 
     def __repr__(self) -> str:
-        outcomes = [verdict.outcome for verdict in self.verdicts]
-        counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
         sizes = ", ".join(f"{size} {dim}" for dim, size in self.dataset.sizes.items() if dim in ("learner", "seed"))
-        return f"StudyResult({str(self.path)!r}, {sizes}; verdicts: {counts or 'none'})"
+        return f"StudyResult({str(self.path)!r}, {sizes}; verdicts: {counted(self.verdicts) or 'none'})"
 
     def _repr_html_(self) -> str:
         rows = "".join(verdict._repr_html_() for verdict in self.verdicts[:MAX_VERDICTS])

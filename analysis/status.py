@@ -9,7 +9,7 @@ from shlex import quote
 import numpy as np
 
 from analysis import store
-from analysis.claims import Verdict
+from analysis.claims.verdict import Verdict, counted, final_outcome
 from analysis.folder import EXPLORER, README, REPORT, STUDY, VERDICTS, measurements, open_verdicts, stale_parts
 from analysis.kept import FOLDER as KEPT
 from analysis.kept import seed_facts
@@ -108,7 +108,8 @@ def describe(study: Study) -> Iterator[str]:
     yield f"quantities: {_listed(config.measure.quantities)}{losses}"
     yield from _rows_of_learners(study, states)
     old = {part: " (of older measurements)" if part in outdated else "" for part in ("verdicts", "figures", "report")}
-    yield f"verdicts: {_counted(verdicts)}{old['verdicts']}"
+    outcomes = "none yet" if verdicts is None else counted(verdicts) or "none"
+    yield f"verdicts: {outcomes}{old['verdicts']}"
     yield f"figures: {_listed(drawn) or 'none yet'}{old['figures']}"
     yield f"report: {report if report.exists() else 'none yet'}{old['report']}"
     yield f"on disk: {_sizes(study.path)}"
@@ -162,7 +163,7 @@ def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] |
 
     The first is twice the present number of seeds or, if that would decide none, the smallest number that would.
     """
-    undecided = [v for v in verdicts if (v.corrected_outcome or v.outcome) == "inconclusive"]
+    undecided = [v for v in verdicts if final_outcome(v) == "inconclusive"]
     needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None]
     needed = [number for number in needed if number > num_seeds]
     if not needed:
@@ -180,7 +181,7 @@ def seeds_line(study: Study, verdicts: Sequence[Verdict]) -> str | None:
     seeds = list(study.config.seeds)
     # The smallest seeds that the study does not have are added.
     seeds += [seed for seed in range(number + len(seeds)) if seed not in seeds][: number - len(seeds)]
-    undecided = sum((verdict.corrected_outcome or verdict.outcome) == "inconclusive" for verdict in verdicts)
+    undecided = sum(final_outcome(verdict) == "inconclusive" for verdict in verdicts)
     listed = " ".join(map(str, seeds)) if len(seeds) <= 20 else f"... ({number} seeds)"
     return (
         f"{number} seeds would decide about {decided} of the {undecided} inconclusive verdicts, if means and spreads"
@@ -252,14 +253,6 @@ def _by_seed(states: Mapping[tuple[str, int], str]) -> str:
     return "; ".join(
         f"{state} (seed {_listed(map(str, dict.fromkeys(in_state)))})" for state, in_state in seeds.items()
     )
-
-
-def _counted(verdicts: Sequence[Verdict] | None) -> str:
-    """How many verdicts have each outcome, without the correction for their number."""
-    if verdicts is None:
-        return "none yet"
-    outcomes = [verdict.outcome for verdict in verdicts]
-    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)) or "none"
 
 
 def _listed(names: Iterator[str] | Sequence[str] | Mapping[str, None]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis.claims.sentence import baseline, measure, number, plural, where
-from analysis.claims.verdict import OUTCOMES, Verdict
+from analysis.claims.verdict import OUTCOMES, Verdict, final_outcome
 from analysis.statistics import Outcome
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
@@ -53,7 +53,7 @@ def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
 
     verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
     """
-    if verdict.comparison != TOO_WEAK or verdict.outcome != "supported":
+    if verdict.comparison != TOO_WEAK or final_outcome(verdict) != "supported":
         return False
     others = (v for v in verdicts if (v.claim, v.learner) == (verdict.claim, verdict.learner))
     return any(v.comparison == "against untrained" and v.baseline_value >= verdict.margin for v in others)
@@ -68,7 +68,7 @@ def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     places: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         places.setdefault((verdict.learner, verdict.steps), []).append(verdict)
-    return [place for place, rows in places.items() if all(_outcome(row) == "supported" for row in rows)]
+    return [place for place, rows in places.items() if all(final_outcome(row) == "supported" for row in rows)]
 
 
 def _finding(verdicts: list[Verdict]) -> str:
@@ -90,7 +90,7 @@ def _answer(verdicts: list[Verdict]) -> str:
     An outcome of more than half of the comparisons gives the answer, with "Mostly" if there are other outcomes.
     Otherwise the answer is "Divided" if all three outcomes occur, and else names both, such as "Yes or undecided".
     """
-    counts = Counter(_outcome(verdict) for verdict in verdicts)
+    counts = Counter(final_outcome(verdict) for verdict in verdicts)
     seen = [ANSWERS[outcome] for outcome in OUTCOMES if counts[outcome]]
     outcome, count = counts.most_common(1)[0]
     if 2 * count > len(verdicts):
@@ -98,14 +98,9 @@ def _answer(verdicts: list[Verdict]) -> str:
     return "Divided" if len(seen) == len(ANSWERS) else " or ".join(seen).capitalize()
 
 
-def _outcome(verdict: Verdict) -> Outcome:
-    """The outcome of a verdict; for a primary verdict, the outcome after Holm's correction."""
-    return verdict.corrected_outcome or verdict.outcome
-
-
 def _counted(verdicts: list[Verdict]) -> str:
     """How many comparisons of one kind there are, and how many have each outcome."""
-    counts = Counter(_outcome(verdict) for verdict in verdicts)
+    counts = Counter(final_outcome(verdict) for verdict in verdicts)
     seen = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
     return f"of {plural(len(verdicts), f'{verdicts[0].kind} comparison')}, it is {_listed(parts)}"
@@ -117,7 +112,7 @@ def _without_correction(primary: list[Verdict]) -> str:
     if not corrected:
         return ""
     supported = sum(verdict.outcome == "supported" for verdict in corrected)
-    without = f"; without it, supported in {supported}" if any(v.outcome != _outcome(v) for v in corrected) else ""
+    without = f"; without it, supported in {supported}" if any(v.outcome != final_outcome(v) for v in corrected) else ""
     return f" (after Holm's correction for {plural(corrected[0].num_corrected, 'comparison')}{without})"
 
 
@@ -140,7 +135,7 @@ def _throughout(verdicts: list[Verdict]) -> str:
 
 def _most_frequent(verdicts: list[Verdict]) -> Outcome:
     """The outcome that most verdicts have; of several, the one that occurs first."""
-    ((outcome, _),) = Counter(map(_outcome, verdicts)).most_common(1)
+    ((outcome, _),) = Counter(map(final_outcome, verdicts)).most_common(1)
     return outcome
 
 
@@ -158,12 +153,12 @@ def _example(verdicts: list[Verdict], *, usual: Outcome) -> str:
     plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
-    verdict = next((verdict for verdict in plain if _outcome(verdict) == usual), plain[0])
+    verdict = next((verdict for verdict in plain if final_outcome(verdict) == usual), plain[0])
     values = number(verdict.effect, signed=True)
     if not math.isnan(verdict.trained_value):
         values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} {baseline(verdict)}"
     steps = "" if verdict.steps == "all steps" else where(verdict)
     outcome: str = verdict.outcome
-    if verdict.corrected_outcome not in (None, outcome):
-        outcome += f", but {verdict.corrected_outcome} after the correction"
+    if final_outcome(verdict) != outcome:
+        outcome += f", but {final_outcome(verdict)} after the correction"
     return f"; for instance, {measure(verdict)} of {verdict.learner}{steps} is {values} ({outcome})"

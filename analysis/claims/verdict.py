@@ -89,6 +89,17 @@ class Verdict(Question):
         return interval_html(self.effect, self.low, self.high, (-self.margin, self.margin), text)
 
 
+def final_outcome(verdict: Verdict) -> Outcome:
+    """The outcome that counts: the one after the correction for many comparisons, if the verdict was corrected."""
+    return verdict.corrected_outcome or verdict.outcome
+
+
+def counted(verdicts: Sequence[Verdict]) -> str:
+    """How many verdicts have each outcome, such as "3 supported, 1 inconclusive"; "" without verdicts."""
+    counts = Counter(map(final_outcome, verdicts))
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+
+
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
     """Return the verdict on a comparison.
 
@@ -204,9 +215,7 @@ def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -
         for v in shown:
             yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_correction(v)}{_remark(v)}"
         if len(shown) < len(rows):
-            counts = Counter(v.outcome for v in rows if v not in shown)
-            listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-            yield f"  exploratory: {listed} (in the report)"
+            yield f"  exploratory: {counted([v for v in rows if v not in shown])} (in the report)"
 
 
 def _sides(v: Verdict) -> str:

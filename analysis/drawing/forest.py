@@ -8,7 +8,6 @@ interval lies right of 0 and reaches 1, and it is not supported where the whole 
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from analysis.claims.sentence import measure
-from analysis.claims.verdict import OUTCOMES, Verdict
+from analysis.claims.verdict import Verdict, counted, final_outcome
 from analysis.drawing import style
 from analysis.drawing.panels import ShownFigure
 from analysis.drawing.style import DARK, GREY, Width, method_label
@@ -126,16 +125,14 @@ class ForestPlot:
     ) -> str:
         """The caption, which says how the figure is read, and how many verdicts it leaves out."""
         shown = _chosen(verdicts, claims, learners)
-        counts = Counter(final_outcome(v) for v in shown)
-        listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         parts = [
             "The effect of each comparison with its interval over seeds, in units of the smallest effect of interest"
             " and with the claimed direction to the right. A claim is supported (circles) where the whole interval lies"
             " right of 0 and reaches the dashed line, and not supported (squares) where all of it lies left of that"
             " line; everything else is inconclusive (open diamonds). The axis is nearly logarithmic beyond 1.",
-            f"Outcomes: {listed}.",
+            f"Outcomes: {counted(shown)}.",
         ]
-        if any(v.corrected_outcome not in (None, v.outcome) for v in shown):
+        if any(final_outcome(v) != v.outcome for v in shown):
             parts.append(
                 "A primary comparison has the outcome after the correction for many comparisons, so that a few"
                 " intervals lie on the claimed side and are inconclusive nevertheless."
@@ -160,11 +157,6 @@ for _method in ("__call__", "data", "save_data", "caption"):
     setattr(ForestPlot, _method, checked(vars(ForestPlot)[_method], module=__name__))
 
 forest = ForestPlot()
-
-
-def final_outcome(verdict: Verdict) -> str:
-    """The outcome of a verdict: the one after the correction for many comparisons, if it was corrected."""
-    return verdict.corrected_outcome or verdict.outcome
 
 
 def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners: Sequence[str] | None) -> list[Verdict]:

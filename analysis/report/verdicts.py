@@ -9,7 +9,7 @@ from math import isnan
 
 from analysis.claims.findings import summary, untrained_passes
 from analysis.claims.sentence import against_untrained, measure
-from analysis.claims.verdict import OUTCOMES, Verdict
+from analysis.claims.verdict import OUTCOMES, Verdict, counted, final_outcome
 from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
 
@@ -58,10 +58,13 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
 
 
 def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
-    """How many comparisons of a claim have each outcome, with remarks on them, and the means that were compared."""
+    """How many comparisons of a claim have each outcome, with remarks on them, and the means that were compared.
+
+    The outcome of a primary comparison is that after Holm's correction.
+    """
     parts = []
     for outcome in OUTCOMES:
-        alike = [verdict for verdict in verdicts if verdict.outcome == outcome]  # the comparisons with this outcome
+        alike = [verdict for verdict in verdicts if final_outcome(verdict) == outcome]
         if not alike:
             continue
         if len(alike) < len(verdicts):
@@ -69,6 +72,8 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", named
         else:
             count, remarks = "the only comparison" if len(alike) == 1 else f"all {len(alike)} comparisons", []
+        if lost := _without_correction(alike):
+            remarks.append(lost)
         # Two seeds are the smallest number that can decide, and they can agree by luck.
         num_of_two_seeds = sum(verdict.num_seeds == 2 for verdict in alike) if outcome != "inconclusive" else 0
         if num_of_two_seeds == len(alike):
@@ -84,6 +89,15 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
     levels = _levels(verdicts) if len(verdicts) <= MAX_LEVELS else ""
     rest = "" if len(verdicts) <= MAX_NAMED else " The table below has all of them."
     return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", f"{levels}{rest}".strip()])
+
+
+def _without_correction(verdicts: Sequence[Verdict]) -> str:
+    """How many of these comparisons, which have one outcome, only Holm's correction made inconclusive; "" if none."""
+    lost = sum(verdict.outcome != final_outcome(verdict) for verdict in verdicts)
+    if not lost:
+        return ""
+    which = "all" if lost == len(verdicts) else str(lost)
+    return f"{'it' if len(verdicts) == 1 else f'{which} of these'} would be supported without the correction"
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
@@ -134,7 +148,7 @@ MAX_OPEN = 12
 def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
     """A table for each claim, in which a verdict has a row of numbers and, below it, its sentence, folded.
 
-    A table of many verdicts is folded as a whole, below a line that counts the outcomes.
+    A table of many verdicts is folded as a whole, below a line that counts the outcomes after Holm's correction.
     """
     header = [column.format(level=100 * confidence) for column in COLUMNS]
     parts = []
@@ -142,9 +156,10 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
         lines = table(header, [line for verdict in rows for line in _lines(verdict, rows)], wide=True)
         if len(rows) > MAX_OPEN:
-            outcomes = Counter(verdict.outcome for verdict in rows)
-            counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
-            lines = element("details", element("summary", f"{len(rows)} comparisons: {counts}"), lines)
+            lost = _without_correction([verdict for verdict in rows if final_outcome(verdict) == "inconclusive"])
+            # The inconclusive comparisons are counted last, so the remark stands beside their number.
+            counts = f"{len(rows)} comparisons: {counted(rows)}{f' ({lost})' if lost else ''}"
+            lines = element("details", element("summary", counts), lines)
         parts.append(lines)
     return join(parts, "\n")
 
@@ -203,8 +218,8 @@ def _outcome(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> Html:
     """
     # The class gives the badge a colour, which only repeats what its text says.
     parts: list[Html | str] = [element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")]
-    if verdict.corrected_outcome not in (None, verdict.outcome):
-        parts.append(f"{verdict.corrected_outcome} after the correction")
+    if final_outcome(verdict) != verdict.outcome:
+        parts.append(f"{final_outcome(verdict)} after the correction")
     if untrained_passes(verdict, claim_verdicts):
         parts.append(UNTRAINED_PASSES)
     return join(parts, "<br>")

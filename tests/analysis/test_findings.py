@@ -7,6 +7,7 @@ from simulated_studies import simulated_study
 
 from analysis.claims import findings, judge, load_plan, summary
 from analysis.claims.findings import SUMMARISED
+from analysis.claims.verdict import counted, final_outcome
 
 NAN = float("nan")
 
@@ -79,6 +80,14 @@ def test_the_summary_has_at_most_three_sentences_of_the_main_claims():
     assert sentences[0].startswith("Meta-training lowers the curvature along the inner gradient? ")
     others = [verdict for verdict in verdicts if verdict.claim not in SUMMARISED]
     assert summary(others) == findings(others)[:3]
+
+
+def test_the_outcome_that_counts_is_that_after_the_correction():
+    lost = replace(VERDICT, kind="primary", corrected_outcome="inconclusive")
+    verdicts = [lost, VERDICT, replace(VERDICT, outcome="not supported")]
+    assert [final_outcome(verdict) for verdict in verdicts] == ["inconclusive", "supported", "not supported"]
+    assert counted(verdicts) == "1 supported, 1 not supported, 1 inconclusive"
+    assert counted([]) == ""
 
 
 def test_the_html_of_a_verdict_says_its_outcome_once_and_what_the_correction_made_of_it():

@@ -91,6 +91,28 @@ def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
         assert "add seeds before" not in visible_text(answer(verdicts))
 
 
+def test_outcomes_are_counted_after_the_correction_with_a_remark_on_those_that_it_changes():
+    kept = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=9)
+    lost = replace(kept, learner="fomaml", corrected_outcome="inconclusive")
+    undecided = replace(lost, learner="anil", outcome="inconclusive")
+    remark = "would be supported without the correction"
+    for verdicts, inconclusive in (
+        ([kept, lost, undecided], f"2 of 3 comparisons (FOMAML: step 0 raw; ANIL: step 0 raw; 1 of these {remark})"),
+        ([kept, lost], f"1 of 2 comparisons (FOMAML: step 0 raw; it {remark})"),
+    ):
+        seen = visible_text(answer(verdicts))
+        assert f"supported in 1 of {len(verdicts)} comparisons (MAML: step 0 raw), inconclusive in" in seen
+        assert f"inconclusive in {inconclusive}" in seen
+    assert f"inconclusive in all 2 comparisons (all of these {remark})" in visible_text(answer([lost, lost]))
+    assert f"inconclusive in the only comparison (it {remark})" in visible_text(answer([lost]))
+    assert remark not in visible_text(answer([kept, undecided]))
+    # Two seeds are only remarked on where they decide.
+    assert "two seeds" not in visible_text(answer([replace(lost, num_seeds=2)]))
+    folded = visible_text(verdict_tables([*[kept] * 10, *[lost] * 3, undecided]))
+    assert f"14 comparisons: 10 supported, 4 inconclusive (3 of these {remark})" in folded
+    assert "13 comparisons: 13 supported Learner" in visible_text(verdict_tables([kept] * 13))
+
+
 def test_a_supported_comparison_that_the_untrained_network_passes_is_marked():
     mark = "the untrained network passes as well"
     common = {"claim": "alignment", "steps": "all steps", "quantity": "alignment", "predicted": "positive"}
@@ -110,6 +132,8 @@ def test_a_supported_comparison_that_the_untrained_network_passes_is_marked():
         assert (mark in compare._cell(weak, [weak, other]).text) is marked
     for outcome in ("not supported", "inconclusive"):
         assert mark not in visible_text(verdict_tables([replace(weak, outcome=outcome), start]))
+    # The mark stands only beside outcomes that stay supported.
+    assert mark not in visible_text(answer([replace(weak, corrected_outcome="inconclusive"), start]))
     assert f"{mark} in all of these" in visible_text(answer([weak, start]))
     assert f"{mark} in 1 of these" in visible_text(answer([weak, replace(start, outcome="supported")]))
 

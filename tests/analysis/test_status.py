@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from refused_commands import refused
 
+from analysis import open_verdicts
+from analysis.claims.verdict import counted
 from analysis.cli import run
 
 
@@ -18,7 +20,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     assert "quantities: standard\n" in said
     assert re.search(r"maml +to 5 +all +[\d.]+ s +[\d.]+ s\n", said)
     assert "study: complete\n" in said
-    assert "verdicts: " in said
+    assert f"verdicts: {counted(open_verdicts('study'))}\n" in said
     assert re.search(r"on disk: [\d.]+ MB: measurements [\d.]+ MB, ", said)
     assert f"next: open {Path('study', 'report.html')}\n      hessian-tools explore study\n" in said
     assert re.search(r"inconclusive verdicts, .*\n  hessian-tools study study --seeds 0 1 \d", said)
