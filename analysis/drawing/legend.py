@@ -5,7 +5,7 @@ checkpoint at which it was measured (``curves.LearnerState``). ``seeds_with_valu
 ``seed_counts`` is a text such as "5-10", because learners may have different numbers of seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import xarray as xr
@@ -33,16 +33,17 @@ def entry(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **look)
 
 
-def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artist]:
+def learner_entries(ds: xr.Dataset, *, with_lines: Collection[str] | None = None) -> list[Artist]:
     """One entry for each learner.
 
-    control_lines: True if an untrained control is a line without markers in the panels, False if it is a marker.
+    with_lines: the learners that have a line in the panels, in a figure where every learner has a marker. None for a
+        figure in which every learner has a line, with markers on it unless the learner is an untrained control.
     """
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
-        # A trained learner is a line with markers, a control only one of the two.
-        is_line, is_marker = (control_lines, not control_lines) if name in untrained_learners(ds) else (True, True)
+        is_line = with_lines is None or name in with_lines
+        is_marker = with_lines is not None or name not in untrained_learners(ds)
         look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
         entries.append(entry(method_label(name), color=style.color, **look))
     return entries

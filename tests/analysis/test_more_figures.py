@@ -10,6 +10,7 @@ from simulated_studies import simulated_study
 from analysis.drawing import selection
 from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.figures.dose_response import _series
+from analysis.drawing.style import method_label
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores
 from analysis.quantities.alpha_sweep import FACTORS
@@ -267,6 +268,19 @@ def test_a_learner_without_a_path_is_drawn_from_its_own_untrained_start(large):
         (x,), (y,) = line(ax, gid).get_data()
         assert (x, y) == pytest.approx((float(means[place]), float(scores[place])))
     assert float(scores[0]) != pytest.approx(float(summarise(evaluation_scores(large)).mean.sel(learner="maml")[0]))
+
+
+def test_only_a_learner_with_a_path_has_a_line_in_the_legend(large, ds):
+    for study in (large, ds, ds.isel(checkpoint=[0])):
+        figure = FIGURES["curvature_accuracy"](study)
+        gids = {str(each.get_gid()) for ax in figure.axes for each in ax.get_lines()}
+        names = [gid.removeprefix("last:") for gid in gids if gid.startswith("last:")]
+        entries = {entry.get_label(): entry for each in figure.legends for entry in each.legend_handles}
+        assert "maml" in names
+        for name in names:
+            look = entries[method_label(name)]
+            assert look.get_marker() not in ("", "None")
+            assert (look.get_linestyle() != "None") is (f"path:{name}" in gids)
 
 
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):

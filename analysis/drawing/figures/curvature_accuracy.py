@@ -55,12 +55,13 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """
     *curvatures, scores = numbers(ds, choice).values()
     ds = choice.part(ds)
-    with_paths = learner_names(selection.for_lines(ds))
+    chosen, with_paths = learner_names(selection.for_lines(ds)), set()
     titles = ("step 0", "later steps (mean)")
     with panels.grid(2, xlabel="", width=choice.width) as (figure, axes):
         for ax, title, curvature in zip(axes, titles, curvatures, strict=True):
             for name in learner_names(ds):
-                _path(ds, ax, curvature, scores, name, as_path=name in with_paths)
+                if _path(ds, ax, curvature, scores, name, as_path=name in chosen):
+                    with_paths.add(name)
             # The values of the single seeds reach at least as far as their means, so the axis is made to fit them.
             each_seed = curvature.per_seed.values
             if np.isfinite(each_seed).any():
@@ -79,7 +80,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         # This figure has no crosses at its means, so the legend entry on the diverged units has no cross either.
         notes = legend.diverged_notes(*diverged_units(ds), has_crosses=False)
         entries = [*ends, *chance_lines[:1], *notes]
-        panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), entries)
+        panels.outside_legends(figure, legend.learner_entries(ds, with_lines=with_paths), entries)
     return figure
 
 
@@ -107,13 +108,17 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, as_path: bool) -> None:
-    """Draw the path of a learner over the checkpoints or, unless ``as_path``, only its first and its last one."""
+def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, as_path: bool) -> bool:
+    """Draw the path of a learner over the checkpoints or, unless ``as_path``, only its first and its last one.
+
+    Returns True if there is a path: not for a learner with one checkpoint, such as an untrained control.
+    """
     style = curves.learner_style(ds, name)
     x, y = curvature.mean.sel(learner=name).values, scores.mean.sel(learner=name).values
     places = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if not places.size:
-        return
+        return False
+    as_path = as_path and len(places) > 1
     if len(places) > 1:
         if as_path:
             line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
@@ -127,3 +132,4 @@ def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: s
     dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0, "alpha": 0.6}
     ax.plot(*points, color=style.color, gid=f"seeds:{name}", **dots)
     ax.plot(x[last], y[last], color=style.color, marker=style.marker, markersize=4.5, gid=f"last:{name}", zorder=4)
+    return as_path
