@@ -166,7 +166,7 @@ def test_points_that_do_not_fit_together_are_computed_in_several_batches(name, r
 def record_a_product():
     """Record the product of a matrix and its gradient; the workspaces of cuBLAS that this takes stay in memory."""
     x = torch.rand(8, 8, dtype=torch.float64, device="cuda")
-    recorded.record(lambda: torch.func.grad(lambda x: (x @ x).sum())(x), x.device)
+    recorded.capture(lambda: torch.func.grad(lambda x: (x @ x).sum())(x), x.device)
 
 
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "vision-transformer"])
