@@ -50,6 +50,7 @@ from benchmarks.workloads import drawn_problem
 from hessian_tools.curvature.engines.compiled import recorded
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.objective.matrix import hessian_product
+from hessian_tools.failures import first_line
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.train.replay import CHECKS, Replay
 
@@ -139,9 +140,7 @@ def measured(problem: Problem, way: str, exact: Tensor, floor: float | None) -> 
         }
     except (RuntimeError, ValueError) as error:  # a ValueError where Inductor fails, whose own error is the cause
         figures = ("us a point", "over the floor", "error", "kept, MB a point", "first product, s")
-        return dict.fromkeys(figures, float("nan")) | {
-            "peak, MiB": (str(error.__cause__ or error).splitlines() or [""])[0][:60]
-        }
+        return dict.fromkeys(figures, float("nan")) | {"peak, MiB": first_line(error.__cause__ or error)[:60]}
 
 
 def top5(device: Device) -> Iterator[dict[str, Any]]:
@@ -211,7 +210,7 @@ def training(device: Device) -> Iterator[dict[str, Any]]:
                     yield row | figures | {"peak, MiB": peak_mib(problem)}
                 except RuntimeError as failure:
                     failed = {"ms a task": float("nan"), "error": float("nan")}
-                    yield row | failed | {"peak, MiB": str(failure).splitlines()[0][:60]}
+                    yield row | failed | {"peak, MiB": first_line(failure)[:60]}
 
 
 def meta_gradient(job: Job) -> Tensor:

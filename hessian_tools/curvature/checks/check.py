@@ -23,7 +23,6 @@ from hessian_tools.curvature.checks.findings import (
     check_linearity,
     check_symmetry,
     directions,
-    first_line,
     in_dtype,
     judged,
     not_judged,
@@ -36,6 +35,7 @@ from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt
+from hessian_tools.failures import first_line
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter

@@ -2,7 +2,7 @@
 
 import torch
 
-from hessian_tools.failures import is_out_of_memory
+from hessian_tools.failures import first_line, is_out_of_memory
 
 # Each constant holds words by which one kind of torch's errors is recognised; the comment says what the error means.
 # The loss cannot go through vmap.
@@ -80,7 +80,7 @@ def explained(error: RuntimeError) -> BaseException:
         kind, why = RuntimeError, "the loss cannot be batched over points: pass batching='loop'"
     else:
         return error
-    return kind(f"{why} (torch said: {text.splitlines()[0][:200]})")
+    return kind(f"{why} (torch said: {first_line(error)[:200]})")
 
 
 def _no_forward(text: str) -> str:
