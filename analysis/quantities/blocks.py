@@ -75,11 +75,10 @@ def traces_of_blocks(points: Points, zhz: Tensor) -> dict[str, Tensor]:
     layout = points.loss.layout
     is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=zhz.device)
     layers = torch.stack([part.sum(-2) for part in zhz.split(list(layout.sizes), -2)], -2)  # [..., tensor, probe]
-    values = {}
-    for end, sums in zip(
-        ENDS, (layers, layers[..., is_head, :].sum(-2), layers[..., ~is_head, :].sum(-2)), strict=True
-    ):
-        trace = estimate_of(sums)
+    blocks = (layers, layers[..., is_head, :].sum(-2), layers[..., ~is_head, :].sum(-2))
+    values: dict[str, Tensor] = {}
+    for end, samples in zip(ENDS, blocks, strict=True):
+        trace = estimate_of(samples)
         values |= {f"trace_{end}": trace.value, f"trace_{end}_stderr": trace.stderr}
     return values
 
