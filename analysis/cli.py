@@ -132,7 +132,11 @@ class BeginOptions:
 
     kept: Annotated[
         Path | None,
-        Parameter(name="--from", help="Folder of results of this study that were kept; their runs are not made again."),
+        Parameter(
+            name="--from",
+            help="Folder of kept results of this study, whose runs are not made again; or of a study whose trained "
+            "networks are taken over, to be measured in another way.",
+        ),
     ] = None
 
     dry_run: Annotated[

@@ -10,7 +10,7 @@ from analysis.measure import is_measured, units
 from analysis.status import megabytes, meta_iteration
 from analysis.study import Study
 from analysis.times import PARTS, cpu_seconds, duration
-from analysis.training import is_trained, refuse_changed_data
+from analysis.training import is_trained, refuse_changed_data, trained_in
 from hessian_tools.data import summary
 from hessian_tools.runs.worker_pool import WorkerPool
 
@@ -63,10 +63,11 @@ def _training_to_do(study: Study) -> dict[Run, float]:
     shares = {}
     for learner, seed in study.runs_to_train:
         goal = study.learners[learner].checkpoints[-1]
-        if goal == 0 or is_trained(study, learner, seed):  # a learner that is not trained has the goal 0
+        trained = trained_in(study, learner, seed)
+        if goal == 0 or is_trained(trained, learner, seed):  # a learner that is not trained has the goal 0
             shares[learner, seed] = 0.0
         else:
-            shares[learner, seed] = 1.0 - (meta_iteration(study, learner, seed) or 0) / goal
+            shares[learner, seed] = 1.0 - (meta_iteration(trained, learner, seed) or 0) / goal
     return shares
 
 

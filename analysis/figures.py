@@ -33,6 +33,7 @@ meta_gradients = FIGURES["meta_gradients"]
 edge_of_stability = FIGURES["edge_of_stability"]
 spectra = FIGURES["spectra"]
 layers = FIGURES["layers"]
+layer_blocks = FIGURES["layer_blocks"]
 loss_surfaces = FIGURES["loss_surfaces"]
 
 __all__ = [*FIGURES, "FIGURES", "figures_of", "forest", "left_out", "save", "variable"]

@@ -21,7 +21,7 @@ import yaml
 from analysis import kept, store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
-from analysis.config import StudyConfig
+from analysis.config import StepSizeSearch, StudyConfig
 from analysis.config.base import LARGEST, SMALLEST
 from analysis.errors import UserError
 from analysis.record import record_of
@@ -76,15 +76,24 @@ def chosen_step_size(path: Path) -> float | None:
 
 
 def going_on_from(study: Study, path: Path) -> Study:
-    """The study with the kept results in another folder, whose runs it need not make again.
+    """The study with the kept results in another folder, or with the trained networks in that of another study.
 
-    Raises UserError where that folder holds no kept results, or those of another study.
+    Kept results are those of the same study, whose runs need not be made again. Where the folder has runs instead,
+    their networks need not be trained again, and this study measures them by its own settings.
+
+    Raises UserError where that folder holds neither, or kept results of another study.
     """
-    if not (path / STUDY).is_file() or not kept.kept_learners(path):
+    has_runs = any((path / "runs").glob("*/*"))
+    if not (path / STUDY).is_file() or not (kept.kept_learners(path) or has_runs):
         raise UserError(
-            f"--from {path}: there are no kept results in it; 'hessian-tools keep FOLDER --out {path}' writes them"
+            f"--from {path}: it holds neither kept results, which 'hessian-tools keep FOLDER --out {path}' writes, nor"
+            " the runs of a study"
         )
     before = open_folder(path)
+    if not kept.kept_learners(path):
+        if study.step_size is None and before.step_size is not None:
+            study = study.with_step_size(before.step_size)
+        return replace(study, networks_from=path)
     refuse_other_settings(study, before, advice="leave --from out, or take the settings that are kept")
     present = study_in_folder(study.config, study.path, device=study.device)  # with what its own folder keeps already
     study = study if before.step_size is None else study.with_step_size(before.step_size)
@@ -128,16 +137,17 @@ def begin(study: Study, *, claims: str | None = None) -> None:
     The caller holds the lock of the folder.
     claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
 
-    The kept results from which the study goes on are copied into the folder.
+    The kept results from which the study goes on are copied into the folder, and so is the chosen step size of the
+    study whose trained networks it takes over.
     """
     plan = plan_to_begin(study, claims)
     write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
-    if study.goes_on_from is not None:
-        to_copy = [*(study.goes_on_from / kept.FOLDER).glob("seed-*.*"), study.goes_on_from / STEP_SIZE]
-        for file in to_copy:
-            if file.exists():  # there is no file of the step size where no search has chosen it
-                copy = study.path / file.relative_to(study.goes_on_from)
-                write_atomic(copy, partial(shutil.copyfile, file))
+    source = study.goes_on_from or study.networks_from
+    if source is not None:
+        searched = isinstance(study.config.inner.step_size, StepSizeSearch)
+        for file in [*(source / kept.FOLDER).glob("seed-*.*"), *([source / STEP_SIZE] if searched else [])]:
+            if file.exists():  # the search of that study may not have ended
+                write_atomic(study.path / file.relative_to(source), partial(shutil.copyfile, file))
 
 
 def write_settings(config: StudyConfig, path: Path, *, plan: str) -> None:

@@ -34,7 +34,7 @@ from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
 from analysis.study_file import load_study, overridden, study_of, with_data, with_own_files
-from analysis.training import refuse_changed_data, step_size_table, train
+from analysis.training import refuse_changed_data, refuse_other_training, step_size_table, train
 from analysis.verify import (
     mend,
     refuse_changed_figures,
@@ -102,7 +102,8 @@ def run_study(
     seeds: seeds in place of those in ``source``; more can be added to a study later.
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
-    kept: a folder of kept results of this study, as ``hessian-tools keep`` writes it; their runs are not made again.
+    kept: a folder of kept results of this study, as ``hessian-tools keep`` writes it, whose runs are not made again; or
+        the folder of a study whose trained networks are taken over, to be measured in another way.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process. The default is 0
         for a small study. For others it is the number of cores, or, on a GPU, one worker for each 16 GiB of its memory;
         a GPU on which that makes fewer than two workers has 0. A script that uses processes needs
@@ -168,6 +169,7 @@ def prepare(
     if kept is not None:
         # The study may go on only from results on the same data, so this checks all runs and not only those to make.
         refuse_changed_data(study, study.runs)
+        refuse_other_training(study)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
     load_plan(claims).check_steps(config.inner.steps)

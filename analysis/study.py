@@ -162,6 +162,7 @@ class Study:
     kept: for each seed, the learners whose results lie in the folder as kept results, the small files that the command
         ``keep`` writes (``analysis.kept``). Their runs need not be made.
     goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
+    networks_from: the folder of a study whose trained networks are copied, so that they can be measured in another way.
 
     A run is one learner with one seed. ``runs`` lists all of them, with those whose results are kept.
     ``runs_to_measure`` leaves the kept ones out. ``runs_to_train`` lists those to measure and, besides, the runs that
@@ -176,6 +177,7 @@ class Study:
     problem: Problem
     kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     goes_on_from: Path | None = None
+    networks_from: Path | None = None
     device_share: float = 1.0
 
     def __repr__(self) -> str:

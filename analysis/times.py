@@ -57,6 +57,13 @@ def cpu_seconds(run: Path) -> dict[str, float]:
     return {part: round(seconds, 1) for part, seconds in total.items() if seconds}
 
 
+def take_times(source: Path, run: Path, part: str) -> None:
+    """Record that a part of a run took the time that it took in the folder ``source``, from which it was copied."""
+    (run / NAME).write_text(
+        json.dumps({"part": part, "cpu_seconds": cpu_seconds(source).get(part, 0.0)}) + "\n", "utf-8"
+    )
+
+
 def duration(seconds: float) -> str:
     """A time in words, to two digits.
 

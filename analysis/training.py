@@ -5,8 +5,9 @@ Training and measuring are split into jobs for worker processes. A job is a pick
 at any moment and started again.
 """
 
+import json
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, isfinite
@@ -22,7 +23,7 @@ from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
 from analysis.study import Study
-from analysis.times import stopwatch
+from analysis.times import stopwatch, take_times
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
@@ -30,6 +31,8 @@ from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, meta_train_runs, saved_checkpoints
 
+# The settings of a run that do not change how its network is trained. What the data are is compared by their digests.
+NOT_OF_TRAINING = frozenset(("measure", "quantity_sources", "data"))
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
 STEP_SIZE_TRIALS = ".step-size"  # the folder of the results of the step sizes that were tried
@@ -195,7 +198,48 @@ def record_run_ownership(study: Study) -> None:
         if own:
             _take_changed_quantities(study, learner, seed, sources["quantity_sources"])
         identity = run_settings(study, learner, seed) | sources
+        if trained_in(study, learner, seed) is not study:
+            _take_network(study, learner, seed, identity, facts)
         record_ownership(study.run(learner, seed), "config", identity, facts=facts)
+
+
+def trained_in(study: Study, learner: str, seed: int) -> Study:
+    """The study in whose folder a run is or will be trained: the one whose networks are taken over, where it has it."""
+    if study.networks_from is None or (study.run(learner, seed) / MANIFEST).exists():
+        return study
+    other = replace(study, path=study.networks_from)
+    return other if (other.run(learner, seed) / MANIFEST).exists() else study
+
+
+def refuse_other_training(study: Study) -> None:
+    """Raise UserError if a run in ``study.networks_from`` was trained with other settings than this study has."""
+    for learner, seed in study.runs_to_train:
+        other = trained_in(study, learner, seed)
+        if other is study:
+            continue
+        begun, wanted = entries(other.run(learner, seed)).get("config", {}), run_settings(study, learner, seed)
+        for key in set(wanted) - NOT_OF_TRAINING:
+            if begun.get(key) != json.loads(json.dumps(wanted[key])):
+                raise UserError(
+                    f"--from {study.networks_from}: {learner} seed {seed} was trained there with another {key};\n"
+                    "take its settings, or leave --from out, which trains the networks anew"
+                )
+
+
+def _take_network(study: Study, learner: str, seed: int, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Copy what a run was trained to from the folder ``study.networks_from``; its measurements stay there.
+
+    The manifest is written last, so that an interrupted copy is made again. It keeps what is known of the training, and
+    takes over how this study measures, where its data are, and its plan of the claims.
+    """
+    source, run = trained_in(study, learner, seed).run(learner, seed), study.run(learner, seed)
+    left_out = shutil.ignore_patterns(store.NAME, MANIFEST, "times*.jsonl", ".*")
+    shutil.copytree(source, run, dirs_exist_ok=True, ignore=left_out)
+    take_times(source, run, "train")
+    recorded = entries(source)
+    changed = {key: identity[key] for key in NOT_OF_TRAINING if key in identity}
+    config = {**recorded["config"], **changed}
+    write_json(run / MANIFEST, {**recorded, "config": config, "claims_digest": facts["claims_digest"]})
 
 
 def _take_changed_quantities(study: Study, learner: str, seed: int, present: dict[str, str]) -> None:
@@ -259,7 +303,7 @@ def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:
 def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
     """Raise UserError if the data are not those with which one of the runs was begun."""
     for learner, seed in runs:
-        path = study.run(learner, seed) / MANIFEST
+        path = trained_in(study, learner, seed).run(learner, seed) / MANIFEST
         recorded = entries(path.parent)
         if learner in study.kept.get(seed, ()):
             folder = study.goes_on_from or study.path

@@ -29,6 +29,7 @@ from analysis.quantities import (
     spectral_density,
     top_eigenspace,
     trace,
+    unit_filter_norm,
 )
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
@@ -47,6 +48,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         trace,
         rotated_gradient,
         blocks,
+        unit_filter_norm,
         gauss_newton,
         top_eigenspace,
         normalised_spectrum,

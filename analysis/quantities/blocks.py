@@ -1,62 +1,128 @@
-"""The curvature along the part of the gradient that belongs to each parameter tensor, to the head and to the body."""
+"""The curvature of each parameter tensor's block of the Hessian, and of the blocks of the head and of the body."""
 
 import torch
+from torch import Tensor
 
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
-from analysis.schema import point_variable
-from hessian_tools.curvature import curvature_along, product_asymmetry, rounding_error, tensor_parts
+from analysis.schema import Variable, point_variable
+from hessian_tools.curvature import curvature_along, estimate_of, product_asymmetry, rounding_error, tensor_parts
+
+# The names of a variable of blocks end in these; "layer" has an axis of parameter tensors.
+ENDS = ("layer", "head", "body")
+OWNERS = ("each parameter tensor's", "the head's", "the body's")
 
 
 def measure(points: Points) -> Values:
-    """g_b'H g_b / g_b'g_b for the part g_b of the gradient that belongs to a tensor, to the head, or to the body.
+    """The curvature of each block along the block's own gradient, and the trace of each block.
 
-    This is the curvature of the diagonal block H_bb of the Hessian along its own gradient, and contains no curvature
-    between blocks. g is the gradient in all parameters, also where the inner loop moves only some of them, so that the
-    curvature of a body that stands still is known too. The curvature is NaN where g_b is zero. Its error is that of
-    rounding: H is symmetric, so z'(H g_b) and g_b'(H z) would be equal in exact arithmetic. Their difference estimates
-    the error, with g and the probes as the vectors z (see ``gradient_curvature``).
+    H_bb is the diagonal block of the Hessian that belongs to one tensor, to the head or to the body, and g_b is the
+    part of the gradient g there. The curvature g_b'H_bb g_b / g_b'g_b and the ratio |H_bb g_b| / |g_b| contain no
+    curvature between blocks. g is the gradient in all parameters, also where the inner loop moves only some of them, so
+    that the curvature of a body that stands still is known too. Both are NaN where g_b is zero.
+
+    The trace of a block is the mean over the probes z of the block's part of z'Hz. It costs no further product.
+    """
+    values = curvature_of_blocks(points, torch.ones_like(points.products.scale))
+    return values | traces_of_blocks(points, points.probes.unsqueeze(1) * points.products.hz)
+
+
+def curvature_of_blocks(points: Points, scale: Tensor) -> dict[str, Tensor]:
+    """The curvature of each block of D H D along the block's part of D g, by the names of the variables of ``measure``.
+
+    scale: the diagonal of D [task, step, param]; with ones these are the blocks of H itself. In the coordinates
+    theta / D the gradient is D g and the Hessian D H D.
+
+    The errors are those of rounding: H is symmetric, so z'(H v) and v'(H z) would be equal in exact arithmetic. Their
+    difference estimates the error of the product with v, where z is the gradient or a probe (see
+    ``gradient_curvature``). The same number estimates the error of rho and of |Hg| / |g|.
     """
     layout = points.loss.layout
-    parts = tensor_parts(layout, points.gradient_on(points.examples))
-    h_parts = points.unflatten(points.hessian @ parts.flatten(0, 1))
-    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=parts.device)
-    # The head's and the body's parts are sums of the tensors' parts, and so are their products.
-    blocks = {"head": is_head, "body": ~is_head}
-    vectors = [*parts.unbind(-1), *(parts[..., chosen].sum(-1) for chosen in blocks.values())]
-    products = [*h_parts.unbind(-1), *(h_parts[..., chosen].sum(-1) for chosen in blocks.values())]
+    g = scale * points.gradient_on(points.examples)
+    parts = tensor_parts(layout, g)  # [task, step, param, tensor]
+    scaled = scale[..., None]
+    h_parts = scaled * points.unflatten(points.hessian @ (scaled * parts).flatten(0, 1))
     probes = points.probes.unsqueeze(1).expand_as(points.products.hz)
-    z = torch.cat([points.gradients[..., None], probes], -1)
-    hz = torch.cat([points.products.hg[..., None], points.products.hz], -1)
-    rho, error = [], []
-    for g, hg in zip(vectors, products, strict=True):
-        curvature = curvature_along(g, hg)
+    z = torch.cat([points.gradients[..., None], probes], -1) / scaled
+    hz = torch.cat([points.products.hg[..., None], points.products.hz], -1) * scaled
+
+    owned = tensor_parts(layout, torch.ones_like(g)).bool()
+    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=g.device)
+    # Each block is a set of tensors. The gradients of its tensors, and their products, add up to the block's.
+    tensors = torch.eye(len(layout.names), dtype=torch.bool, device=g.device)
+    rho, ratio, error = [], [], []
+    for block in (*tensors, is_head, ~is_head):
+        g_b, hg_b = parts[..., block].sum(-1), h_parts[..., block].sum(-1)
+        curvature = curvature_along(g_b, hg_b)
+        rows = owned[..., block].any(-1)
         rho.append(curvature.rho)
-        error.append(rounding_error(curvature.hg_ratio, product_asymmetry(hg, g, hz, z)))
-    # The last two entries of both lists are those of the head and of the body.
-    values = {"rho_layer": torch.stack(rho[:-2], -1), "rho_layer_error": torch.stack(error[:-2], -1)}
-    for name, rho_block, error_block in zip(blocks, rho[-2:], error[-2:], strict=True):
-        values |= {f"rho_{name}": rho_block, f"rho_{name}_error": error_block}
+        ratio.append(curvature_along(g_b, torch.where(rows, hg_b, 0.0)).hg_ratio)
+        error.append(rounding_error(curvature.hg_ratio, product_asymmetry(hg_b, g_b, hz, z)))
+    values: dict[str, Tensor] = {}
+    for name, of_blocks in (("rho_{}", rho), ("rho_{}_error", error), ("hg_ratio_{}", ratio)):
+        *layers, head, body = of_blocks
+        by_end = dict(zip(ENDS, (torch.stack(layers, -1), head, body), strict=True))
+        values |= {name.format(end): value for end, value in by_end.items()}
     return values
+
+
+def traces_of_blocks(points: Points, zhz: Tensor) -> dict[str, Tensor]:
+    """The trace of each block and its standard error, by the names of ``trace_variables``.
+
+    zhz: z times Hz, entry by entry, for random signs z [task, step, param, probe]. Its sum over a block's parameters
+    estimates the trace of the block.
+    """
+    layout = points.loss.layout
+    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=zhz.device)
+    layers = torch.stack([part.sum(-2) for part in zhz.split(list(layout.sizes), -2)], -2)  # [..., tensor, probe]
+    blocks = (layers, layers[..., is_head, :].sum(-2), layers[..., ~is_head, :].sum(-2))
+    values: dict[str, Tensor] = {}
+    for end, samples in zip(ENDS, blocks, strict=True):
+        trace = estimate_of(samples)
+        values |= {f"trace_{end}": trace.value, f"trace_{end}_stderr": trace.stderr}
+    return values
+
+
+def curvature_variables(suffix: str = "", words: str = "") -> tuple[Variable, ...]:
+    """The variables of ``curvature_of_blocks``; their names end in ``suffix`` and their meanings in ``words``."""
+    variables: list[Variable] = []
+    for end, owner in zip(ENDS, OWNERS, strict=True):
+        extra = ("layer",) if end == "layer" else ()
+        error = f"rho_{end}_error{suffix}"
+        variables += [
+            point_variable(
+                f"rho_{end}{suffix}", f"curvature along {owner} part of the gradient{words}", *extra, error=error
+            ),
+            point_variable(error, f"float32 error of that curvature, estimated as the error of rho is{words}", *extra),
+            point_variable(
+                f"hg_ratio_{end}{suffix}", f"|H_bb g_b| / |g_b| of {owner} block{words}", *extra, error=error
+            ),
+        ]
+    return tuple(variables)
+
+
+def trace_variables(suffix: str = "", words: str = "") -> tuple[Variable, ...]:
+    """The variables of ``traces_of_blocks``; their names end in ``suffix`` and their meanings in ``words``."""
+    variables: list[Variable] = []
+    for end, owner in zip(ENDS, OWNERS, strict=True):
+        extra = ("layer",) if end == "layer" else ()
+        variables += [
+            point_variable(
+                f"trace_{end}{suffix}", f"trace of {owner} block{words}", *extra, error=f"trace_{end}_stderr{suffix}"
+            ),
+            point_variable(
+                f"trace_{end}_stderr{suffix}", f"standard error of the trace of {owner} block{words}", *extra
+            ),
+        ]
+    return tuple(variables)
 
 
 QUANTITY = Quantity(
     name="blocks",
-    title="curvature along the gradient by layer, head and body",
-    formula="g_b'H g_b / g_b'g_b for the part g_b of g in one tensor, in the head, or in the body",
-    variables=(
-        point_variable(
-            "rho_layer",
-            "curvature along each parameter tensor's part of the gradient",
-            "layer",
-            error="rho_layer_error",
-        ),
-        point_variable("rho_layer_error", "float32 error of that curvature, estimated as the error of rho is", "layer"),
-        point_variable("rho_head", "curvature along the head's part of the gradient", error="rho_head_error"),
-        point_variable("rho_head_error", "float32 error of that curvature, estimated as the error of rho is"),
-        point_variable("rho_body", "curvature along the body's part of the gradient", error="rho_body_error"),
-        point_variable("rho_body_error", "float32 error of that curvature, estimated as the error of rho is"),
-    ),
+    title="curvature along the gradient and trace by layer, head and body",
+    formula="g_b'H g_b / g_b'g_b, |H_bb g_b| / |g_b| and tr H_bb for the part g_b of g and the block H_bb of H in one "
+    "tensor, in the head, or in the body",
+    variables=(*curvature_variables(), *trace_variables()),
     measure=measure,
     library="hessian_tools.curvature.tensor_parts, .curvature_along",
     cost="one product with the Hessian for each parameter tensor, and one gradient",

@@ -1,11 +1,12 @@
 """The curvature along random rotations of the gradient, a null hypothesis for the curvature along the gradient."""
 
 import torch
+from torch import Tensor
 
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
 from analysis.schema import point_variable
-from hessian_tools.curvature import curvature_along, estimate_of, random_rotations
+from hessian_tools.curvature import Estimate, curvature_along, estimate_of, random_rotations
 
 
 def measure(points: Points) -> Values:
@@ -17,16 +18,24 @@ def measure(points: Points) -> Values:
     Where the inner loop moves only some tensors, v is zero in the others, as g is. The error is the standard error of
     the mean over the vectors.
     """
+    rho = curvature_along_rotations(points, torch.ones_like(points.products.scale))
+    return {"rho_rotated": rho.value, "rho_rotated_stderr": rho.stderr}
+
+
+def curvature_along_rotations(points: Points, scale: Tensor) -> Estimate:
+    """The mean of v'(D H D)v / v'v over random rotations v of D g, and its standard error.
+
+    scale: the diagonal of D [task, step, param]; with ones this is the curvature of H along random rotations of g.
+    """
     rotated = [
         random_rotations(
             points.loss.layout, g, points.level.probes, seed=points.task_seed, path=("rotated_gradient", task)
         )
-        for task, g in zip(points.tasks, points.gradients, strict=True)
+        for task, g in zip(points.tasks, scale * points.gradients, strict=True)
     ]
-    v = torch.stack(rotated)
-    hv = points.unflatten(points.hessian @ v.flatten(0, 1))
-    rho = estimate_of(curvature_along(v.mT, hv.mT).rho)  # v is [task, step, param, vector]
-    return {"rho_rotated": rho.value, "rho_rotated_stderr": rho.stderr}
+    v, scaled = torch.stack(rotated), scale[..., None]
+    hv = scaled * points.unflatten(points.hessian @ (scaled * v).flatten(0, 1))
+    return estimate_of(curvature_along(v.mT, hv.mT).rho)  # v is [task, step, param, vector]
 
 
 QUANTITY = Quantity(

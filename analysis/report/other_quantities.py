@@ -121,17 +121,56 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
     )
     yield Quantity(
         "The whole Hessian at unit filter norm",
-        "Three sizes of D H D, in which each filter that a normalisation layer follows has been scaled to norm 1: its "
-        "largest eigenvalue, its Frobenius norm and its trace. Growing weights do not lower them.",
-        {
-            f"{words}, {steps}": values
-            for words, name in (
-                ("largest eigenvalue", "lambda_max_normalised"),
-                ("Frobenius norm", "frobenius_normalised"),
-                ("trace", "trace_normalised"),
-            )
-            for steps, values in _by_step(ds, name).items()
-        },
+        "Sizes of D H D, in which each filter that a normalisation layer follows has been scaled to norm 1: its "
+        "eigenvalues at both ends, its Frobenius norm and its trace. Growing weights do not lower them.",
+        _rows(
+            ds,
+            {
+                "largest eigenvalue": "lambda_max_normalised",
+                "smallest eigenvalue": "lambda_min_normalised",
+                "Frobenius norm": "frobenius_normalised",
+                "trace": "trace_normalised",
+            },
+        ),
+    )
+    yield Quantity(
+        "Curvature along rotated gradients at unit filter norm",
+        "The mean of alpha v'D H D v / v'v over random vectors v that have the norm of D g in each parameter tensor.",
+        _rows(ds, {"alpha rho of rotations": "rho_rotated_normalised"}, scale=ds["step_size"]),
+    )
+    yield Quantity(
+        "Head and body",
+        "H_bb and g_b are the block of H and the part of g that belong to the head, which is the last layer, or to the "
+        "body, which is all the rest. Alpha rho is alpha g_b'H_bb g_b / g_b'g_b here, the ratio is |H_bb g_b| / |g_b|, "
+        "and the trace is that of H_bb. They contain no curvature between head and body.",
+        _rows(
+            ds,
+            {
+                "head: alpha rho": "rho_head",
+                "head: alpha |Hg| / |g|": "hg_ratio_head",
+                "head: alpha tr H": "trace_head",
+                "body: alpha rho": "rho_body",
+                "body: alpha |Hg| / |g|": "hg_ratio_body",
+                "body: alpha tr H": "trace_body",
+            },
+            scale=ds["step_size"],
+        ),
+    )
+    yield Quantity(
+        "Head and body at unit filter norm",
+        "The same of D H D and D g, in which each filter that a normalisation layer follows has been scaled to norm 1.",
+        _rows(
+            ds,
+            {
+                "head: alpha rho": "rho_head_normalised",
+                "head: alpha |Hg| / |g|": "hg_ratio_head_normalised",
+                "head: alpha tr H": "trace_head_normalised",
+                "body: alpha rho": "rho_body_normalised",
+                "body: alpha |Hg| / |g|": "hg_ratio_body_normalised",
+                "body: alpha tr H": "trace_body_normalised",
+            },
+            scale=ds["step_size"],
+        ),
     )
     yield Quantity(
         "Curvature on other losses",
@@ -139,17 +178,19 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "Hessian of the query loss along the gradient of the support loss (across), and with the Hessian of "
         "another task's support loss along this task's gradient (other task). The points are those of the inner "
         "loop on the support set.",
-        {
-            f"{loss.replace('_', ' ')}: {words}, {steps}": values
-            for loss in VARIANTS
-            for words, name in (
-                ("alpha rho", "alpha_rho"),
-                ("alpha |Hg| / |g|", "alpha_hg_ratio"),
-                ("largest eigenvalue", "eigenvalue_max"),
-                ("trace", "trace"),
-            )
-            for steps, values in _by_step(ds, f"{name}_{loss}").items()
-        },
+        _rows(
+            ds,
+            {
+                f"{loss.replace('_', ' ')}: {words}": f"{name}_{loss}"
+                for loss in VARIANTS
+                for words, name in (
+                    ("alpha rho", "alpha_rho"),
+                    ("alpha |Hg| / |g|", "alpha_hg_ratio"),
+                    ("largest eigenvalue", "eigenvalue_max"),
+                    ("trace", "trace"),
+                )
+            },
+        ),
     )
     yield Quantity(
         "SHOT's difference and its expansion",
@@ -279,6 +320,15 @@ def _by_step(ds: xr.Dataset, name: str, *, at_end: bool = True, **position: int)
     values = measured(ds, name).isel(position).isel(inner_step=slice(None, None if at_end else -1))
     parts = {"step 0": values.isel(inner_step=slice(0, 1)), "later steps": values.isel(inner_step=slice(1, None))}
     return {label: part for label, part in parts.items() if part.sizes["inner_step"]}
+
+
+def _rows(ds: xr.Dataset, variables: Mapping[str, str], scale: xr.DataArray | float = 1.0) -> dict[str, xr.DataArray]:
+    """The rows of several variables, by the words for them, at step 0 and at the later steps; times ``scale``."""
+    return {
+        f"{words}, {steps}": scale * values
+        for words, name in variables.items()
+        for steps, values in _by_step(ds, name).items()
+    }
 
 
 def _swept(ds: xr.Dataset) -> dict[str, xr.DataArray]:

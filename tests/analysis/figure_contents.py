@@ -81,6 +81,10 @@ def with_further_variables(study: xr.Dataset) -> xr.Dataset:
     weight = study.coords["dose"] + 10 * study.coords["penalty"] if "dose" in study.coords else 0.0
     study["alpha_hg_ratio"] = study["step_size"] * study["hg_ratio"] * np.exp(-weight)
     study["rho_layer"] = study["layer_norm"] * (0.3 * study["rho"] - 0.1 * study["layer"])
+    study["hg_ratio_layer"] = study["layer_norm"] * (0.2 * study["hg_ratio"] + 0.1 * study["layer"])
+    study["trace_layer"] = study["layer_norm"] * (5 * study["rho"] - study["layer"])
+    for name in ("rho_layer", "hg_ratio_layer", "trace_layer"):
+        study[f"{name}_normalised"] = 2 * study[name] / study["layer_norm"]
     progress = study["checkpoint"] / study["checkpoint"].max()
     study["meta_gradient_cosine"] = 0.5 + 0.3 * progress + 0.1 * study["alignment"]
     study["meta_gradient_ratio"] = 2.0 - 0.8 * progress + 0.1 * study["alignment"]

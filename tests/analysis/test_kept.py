@@ -238,6 +238,34 @@ def test_a_study_goes_on_from_kept_seeds(whole, kept_folder, tmp_path, capsys):
 
 
 @pytest.mark.heavy
+def test_trained_networks_are_measured_in_another_way(whole, tmp_path, capsys):
+    """With the same data and training; where these differ nothing is copied."""
+    other = tmp_path / "other.yaml"
+    measure = settings()["measure"] | {"quantities": ["blocks"]}
+    other.write_text(yaml.safe_dump(settings(measure=measure, seeds=[0, 1, 2])))
+    command = ["study", str(other), "--out", str(tmp_path / "out"), "--from", str(whole), "--workers", "0"]
+    assert run([*command, "--dry-run"]) == 0
+    assert "to train: 1 of 6 runs" in " ".join(capsys.readouterr().out.split())
+    assert run(command) == 0
+    before, after = open_study(whole), open_study(tmp_path / "out")
+    np.testing.assert_array_equal(after["rho"].sel(learner=before["learner"], seed=[0, 1]), before["rho"])
+    assert "rho_head" in after and "rho_head" not in before
+    for file in whole.glob("runs/*/checkpoints/*"):  # they were copied, with their times, and not made once more
+        assert (tmp_path / "out" / file.relative_to(whole)).stat().st_mtime == file.stat().st_mtime
+    times = [cpu_seconds(folder / "runs" / "maml-seed0") for folder in (whole, tmp_path / "out")]
+    assert times[0].get("train", 0.0) == times[1].get("train", 0.0)
+    assert run(["verify", str(tmp_path / "out")]) == 0
+    assert run(command[:-4]) == 0  # it goes on without --from, and has nothing to do
+
+    other.write_text(yaml.safe_dump(settings(measure=measure, inner={"steps": 2, "step_size": 0.2})))
+    capsys.readouterr()
+    assert run([*command[:2], "--out", str(tmp_path / "none"), *command[4:]]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "seed 0 was trained there with another step_size" in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.heavy
 def test_kept_results_of_another_study_are_refused(whole, kept_folder, tmp_path, capsys):
     def said(*arguments: object) -> str:
         assert run([str(argument) for argument in arguments]) == 2
@@ -250,7 +278,7 @@ def test_kept_results_of_another_study_are_refused(whole, kept_folder, tmp_path,
     other.write_text(yaml.safe_dump(settings(learners={"maml": {}})))
     assert "its learners is" in said(*going_on)
     other.write_text(yaml.safe_dump(settings()))
-    assert "there are no kept results in it" in said(*going_on[:-1], whole)
+    assert "it holds neither kept results" in said(*going_on[:-1], tmp_path)
     assert "holds kept results, beside which nothing is run" in said("study", other, "--out", kept_folder)
     assert not (tmp_path / "out").exists()
     study = build(study_of(settings(seeds=[0, 5])), tmp_path / "new")

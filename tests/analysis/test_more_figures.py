@@ -37,7 +37,7 @@ def test_a_figure_that_lacks_a_variable_is_left_out_with_the_reason(ds):
     assert left_out(ds.assign(density=ds["density"] * np.nan))["spectra"] == "density has no value in this study"
     # Without norms there is still the curvature of each tensor.
     assert "layers" in figures_of(ds.drop_vars("layer_norm"))
-    assert "layers" not in figures_of(ds.drop_vars(["layer_norm", "rho_layer"]))
+    assert "layers" not in figures_of(ds.drop_vars(["layer_norm", "rho_layer", "rho_layer_normalised"]))
 
 
 def test_lines_of_many_learners_are_those_of_the_first_family_and_the_controls(large, ds):
@@ -76,6 +76,13 @@ def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_netwo
     assert texts.count("untrained") == 1
 
 
+def test_maps_of_tensors_that_fit_no_page_are_left_out_and_the_caption_says_so(large):
+    figure = FIGURES["layer_blocks"]
+    assert "With so many learners, 5 further maps are left out; choose fewer" in figure.caption(large)
+    assert len(figure(large, learners=["maml"]).axes) == 8 + 1  # and the colour bar
+    assert "left out" not in figure.caption(large, learners=["maml"])
+
+
 def test_the_numbers_of_dark_cells_are_white(large):
     factors = xr.DataArray([0.02, 1.0, 3.5, 1.0], dims="layer")
     trained = (large["checkpoint"] == 300) & (large["learner"] != "untrained")
@@ -85,12 +92,21 @@ def test_the_numbers_of_dark_cells_are_white(large):
     assert colors == {("0.02", "white"), ("1.00", "black"), ("3.50", "white")}
 
 
-def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
-    figure = FIGURES["layers"](large)
-    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    rho = summarise(measured(large, "rho_layer")).mean.sel(learner="anil", layer=2).isel(inner_step=0)
-    expected = float(rho.isel(checkpoint=-1) / rho.isel(checkpoint=0))
-    cell = next(text for text in figure.axes[0].texts if text.get_gid() == f"{rows.index('ANIL')}:2")
+@pytest.mark.parametrize(
+    ("name", "panel", "variable"),
+    [
+        ("layers", 0, "rho_layer"),
+        ("layers", 3, "rho_layer_normalised"),
+        ("layer_blocks", 0, "hg_ratio_layer"),
+        ("layer_blocks", 2, "trace_layer"),
+    ],
+)
+def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large, name, panel, variable):
+    ax = FIGURES[name](large, learners=["maml", "anil"]).axes[panel]
+    rows = [text.get_text() for text in ax.get_yticklabels()]
+    values = summarise(measured(large, variable)).mean.sel(learner="anil", layer=2).isel(inner_step=0)
+    expected = float(values.isel(checkpoint=-1) / values.isel(checkpoint=0))
+    cell = next(text for text in ax.texts if text.get_gid() == f"{rows.index('ANIL')}:2")
     assert float(cell.get_text()) == pytest.approx(expected, abs=0.006)
 
 
@@ -306,7 +322,7 @@ def test_meta_gradients_show_where_both_would_be_equal(ds):
 def test_figures_of_kept_results_need_no_tasks_of_tensors_and_spectra(ds):
     means = {name: ds[name].mean("task") for name in ("rho_layer", "layer_norm", "density", "loss_surface")}
     kept = ds.assign(means | {"loss_surface_normalised": ds["loss_surface_normalised"].mean("task")})
-    for name in ("layers", "spectra", "loss_surfaces"):
+    for name in ("layers", "layer_blocks", "spectra", "loss_surfaces"):
         FIGURES[name](kept)
         assert "nan" not in FIGURES[name].caption(kept)
 

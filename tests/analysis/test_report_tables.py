@@ -243,6 +243,11 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
         lambda_max_normalised=points + xr.DataArray([8.0, 3.0, 3.0, 3.0], dims="inner_step"),
         frobenius_normalised=points + 9.0,
         trace_normalised=points + 11.0,
+        lambda_min_normalised=points - 4.0,
+        rho_rotated_normalised=points + 1.5,
+        rho_head=points + xr.DataArray([30.0, 20.0, 20.0, 20.0], dims="inner_step"),
+        hg_ratio_body=points + 40.0,
+        trace_body_normalised=points + 50.0,
         grad_norm_ratio=points + xr.DataArray([1.0, 0.7, 0.6, 0.4], dims="inner_step"),
         gradient_cosine=task + gradients,
         shot_direction_cosine=task + 0.9,
@@ -261,7 +266,23 @@ def test_the_other_quantities_stand_at_the_steps_and_pairs_that_their_rows_name(
     normalised = means["The whole Hessian at unit filter norm"]
     assert normalised["largest eigenvalue, step 0"] == pytest.approx(8)
     assert normalised["largest eigenvalue, later steps"] == pytest.approx(3)
+    assert normalised["smallest eigenvalue, step 0"] == pytest.approx(-4)
     assert {normalised[f"{name}, later steps"] for name in ("Frobenius norm", "trace")} == {9, 11}
+    alpha = float(study["step_size"].mean())
+    assert means["Curvature along rotated gradients at unit filter norm"] == pytest.approx(
+        {"alpha rho of rotations, step 0": 1.5 * alpha, "alpha rho of rotations, later steps": 1.5 * alpha}
+    )
+    assert means["Head and body"] == pytest.approx(
+        {
+            "head: alpha rho, step 0": 30 * alpha,
+            "head: alpha rho, later steps": 20 * alpha,
+            "body: alpha |Hg| / |g|, step 0": 40 * alpha,
+            "body: alpha |Hg| / |g|, later steps": 40 * alpha,
+        }
+    )
+    assert means["Head and body at unit filter norm"] == pytest.approx(
+        {"body: alpha tr H, step 0": 50 * alpha, "body: alpha tr H, later steps": 50 * alpha}
+    )
     assert means["Curvature on other losses"] == pytest.approx(
         {
             "query: alpha rho, step 0": 2,

@@ -27,6 +27,7 @@ from analysis.drawing.figures import (
     dose_response,
     edge_of_stability,
     eigenvalues,
+    layer_blocks,
     layers,
     loss_surfaces,
     meta_gradients,
@@ -53,6 +54,7 @@ FIGURES: Mapping[str, StudyFigure] = {
         edge_of_stability,
         spectra,
         layers,
+        layer_blocks,
         loss_surfaces,
     )
     for name in (module.__name__.rpartition(".")[2],)  # the module's name without its packages

@@ -1,5 +1,6 @@
 """How the curvature and the norm of each parameter tensor change over meta-training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -27,16 +28,27 @@ MIN_CELL = 0.35
 HAS_STEPS = False
 """Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
+MAX_HEIGHT = 10.0
+"""The height in inches above which the last maps are left out, so that the figure still fits a printed page."""
 
-def needs(ds: xr.Dataset) -> str | None:
-    """The reason why the figure cannot be drawn; None if it can."""
+Maps = Mapping[str, str]
+"""The variables of a figure, each with the words for it in the titles of its maps."""
+
+SHOWN: Maps = {
+    "rho_layer": "curvature rho of each tensor",
+    "layer_norm": "norm of each tensor",
+    "rho_layer_normalised": "rho at unit filter norm",
+}
+
+
+def needs(ds: xr.Dataset, shown: Maps = SHOWN) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can. It needs one of the variables that it shows."""
     if int(ds["checkpoint"][0]) != 0 or not trained_learners(ds):
         return "no learner has an untrained start with which it could be compared"
-    # The figure needs one of the two variables.
-    reasons = [selection.lacks(ds, name) for name in ("rho_layer", "layer_norm")]
+    reasons = [selection.lacks(ds, name) for name in shown]
     if None not in reasons:
         return reasons[0]
-    if not any(np.isfinite(ratios).any() for ratios in _maps(ds, learners(ds)).values()):
+    if not any(np.isfinite(ratios).any() for ratios in _all_maps(ds, learners(ds), shown).values()):
         return "no tensor has a value both at the untrained start and at the last checkpoint"
     return None
 
@@ -47,21 +59,21 @@ def learners(ds: xr.Dataset) -> list[str]:
     return [name for name in names if untrained_start(ds, name) in learner_names(ds)]
 
 
-def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+def numbers(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> Numbers:
     """For each quantity, the ratio of trained to untrained [learner, layer] of each parameter tensor."""
     axes = {"learner": choice.learners, "layer": ds["layer"].attrs["flag_meanings"].split()}
-    maps = _maps(ds, choice.learners).items()
+    maps = _maps(ds, choice.learners, shown).items()
     return {f"trained / untrained, {title}": xr.DataArray(ratios, axes) for title, ratios in maps}
 
 
-def draw(ds: xr.Dataset, choice: Choice) -> Figure:
+def draw(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> Figure:
     """Draw a map of learners and tensors for each quantity, with the ratio of trained to untrained in each cell."""
-    maps, names = _maps(ds, choice.learners), choice.learners
+    maps, names = _maps(ds, choice.learners, shown), choice.learners
     # A tensor that starts at zero, such as a bias, has no ratio of norms. It has no column if it has no ratio at all.
     has_ratio = np.isfinite(np.stack(list(maps.values()))).any(axis=(0, 1))
     layers = np.array(ds["layer"].attrs["flag_meanings"].split())[has_ratio]
-    height = 0.45 + 0.19 * len(names)  # inches: of a map's title and of its rows
-    options: dict[str, Any] = {"columns": 1, "default": "double", "row_height": height, "width": choice.width}
+    options: dict[str, Any] = {"columns": 1, "default": "double", "width": choice.width}
+    options["row_height"] = _map_height(names)
     options["margin"] = 2.0  # inches for the names of the learners and for the colour bar
     with panels.grid(len(maps), xlabel="", **options) as (figure, axes):
         for (title, ratios), ax in zip(maps.items(), axes, strict=True):
@@ -79,32 +91,52 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset, choice: Choice) -> str:
+def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
     """Return the caption, which also says what an empty cell means."""
-    values = measured(ds, "rho_layer" if "rho_layer" in ds else "layer_norm")
+    values = measured(ds, next(name for name in shown if selection.lacks(ds, name) is None))
+    left_out = len(_all_maps(ds, choice.learners, shown)) - len(_maps(ds, choice.learners, shown))
     sentences = (
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
-        f"{'; '.join(_maps(ds, choice.learners))}.",
-        "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone. A ratio is that of means over "
+        f"{'; '.join(_maps(ds, choice.learners, shown))}.",
+        "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone." if "rho_layer" in shown else "",
+        "A ratio is that of means over "
         f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, "
         "because the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
+        f"With so many learners, {left_out} further maps are left out; choose fewer learners to see them."
+        if left_out
+        else "",
         selection.shown_sentence(ds, choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _maps(ds: xr.Dataset, names: list[str]) -> dict[str, np.ndarray]:
-    """The ratio of trained to untrained [learner, layer] of each quantity that the study has, by its title."""
+def _map_height(names: list[str]) -> float:
+    """The height in inches of a map's title and of its rows, one for each learner."""
+    return 0.45 + 0.19 * len(names)
+
+
+def _maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray]:
+    """The maps of ``_all_maps`` that fit a page."""
+    fitting = max(1, int(MAX_HEIGHT / _map_height(names)))
+    return dict(list(_all_maps(ds, names, shown).items())[:fitting])
+
+
+def _all_maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray]:
+    """The ratio of trained to untrained [learner, layer] of each quantity that the study has, by its title.
+
+    The norms of tensors hardly change in an inner loop, so they are shown at step 0 alone.
+    """
     maps = {}
-    if selection.lacks(ds, "rho_layer") is None:
-        rho = measured(ds, "rho_layer")
-        maps["curvature rho of each tensor, step 0"] = _ratios(ds, names, rho.isel(inner_step=0))
-        later = mean_over(rho.isel(inner_step=slice(1, None)), "inner_step")
-        maps["curvature rho of each tensor, mean of the later steps"] = _ratios(ds, names, later)
-    if selection.lacks(ds, "layer_norm") is None:
-        maps["norm of each tensor, step 0"] = _ratios(ds, names, measured(ds, "layer_norm").isel(inner_step=0))
+    for name, words in shown.items():
+        if selection.lacks(ds, name) is not None:
+            continue
+        values = measured(ds, name)
+        maps[f"{words}, step 0"] = _ratios(ds, names, values.isel(inner_step=0))
+        if name != "layer_norm":
+            later = mean_over(values.isel(inner_step=slice(1, None)), "inner_step")
+            maps[f"{words}, mean of the later steps"] = _ratios(ds, names, later)
     return maps
 
 
