@@ -80,7 +80,16 @@ def test_maps_of_tensors_that_fit_no_page_are_left_out_and_the_caption_says_so(l
     figure = FIGURES["layer_blocks"]
     assert "With so many learners, 5 further maps are left out; choose fewer" in figure.caption(large)
     assert len(figure(large, learners=["maml"]).axes) == 8 + 1  # and the colour bar
-    assert "left out" not in figure.caption(large, learners=["maml"])
+    assert "With so many learners" not in figure.caption(large, learners=["maml"])
+
+
+def test_a_map_with_few_ratios_is_left_out(large):
+    """The traces are negative in most tensors at step 0, where a ratio would mean nothing."""
+    negative = xr.where((large["inner_step"] == 0) & (large["layer"] > 0), -1.0, large["layer_norm"])
+    figure = FIGURES["layer_blocks"](large.assign(trace_layer=negative), learners=["maml"])
+    titles = [ax.get_title() for ax in figure.axes]
+    assert "trace of each tensor, mean of the later steps" in titles
+    assert "trace of each tensor, step 0" not in titles
 
 
 def test_the_numbers_of_dark_cells_are_white(large):

@@ -102,7 +102,8 @@ def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
         "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone." if "rho_layer" in shown else "",
         "A ratio is that of means over "
         f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, "
-        "because the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
+        "because the ratio would mean nothing, and a map where most cells would be empty is left out. A negative "
+        "number means that the curvature has changed its sign.",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
         f"With so many learners, {left_out} further maps are left out; choose fewer learners to see them."
         if left_out
@@ -126,7 +127,8 @@ def _maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray
 def _all_maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray]:
     """The ratio of trained to untrained [learner, layer] of each quantity that the study has, by its title.
 
-    The norms of tensors hardly change in an inner loop, so they are shown at step 0 alone.
+    The norms of tensors hardly change in an inner loop, so they are shown at step 0 alone. A map in which most cells
+    would be empty, such as that of traces which are negative in the untrained network, is left out if others remain.
     """
     maps = {}
     for name, words in shown.items():
@@ -137,7 +139,8 @@ def _all_maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.nda
         if name != "layer_norm":
             later = mean_over(values.isel(inner_step=slice(1, None)), "inner_step")
             maps[f"{words}, mean of the later steps"] = _ratios(ds, names, later)
-    return maps
+    mostly_full = {title: ratios for title, ratios in maps.items() if np.isfinite(ratios).mean() > 0.5}
+    return mostly_full or maps
 
 
 def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarray:
