@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
-from hessian_tools.validation import check_choice, check_whole
-
 # Bytes of the logits of a chunk, if the user does not choose its size.
 CHUNK_BYTES = 2**25
 
@@ -44,10 +42,6 @@ def linear_cross_entropy(
     >>> float(linear_cross_entropy(h, W, targets, chunk=1) - F.cross_entropy(h @ W.T, targets))
     0.0
     """
-    check_whole(ignore_index=ignore_index, chunk=chunk)
-    check_choice("reduction", reduction, ("mean", "sum"))
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: give a number of tokens, 1 or more, or None")
     vocabulary, width = weight.shape
     tokens, targets = hidden.reshape(-1, width), targets.reshape(-1)
     counted = targets != ignore_index

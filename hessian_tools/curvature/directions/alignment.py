@@ -37,8 +37,6 @@ def cosine_null(steps: int) -> Null:
     >>> cosine_null(4)
     Null(low=0.25, high=0.5, mean=nan, std=nan)
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: give the number of inner gradients, 1 or more")
     return Null(1 / steps, steps**-0.5)
 
 

@@ -54,8 +54,6 @@ def loss_along(
     >>> result.loss.tolist(), result.curvature.tolist()
     ([[0.0, 0.5], [0.0, 2.0]], [1.0, 4.0])
     """
-    if not isinstance(H, LossOperator):
-        raise ValueError(f"a {type(H).__name__} is not the matrix of a loss; give a Hessian or a Gauss-Newton matrix")
     points = H.num_points or 1
     if directions.ndim not in (2, 3) or directions.shape[-2] != H.num_params:
         raise ValueError(

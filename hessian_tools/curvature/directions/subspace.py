@@ -29,7 +29,7 @@ def gradient_share(
     >>> gradient_share(torch.eye(3)[:, :2], torch.tensor([1.0, 2.0, 2.0])) * 9
     tensor([1., 5.])
     """
-    _check_orthonormal(vectors, g.shape[-1])
+    _check_orthonormal(vectors)
     g, _ = in_units(g)
     parts = (vectors.mT @ g[..., None])[..., 0] ** 2
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
@@ -49,8 +49,7 @@ def subspace_overlap(
     >>> float(subspace_overlap(e[:, :2], e[:, 1:3])), float(subspace_overlap(e[:, :2], e[:, 1:2]))
     (0.5, 1.0)
     """
-    _check_orthonormal(U, V.shape[-2])
-    _check_orthonormal(V, U.shape[-2])
+    _check_orthonormal(U, V)
     return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
 
 
@@ -67,8 +66,7 @@ def principal_angles(
     >>> round(float(principal_angles(u, v / v.norm())) * 1e5, 4)
     1.0
     """
-    _check_orthonormal(U, V.shape[-2])
-    _check_orthonormal(V, U.shape[-2])
+    _check_orthonormal(U, V)
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
     inner = U.mT @ V
     orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
@@ -91,7 +89,7 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
     tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]])
     """
-    _check_orthonormal(vectors, vectors.shape[-2])
+    _check_orthonormal(vectors)
     *tasks, steps, num_params, k = vectors.shape
     # One product of all columns with all columns, [step k, step k], instead of one for every pair of steps.
     W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
@@ -177,15 +175,9 @@ def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
     return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
-def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
-    """Raises ValueError unless the columns are orthonormal and have num_params rows."""
-    if vectors.ndim < 2:
-        raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns of shape [..., {num_params}, k]")
-    if vectors.shape[-2] != num_params:
-        raise ValueError(
-            f"the vectors have {vectors.shape[-2]} rows, but they are compared with vectors of {num_params} rows; "
-            "take both from the same network"
-        )
-    error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
-    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # False for NaN, so a point with NaN is no error
-        raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")
+def _check_orthonormal(*bases: Tensor) -> None:
+    """Raises ValueError unless the columns of each tensor are orthonormal."""
+    for V in bases:
+        error = (V.mT @ V - torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)).abs()
+        if (error > torch.finfo(V.dtype).eps ** 0.5).any():  # False for NaN, so a point with NaN is no error
+            raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

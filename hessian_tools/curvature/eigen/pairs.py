@@ -183,11 +183,11 @@ def solver_plan(
     copies: bool | None = None,
     method: Method = "auto",
 ) -> SolverPlan:
-    """Checks the options and makes the plan, from counts and not from timings, so that repeated calls do the same."""
+    """Makes the plan, from counts and not from timings, so that repeated calls do the same.
+
+    Raises ValueError for limits that are too small for the pairs.
+    """
     pairs, n = sum(selection.k for selection in selections), H.num_params
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
-    check_whole(max_matvecs=max_matvecs, max_basis=max_basis)
     copies = n <= SEARCHED_PARAMS if copies is None else copies
     limits = lanczos_limits(pairs, n, vectors_in_memory(H), seed, max_matvecs, max_basis, copies=copies)
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs

@@ -15,7 +15,6 @@ from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # How many products are computed together; each takes the memory of two vectors of length param.
 AT_ONCE = 4
@@ -97,7 +96,6 @@ def by_module(
     >>> result.modules, result.trace, result.frobenius  # 1^2 + 2^2 in the block of module 1
     (('0', '1'), tensor([0., 5.]), tensor([0., 5.]))
     """
-    check_whole(num_probes=num_probes)
     if num_probes < 4:
         raise ValueError(f"num_probes={num_probes}: give 4 or more, because the error compares pairs of probes")
     rows = _rows_of_modules(H)

@@ -8,7 +8,7 @@ node of its own, and the other eigenvalues share the other nodes. (Lin, Saad, Ya
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, log, pi, sqrt
+from math import ceil, log, pi, sqrt
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -19,12 +19,11 @@ from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import check_probes, rademacher
 from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.intervals import check_confidence, student_t
+from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # A grid has GRID_SIZE values, or more where the kernel's width needs GRID_PER_WIDTH of them, up to MAX_GRID_SIZE.
 GRID_SIZE, GRID_PER_WIDTH, MAX_GRID_SIZE = 512, 4, 2**14
@@ -170,7 +169,8 @@ def spectral_density(
     >>> (result.density * 0.1 * (2 * pi) ** 0.5).tolist()  # the peaks: shares 1/4, 2/4, 1/4
     [0.25, 0.5, 0.25]
     """
-    _check_options(num_probes, num_matvecs, grid, width, confidence)
+    if num_probes < 2:
+        raise ValueError(f"num_probes={num_probes}: a confidence band needs 2 probes or more")
     if probes is None and H.num_params <= num_matvecs:
         rule, count = _eigenvalues(H, progress), H.num_params
     else:
@@ -188,23 +188,6 @@ def spectral_density(
     band = ((mean - half_width).clamp(min=0.0), mean + half_width)  # a density is not negative
     matvecs = torch.full_like(widths, count, dtype=torch.long)
     return Density(nodes, weights, rule.residuals, grids, mean, band, widths, matvecs, H.num_params, confidence)
-
-
-def _check_options(
-    num_probes: int, num_matvecs: int, grid: Tensor | None, width: float | None, confidence: float
-) -> None:
-    """Raises ValueError for options of :func:`spectral_density` that are out of range."""
-    check_whole(num_probes=num_probes, num_matvecs=num_matvecs)
-    if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: a confidence band needs 2 probes or more")
-    if num_matvecs < 1:
-        raise ValueError(f"num_matvecs={num_matvecs}: give the Lanczos steps of each probe, 1 or more")
-    if grid is not None and not (isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 0):
-        kind = f"has shape {tuple(grid.shape)}" if isinstance(grid, Tensor) else f"is a {type(grid).__name__}"
-        raise ValueError(f"grid {kind}; give a tensor of one axis, which serves all points, or None")
-    if width is not None and not 0 < width < inf:
-        raise ValueError(f"width={width}: give the kernel's standard deviation, in units of curvature, above 0")
-    check_confidence(confidence)
 
 
 def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:

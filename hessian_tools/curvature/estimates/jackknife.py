@@ -32,7 +32,6 @@ from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 Quantity = Literal["top_eigenvalue", "trace"]
 Method = Literal["first_order", "leave_one_out"]
@@ -135,7 +134,6 @@ def jackknife(
     top_eigenvalue 2 ± 0.58, 95 % interval -0.4841 to 4.484
     about 9 more batches like these would halve the error
     """
-    check_whole(num_probes=num_probes)
     weights = weights_of_batches(H)
     if len(weights) < 2:
         raise ValueError(

@@ -21,7 +21,6 @@ from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +78,6 @@ def moments(
     >>> float(result.trace.value), float(result.frobenius_squared.value), result.diagonal.value.tolist()
     (3.0, 21.0, [1.0, -2.0, 4.0])
     """
-    check_whole(num_probes=num_probes)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: a standard error needs 2 probes or more")
     if probes is None and H.num_params <= num_probes:

@@ -17,7 +17,6 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 Calculation = Literal["product", "trace", "top_eigenpairs"]
 
@@ -102,7 +101,6 @@ def plan(
     >>> found.held, found.vector_bytes
     ({'theta': 16384, 'batches': 16384}, 16384)
     """
-    check_whole(k=k, num_probes=num_probes)
     k, num_probes = int(k), int(num_probes)  # NumPy's whole numbers would make results of their own type
     if not isinstance(H, LossOperator) or not isinstance(H.prepared, PreparedProducts) or (H.num_points or 1) > 1:
         raise ValueError("a plan is made for the Hessian or the Gauss-Newton matrix of one loss at one point")

@@ -241,20 +241,13 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 
 
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
-    """Raise ValueError for points whose type, dtype or shape is of no use."""
-    if not isinstance(thetas, Tensor):
-        raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
-    if thetas.is_complex():
-        raise ValueError(
-            f"thetas has dtype {thetas.dtype}, and a Hessian is one of real numbers; give torch.view_as_real(thetas)"
-            ".flatten(-2), and use torch.view_as_complex in the loss"
-        )
+    """Raise ValueError for points whose dtype or shape is of no use."""
     if thetas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
         )
-    if thetas.ndim not in (1, 2) or thetas.numel() == 0:
-        raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param], neither empty")
+    if thetas.ndim > 2:
+        raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param]")
     if isinstance(loss, Loss) and thetas.shape[-1] != loss.layout.numel:
         raise ValueError(
             f"thetas has shape {tuple(thetas.shape)}, but the network has {loss.layout.numel} parameters in its "
@@ -276,8 +269,6 @@ def _weights(
     loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], weights: Weights, *, shared: bool
 ) -> tuple[float, ...]:
     """The weight of each batch: for "size", found from the criterion; otherwise as given, scaled to a sum of one."""
-    if isinstance(weights, str) and weights != "size":
-        raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
     if isinstance(weights, str) and isinstance(batches, LoaderBatches):
         return loader_weights(loss, thetas[0], batches)
     if isinstance(weights, str):

@@ -99,11 +99,6 @@ def gauss_newton(
     tensor([[10.,  2.],
             [ 2.,  4.]])
     """
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            "the Gauss-Newton matrix needs a network's outputs and a criterion, which a plain function does not have; "
-            "give a Loss from make_loss(model, criterion, layout), or use hessian"
-        )
     engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
     # A loader's batches are held between products only if they fit into the memory that products may take.
     keep = engine.memory.budget
