@@ -18,11 +18,7 @@ from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, c
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
 from hessian_tools.curvature.engines.direct import direct_products
-from hessian_tools.curvature.engines.double_backward import (
-    is_scripted,
-    kept_graphs,
-    kept_outputs,
-)
+from hessian_tools.curvature.engines.double_backward import is_scripted, kept_graphs, kept_outputs
 from hessian_tools.curvature.engines.evaluate import Batching, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
