@@ -91,9 +91,8 @@ def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batc
                 value = loss(theta, first)
         except Exception as failure:
             held = ", ".join(described(leaf) for leaf in pytree.tree_leaves(first)[:4]) or "nothing"
-            said = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
             advice = "give inputs that the network and targets that the criterion accepts"
-            return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
+            return f"the loss fails on {name}, which holds {held}: {first_line(failure)}; {advice}"
         if not isinstance(value, Tensor):
             return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
     return None
@@ -108,7 +107,7 @@ def why_criterion_fails(outputs: Any, targets: Any, error: Exception) -> str | N
     >>> why_criterion_fails(torch.ones(4, 3), torch.ones(4), RuntimeError("expected target dtype to be Long or Byte"))
     'the targets are a tensor [4] of float32; this criterion takes class numbers: give targets.long()'
     """
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    said = first_line(error)
     if not isinstance(outputs, Tensor):
         if not isinstance(error, TypeError | AttributeError | LookupError):
             return None

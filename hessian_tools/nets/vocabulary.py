@@ -54,10 +54,20 @@ def linear_cross_entropy(
     return total if reduction == "sum" else total / counted.sum()
 
 
-class _Total(Function):
-    """The summed cross-entropy of the tokens that count."""
+class _InChunks(Function):
+    """The base of both functions, which are given h, W, b, the targets, which tokens count, and the size of a chunk."""
 
-    generate_vmap_rule = True  # lets torch.func.vmap batch this function
+    generate_vmap_rule = True  # lets torch.func.vmap batch the function
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.size = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+class _Total(_InChunks):
+    """The summed cross-entropy of the tokens that count."""
 
     @staticmethod
     def forward(h: Tensor, W: Tensor, b: Tensor, y: Tensor, counted: Tensor, size: int) -> Tensor:  # type: ignore[override]
@@ -66,12 +76,6 @@ class _Total(Function):
             losses = F.cross_entropy(torch.addmm(b, part, W.mT), target, reduction="none")
             sums.add(torch.where(counts, losses, 0).sum())
         return sums.parts[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.size = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -83,13 +87,11 @@ class _Total(Function):
         return sum((part * d).sum() for part, d in zip(gradient, (u, U, c), strict=True) if d is not None)
 
 
-class _Gradient(Function):
+class _Gradient(_InChunks):
     """The derivatives of the summed cross-entropy in h, W and b.
 
     Their own derivative is a Hessian and therefore symmetric, so ``backward`` and ``jvp`` compute the same products.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor, W: Tensor, b: Tensor, y: Tensor, counted: Tensor, size: int) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -99,12 +101,6 @@ class _Gradient(Function):
             rows.append(q @ W)
             sums.add(q.mT @ part, q.sum(0))
         return torch.cat(rows), *sums.parts
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.size = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, U: Tensor, c: Tensor) -> tuple[Any, ...]:  # type: ignore[override]

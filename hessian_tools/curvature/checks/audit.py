@@ -26,7 +26,6 @@ from hessian_tools.curvature.checks.findings import (
     check_linearity,
     check_symmetry,
     directions,
-    first_line,
     in_dtype,
     judged,
     not_judged,
@@ -35,6 +34,7 @@ from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.operators.gauss_newton import gauss_newton
 from hessian_tools.curvature.operators.hessian import hessian
 from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.failures import first_line
 from hessian_tools.layout import ParamLayout, Where, flatten, unwrapped
 from hessian_tools.loss import Batch, Criterion, HiddenStateError, Loss, make_loss
 from hessian_tools.outputs import map_tensors, tensors_of

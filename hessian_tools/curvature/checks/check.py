@@ -23,7 +23,6 @@ from hessian_tools.curvature.checks.findings import (
     check_linearity,
     check_symmetry,
     directions,
-    first_line,
     in_dtype,
     judged,
     not_judged,
@@ -36,12 +35,12 @@ from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt
+from hessian_tools.failures import first_line
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.random_states import drawn_between, global_states, restored_random_states
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 
 # Two evaluations of one loss may differ by REPEATED_LOSS * eps, in units of the loss.
 REPEATED_LOSS = 64
@@ -77,7 +76,6 @@ class Check(Result):
         return "\n".join(f"{marks[f.passed]:5} {f.name}: {f.sentence}" for f in self.findings)
 
 
-@full_precision
 def check_operator(
     H: Operator, *, num_probes: int = 2, max_points: int = 3, seed: int = 0, progress: Progress | None = None
 ) -> Check:

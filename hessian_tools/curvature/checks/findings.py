@@ -131,8 +131,3 @@ def judged(name: str, value: float, allowed: float, text: str, conclusion: str) 
 def not_judged(name: str, sentence: str) -> Finding:
     """The finding of a check that could not be made."""
     return Finding(name, None, nan, nan, sentence)
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of an error's message; the name of its class where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]

@@ -12,7 +12,6 @@ from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.eigen.spectrum import Spectrum
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +44,6 @@ class GaussNewtonShare(Result):
     overlap_error: Float[Tensor, "*point k"]
 
 
-@full_precision
 def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> GaussNewtonShare:
     """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without any product.
 

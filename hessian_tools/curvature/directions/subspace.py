@@ -9,14 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.curvature.directions.alignment import Null
 from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.curvature.directions.path import Null
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
-from hessian_tools.torch_fixes.precision import full_precision
 
 
-@full_precision
 def gradient_share(
     vectors: Float[Tensor, "*point param k"], g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point k"]:
@@ -35,7 +33,6 @@ def gradient_share(
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
 
-@full_precision
 def subspace_overlap(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point"]:
@@ -53,7 +50,6 @@ def subspace_overlap(
     return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
 
 
-@full_precision
 def principal_angles(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point _"]:
@@ -77,7 +73,6 @@ def principal_angles(
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
 
 
-@full_precision
 def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
     """The overlap of the eigenspaces at every two steps of a trajectory; it is 1 on the diagonal.
 

@@ -23,7 +23,6 @@ from hessian_tools.loss import Batch, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import stream
-from hessian_tools.torch_fixes.precision import full_precision
 
 Method = Literal["auto", "dense", "range finder"]
 
@@ -88,7 +87,6 @@ class Spectrum(Result):
         return (self.values / (self.values + ridge)).sum(-1)
 
 
-@full_precision
 def spectrum(
     H: Operator,
     *,
@@ -137,7 +135,6 @@ def spectrum(
     return replace(result, error=result.error + size.to(H.dtype), num_matvecs=result.num_matvecs + TERM_PROBES)
 
 
-@full_precision
 def gauss_newton_spectrum(
     loss: Loss,
     thetas: Float[Tensor, "*point param"],

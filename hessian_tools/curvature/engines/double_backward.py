@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.first_look import ordinary
 from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.hand_written import graph_nodes
 from hessian_tools.hidden_state import RECOMPUTED
@@ -98,7 +99,7 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
         for point, row in enumerate(objective.thetas):
             theta = _leaf(row)
             value = sum(
-                weight * objective.loss(theta, pytree.tree_map_only(Tensor, _ordinary, batch))
+                weight * objective.loss(theta, pytree.tree_map_only(Tensor, ordinary, batch))
                 for weight, batch in zip(objective.weights, objective.batches_at(point), strict=True)
             )
             assert isinstance(value, Tensor)
@@ -166,7 +167,7 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
     with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         for point, row in enumerate(objective.thetas):
             theta = _leaf(row)
-            batches = [pytree.tree_map_only(Tensor, _ordinary, b) for b in objective.batches_at(point)]
+            batches = [pytree.tree_map_only(Tensor, ordinary, b) for b in objective.batches_at(point)]
             thetas.append(theta)
             factors.append(tuple(_factors(loss, theta, b, w) for b, w in zip(batches, objective.weights, strict=True)))
     return KeptOutputs(tuple(thetas), tuple(factors))
@@ -182,8 +183,8 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     which the usual loss (nll_loss) is linear.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
-        theta = _ordinary(theta.detach())
+        x, y = pytree.tree_map_only(Tensor, ordinary, loss.split(batch))
+        theta = ordinary(theta.detach())
         if loss.has_criterion:
             outputs, others, put_back = differentiable_part(loss.outputs(theta, x))
             at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(outputs)]
@@ -270,14 +271,9 @@ def _leaf(row: Tensor) -> Tensor:
     it is changed in place, torch refuses the next product. For a large theta on a CPU, freed memory is also made to go
     back to the system at once.
     """
-    row = _ordinary(row.detach())
+    row = ordinary(row.detach())
     if not is_large(row):
         return row.clone().requires_grad_()
     if row.device.type == "cpu":
         return_freed_blocks()
     return row.requires_grad_()
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """The tensor itself; or an ordinary copy, if it was made in inference mode and cannot be part of a graph."""
-    return tensor.clone() if tensor.is_inference() else tensor

@@ -132,10 +132,7 @@ def _counted(prepared: PreparedProducts, name: EngineName, columns: int) -> tupl
 
 def _largest_batch(objective: Objective) -> Objective:
     """The objective of a single batch: the one with the most bytes."""
-    (group,) = objective.groups
-    theta = objective.thetas
-    if isinstance(group.batches, LoaderBatches):
-        largest = cast_like(group.batches.largest, theta)
-    else:
-        largest = max(group.batches, key=lambda batch: bytes_of(batch, theta))
-    return replace(objective, groups=(replace(group, batches=(largest,), weights=(1.0,)),))
+    batches, theta = objective.batches, objective.thetas
+    if isinstance(batches, LoaderBatches):
+        return objective.of_batch(cast_like(batches.largest, theta))
+    return objective.of_batch(max(batches, key=lambda batch: bytes_of(batch, theta)))

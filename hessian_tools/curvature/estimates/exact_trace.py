@@ -6,7 +6,6 @@ Hessian of the criterion in the outputs.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,12 +17,10 @@ from hessian_tools.curvature.eigen.small_eigh import eigh, finite, set_nan, solv
 from hessian_tools.curvature.engines.engine import Engine
 from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.objective.indexing import slices
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, slices
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.hessian import Hessian
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.loss import Batch
 from hessian_tools.processes import Ranks
 from hessian_tools.progress import Progress, ProgressCounter
@@ -76,9 +73,8 @@ def exact_trace(
 def _group_trace(objective: Objective, engine: Engine, counter: ProgressCounter) -> tuple[Tensor, Tensor]:
     """The trace at points whose batches have one shape, and the number of backward passes at each."""
     total, outputs = torch.zeros_like(objective.thetas[:, 0]), num_outputs(objective)
-    at_once, (group,) = engine.products_at_once(objective), objective.groups
-    for weight, batch, passes in zip(group.weights, group.batches, outputs, strict=True):
-        single_batch = replace(objective, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
+    at_once = engine.products_at_once(objective)
+    for (weight, single_batch), passes in zip(objective.by_batch(), outputs, strict=True):
         # All backward passes of a point run together, so that fewer points fit in memory at once.
         for rows in torch.arange(len(total), device="cpu").split(max(1, at_once // max(1, passes))):
             total[rows] += weight * _traces(single_batch.select(rows), engine, at_once)

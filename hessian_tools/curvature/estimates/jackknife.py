@@ -31,7 +31,6 @@ from hessian_tools.curvature.operators.terms import by_batch, weights_of_batches
 from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 
 Quantity = Literal["top_eigenvalue", "trace"]
 Method = Literal["first_order", "leave_one_out"]
@@ -101,7 +100,6 @@ class Jackknife(Result):
         return f"about {self.more_batches} more batches like these would halve the error"
 
 
-@full_precision
 def jackknife(
     H: Operator,
     quantity: Quantity = "top_eigenvalue",

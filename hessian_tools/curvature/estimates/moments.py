@@ -15,12 +15,10 @@ from hessian_tools.curvature.estimates.trace import (
     over_probes,
     rademacher,
 )
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
-from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +52,6 @@ class Moments(Result):
         return "".join(f"<div>Moments, {name}</div>{part._repr_html_()}" for name, part in parts.items())
 
 
-@full_precision
 def moments(
     H: Operator,
     *,
@@ -107,7 +104,6 @@ def moments(
     return Moments(trace, _without_underflow(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
 
 
-@full_precision
 def frobenius_squared(
     H: Operator,
     *,
@@ -127,7 +123,6 @@ def frobenius_squared(
     return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).frobenius_squared
 
 
-@full_precision
 def diagonal(
     H: Operator,
     *,

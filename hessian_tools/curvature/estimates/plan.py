@@ -10,13 +10,12 @@ from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.engines.product_memory import ProductBytes, product_bytes
-from hessian_tools.curvature.estimates.trace import BLOCK, probes_fit_at_once
+from hessian_tools.curvature.estimates.trace import BLOCK
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, bytes_of
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 
 Calculation = Literal["product", "trace", "top_eigenpairs"]
 
@@ -70,7 +69,6 @@ class MemoryPlan(Result):
         return "\n".join([head, *lines])
 
 
-@full_precision
 def plan(
     H: Operator,
     calculation: Calculation = "product",
@@ -111,8 +109,7 @@ def plan(
     elif calculation == "trace":
         block = vectors_at_once(H.device, vector, min(BLOCK, num_probes))
         product = product_bytes(H.prepared, num_products=num_probes, columns=block)
-        drawn = num_probes if probes_fit_at_once(H, num_probes) else block  # how many probes are in memory at once
-        added, results = _of_trace(product, vector, block, drawn * n), 0
+        added, results = _of_trace(product, vector, block, block * n), 0
     else:
         # The tolerance 0.0 has no influence on memory.
         solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)

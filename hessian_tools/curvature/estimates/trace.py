@@ -11,14 +11,12 @@ from torch import Tensor
 from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
 from hessian_tools.curvature.html import estimate_html
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.deprecation import warn_deprecated
 from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart, stream
-from hessian_tools.torch_fixes.precision import full_precision
 
 Method = Literal["auto", "probes", "exact"]
 T = TypeVar("T")
@@ -106,7 +104,6 @@ def signs(count: int, generator: torch.Generator) -> Int8[Tensor, " entry"]:
     return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
 
 
-@full_precision
 def trace(
     H: Operator,
     *,
@@ -166,14 +163,14 @@ def trace(
     limit = num_probes if atol is None and rtol is None else max_probes
     H.announce(min(num_probes, limit))
     counter = ProgressCounter(limit * len(H.parts()), progress)
-    samples = _samples(H, drawn_probes(H, range(min(num_probes, limit)), seed, path), counter)
+    samples = _samples(H, DrawnProbes(H.num_params, range(min(num_probes, limit)), seed, path), counter)
     estimate = estimate_of(samples, atol, rtol)
     while (done := estimate.samples.shape[-1]) < limit:
         # More probes help where the tolerance is missed, but never where the value or its error is not finite.
         finite = torch.isfinite(estimate.value) & torch.isfinite(estimate.stderr)
         if not (finite & ~estimate.converged).any():
             break
-        more = drawn_probes(H, range(done, min(done + num_probes, limit)), seed, path)
+        more = DrawnProbes(H.num_params, range(done, min(done + num_probes, limit)), seed, path)
         estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more, counter)], dim=-1), atol, rtol)
     return estimate
 
@@ -222,28 +219,13 @@ class DrawnProbes:
         """[param, probe]."""
         return self.num_params, len(self.columns)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """The columns in blocks of this many; all at once take the memory of one byte for each entry."""
+    def split(self, size: int, dim: int) -> Iterator[Tensor]:
+        """The columns in blocks of this many, as ``Tensor.split`` with dim=-1 gives them."""
         for start in range(0, len(self.columns), size):
             yield _signs(self.num_params, self.columns[start : start + size], self.seed, self.path)
 
 
 Probes = Tensor | DrawnProbes
-
-
-def drawn_probes(H: Operator, columns: range, seed: int, path: Sequence[PathPart]) -> Probes:
-    """The columns of :func:`rademacher` with these numbers, as a tensor.
-
-    Where such a tensor would take much memory, an object takes its place that draws the columns anew for each use.
-    """
-    if probes_fit_at_once(H, len(columns)):
-        return _signs(H.num_params, columns, seed, path)
-    return DrawnProbes(H.num_params, columns, seed, path)
-
-
-def probes_fit_at_once(H: Operator, num_probes: int) -> bool:
-    """Whether so many probes, at one byte for each entry, may be held in memory at once."""
-    return vectors_at_once(H.device, H.num_params, num_probes) == num_probes
 
 
 def over_probes(
@@ -264,10 +246,7 @@ def over_probes(
     vector_bytes = part.num_params * part.dtype.itemsize * (part.num_points or 1)
     size = vectors_at_once(part.device, vector_bytes, BLOCK)
     # Each block is used inside of a function, so that its tensors are freed before the next one is made.
-    return [
-        _on_block(part, block, counter, function)
-        for block in (probes.split(size, dim=-1) if isinstance(probes, Tensor) else probes.split(size))
-    ]
+    return [_on_block(part, block, counter, function) for block in probes.split(size, dim=-1)]
 
 
 def _on_block(part: Operator, block: Tensor, counter: ProgressCounter, function: Callable[[Tensor, Tensor], T]) -> T:

@@ -11,9 +11,8 @@ from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.engines.double_backward import are_log_probabilities, linear_outputs
 from hessian_tools.curvature.engines.engine import checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching
-from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, DifferentiableOutputs, criterion_hessian
-from hessian_tools.curvature.objective.objective import Objective, Weights
+from hessian_tools.curvature.objective.objective import Objective, Weights, at_points
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.failures import warn
