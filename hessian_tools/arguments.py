@@ -210,10 +210,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | Path) and "\0" not in str(value)
-
-
 def _is_device(value: Any) -> bool:
     try:
         return isinstance(value, str | torch.device) and bool(torch.device(value))
@@ -240,7 +236,7 @@ SCALARS: dict[Any, Rule] = {
     float: Rule(_is_number, "a finite number"),
     bool: Rule(lambda v: isinstance(v, bool | np.bool_), "True or False"),
     str: Rule(lambda v: isinstance(v, str), "a str"),
-    Path: Rule(_is_path, "a path without a NUL character"),
+    Path: Rule(lambda v: isinstance(v, str | Path) and "\0" not in str(v), "a path without a NUL character"),
     type(None): NONE,
     Tensor: Rule(  # any dtype and any axes
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
@@ -317,11 +313,10 @@ def _list_rule(part: Rule, length: int | None) -> Rule:
     """The rule of a list with entries of one kind; length: how many entries it has, or None for any number."""
 
     def accepts(v: Any) -> bool:
-        return isinstance(v, tuple | list | range) and len(v) == (length or len(v)) and all(map(part.accepts, v))
+        return isinstance(v, tuple | list | range) and length in (None, len(v)) and all(map(part.accepts, v))
 
-    return Rule(
-        accepts, f"{f'{length} values' if length else 'a list'}, each {'' if length else 'entry '}{part.expected}"
-    )
+    kind = "a list, each entry" if length is None else f"{length} values, each"
+    return Rule(accepts, f"{kind} {part.expected}")
 
 
 def _iterable_rule(part: Rule) -> Rule:

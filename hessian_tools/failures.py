@@ -4,7 +4,7 @@ import contextlib
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dis import opmap
 from inspect import getfile
 from pathlib import Path
@@ -158,14 +158,10 @@ def says_enough(error: Exception) -> bool:
     """Whether an error needs no explanation: memory ran out, or a raise statement of the library has raised it."""
     if is_out_of_memory(error):
         return True
-    *_, last = _tracebacks(error.__traceback__)
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next is not None:  # the last entry is the line that raised the error
+        last = last.tb_next
     code = last.tb_frame.f_code
     # RAISE_VARARGS is the instruction of a raise statement; a call that failed stands at another instruction.
     return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
-
-
-def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
-    """All entries of a traceback, of which the last is the line that raised the error."""
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
