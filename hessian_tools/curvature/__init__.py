@@ -6,7 +6,6 @@ from hessian_tools.curvature.checks.audit import Audit, audit
 from hessian_tools.curvature.checks.check import Check, check_operator
 from hessian_tools.curvature.checks.findings import Finding
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian, adaptation_jacobian
-from hessian_tools.curvature.directions.gauss_newton_share import GaussNewtonShare, gauss_newton_share
 from hessian_tools.curvature.directions.gradient_curvature import (
     DESCENT_THRESHOLD,
     GradientCurvature,
@@ -32,6 +31,8 @@ from hessian_tools.curvature.directions.path import (
 )
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
+    GaussNewtonShare,
+    gauss_newton_share,
     gradient_share,
     overlap_null,
     principal_angles,

@@ -186,7 +186,7 @@ def _adjusted(match: Match, *, image_size: int | None, channels: int | None, cro
 def _damage_as_value_error(path: str | Path) -> Iterator[None]:
     """Turn any error from reading damaged data into a ValueError, and silence Pillow's warning of large images."""
     with readable(str(path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked in images.py
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``open_image`` checks the size
         yield
 
 

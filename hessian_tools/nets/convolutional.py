@@ -127,10 +127,6 @@ def _convolution(
 
 
 def _refuse_small_images(input_shape: tuple[int, ...]) -> None:
-    if len(input_shape) != 3:
-        raise ValueError(
-            f"input_shape={tuple(input_shape)} is not the shape of an image; give (channels, height, width)"
-        )
     height, width = input_shape[1:]
     if min(height, width) < 16:  # each of the four blocks halves height and width
         raise ValueError(f"images of {height}x{width} are too small for four poolings; use at least 16x16")
