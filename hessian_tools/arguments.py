@@ -210,10 +210,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | Path) and "\0" not in str(value)
-
-
 def _is_device(value: Any) -> bool:
     try:
         return isinstance(value, str | torch.device) and bool(torch.device(value))
@@ -240,7 +236,7 @@ SCALARS: dict[Any, Rule] = {
     float: Rule(_is_number, "a finite number"),
     bool: Rule(lambda v: isinstance(v, bool | np.bool_), "True or False"),
     str: Rule(lambda v: isinstance(v, str), "a str"),
-    Path: Rule(_is_path, "a path without a NUL character"),
+    Path: Rule(lambda v: isinstance(v, str | Path) and "\0" not in str(v), "a path without a NUL character"),
     type(None): NONE,
     Tensor: Rule(  # any dtype and any axes
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
@@ -272,7 +268,8 @@ def _rule(hint: Any, name: str = "") -> Rule:
     if origin in (tuple, list, Sequence):
         whole_sizes = name in SHAPES
         parts = [WHOLE[1] if each is int and whole_sizes else _rule(each) for each in inside if each is not ...]
-        return _list_rule(parts[0]) if inside[-1:] == (...,) or origin is not tuple else _tuple_rule(parts)
+        # The entries of a tuple have one kind in all functions of the library.
+        return _list_rule(parts[0], None if inside[-1:] == (...,) or origin is not tuple else len(parts))
     if origin is Iterable:
         return _iterable_rule(_rule(inside[0]))
     if origin is Mapping:
@@ -312,24 +309,14 @@ LOSS_FUNCTION = Rule(
 )
 
 
-def _list_rule(part: Rule) -> Rule:
-    """The rule of a list of any length with entries of one kind."""
-    return Rule(
-        lambda v: isinstance(v, tuple | list | range) and all(map(part.accepts, v)),
-        f"a list, each entry {part.expected}",
-    )
+def _list_rule(part: Rule, length: int | None) -> Rule:
+    """The rule of a list with entries of one kind; length: how many entries it has, or None for any number."""
 
+    def accepts(v: Any) -> bool:
+        return isinstance(v, tuple | list | range) and length in (None, len(v)) and all(map(part.accepts, v))
 
-def _tuple_rule(parts: Sequence[Rule]) -> Rule:
-    """The rule of a fixed number of values, which have one kind in all functions of the library."""
-    return Rule(
-        lambda v: (
-            isinstance(v, tuple | list | range)
-            and len(v) == len(parts)
-            and all(part.accepts(each) for part, each in zip(parts, v, strict=True))
-        ),
-        f"{len(parts)} values, each {parts[0].expected}",
-    )
+    kind = "a list, each entry" if length is None else f"{length} values, each"
+    return Rule(accepts, f"{kind} {part.expected}")
 
 
 def _iterable_rule(part: Rule) -> Rule:

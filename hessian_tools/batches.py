@@ -154,7 +154,7 @@ def cast_like(tree: Any, like: Tensor) -> Any:
     # A function that called itself here would be a reference cycle, which holds ``like`` and the graph behind it until
     # Python collects its garbage.
     def cast(leaf: Any) -> Any:
-        leaf = _as_tensor(leaf)
+        leaf = as_tensor(leaf)
         if isinstance(leaf, Tensor):
             return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
         return cast_like(dict(leaf), like) if isinstance(leaf, Mapping) else leaf
@@ -171,7 +171,7 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Mapping):
             refuse_unusable(dict(leaf), like)
-        leaf = _as_tensor(leaf)
+        leaf = as_tensor(leaf)
         if not isinstance(leaf, Tensor):
             continue
         if leaf.numel() == 0:
@@ -186,7 +186,7 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
                 )
 
 
-def _as_tensor(leaf: Any) -> Any:
+def as_tensor(leaf: Any) -> Any:
     """A NumPy array of numbers as a tensor; anything else as it is."""
     is_numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub"  # floats, integers, unsigned ones, booleans
     return torch.from_numpy(np.ascontiguousarray(leaf)) if is_numbers else leaf

@@ -2,7 +2,8 @@
 
 The arguments of every public function are checked against its annotations (``hessian_tools.arguments``). Calls inside
 the library go to the functions themselves and are not checked. A wrong argument raises ValueError with its name, what
-came and what is expected. Where a loss fails on the batch that it is given, the error says so.
+came and what is expected. Where a loss fails on the batch that it is given, the error says so. The functions of
+``hessian_tools.curvature`` run in full float32 precision (``hessian_tools.torch_fixes.precision``), too.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.processes import Share
 from hessian_tools.result import Result
+from hessian_tools.torch_fixes.precision import full_precision
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Every function that these packages export is checked, and in three modules of the package ``inner`` the functions that
@@ -36,6 +38,8 @@ FUNCTIONS = {
 # A function that is not checked: a stream is made in microseconds, of which the check would be a large part, and
 # ``stream`` checks its seed itself.
 UNCHECKED = ("stream",)
+# The only function of curvature without full precision: the product of another tool has to run as its user runs it.
+USERS_PRECISION = ("audit",)
 # The methods that are checked; "__init__" is the constructor. The methods by which an operator multiplies are not among
 # them, because this check would slow products down; they check their vectors themselves.
 METHODS: dict[type, str] = {
@@ -88,7 +92,8 @@ def check_entries(library: ModuleType) -> None:
             function = vars(module)[name]
             if isinstance(function, FunctionType) and name not in UNCHECKED:
                 if function not in entries:  # if several packages export it, all hold the same entry
-                    entries[function] = checked(function, module=module.__name__)
+                    full = module is curvature and name not in USERS_PRECISION
+                    entries[function] = checked(full_precision(function) if full else function, module=module.__name__)
                 setattr(module, name, entries[function])
     for each, names in METHODS.items():
         for name in names.split():

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dis import opmap
 from inspect import getfile
 from pathlib import Path
@@ -91,9 +91,8 @@ def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batc
                 value = loss(theta, first)
         except Exception as failure:
             held = ", ".join(described(leaf) for leaf in pytree.tree_leaves(first)[:4]) or "nothing"
-            said = first_line(failure)[:200]
             advice = "give inputs that the network and targets that the criterion accepts"
-            return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
+            return f"the loss fails on {name}, which holds {held}: {first_line(failure)}; {advice}"
         if not isinstance(value, Tensor):
             return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
     return None
@@ -108,7 +107,7 @@ def why_criterion_fails(outputs: Any, targets: Any, error: Exception) -> str | N
     >>> why_criterion_fails(torch.ones(4, 3), torch.ones(4), RuntimeError("expected target dtype to be Long or Byte"))
     'the targets are a tensor [4] of float32; this criterion takes class numbers: give targets.long()'
     """
-    said = first_line(error)[:200]
+    said = first_line(error)
     if not isinstance(outputs, Tensor):
         if not isinstance(error, TypeError | AttributeError | LookupError):
             return None
@@ -159,14 +158,10 @@ def says_enough(error: Exception) -> bool:
     """Whether an error needs no explanation: memory ran out, or a raise statement of the library has raised it."""
     if is_out_of_memory(error):
         return True
-    *_, last = _tracebacks(error.__traceback__)
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next is not None:  # the last entry is the line that raised the error
+        last = last.tb_next
     code = last.tb_frame.f_code
     # RAISE_VARARGS is the instruction of a raise statement; a call that failed stands at another instruction.
     return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
-
-
-def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
-    """All entries of a traceback, of which the last is the line that raised the error."""
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next

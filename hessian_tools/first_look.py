@@ -62,7 +62,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
 
     with _ordinary_mode(theta):
         leaf, watch = theta.detach().clone().requires_grad_(), ForwardWatch(is_stored)
-        batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
+        batch = pytree.tree_map_only(Tensor, ordinary, batch)
         before = global_states(theta.device)
         try:
             with watch:
@@ -138,7 +138,7 @@ def look_at_network(
         return next(passes)
 
     with _ordinary_mode(theta):
-        batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
+        batch = pytree.tree_map_only(Tensor, ordinary, batch)
         leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), ForwardWatch(is_stored)
         pieces = parameters(leaf)  # the parameters by name
         first = _first_pass(evaluate, pieces, copies, batch, model=model, leaf=leaf, theta=theta, watch=watch)
@@ -156,7 +156,15 @@ def look_at_network(
         leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
         used = watch.used + [leaf for leaf in leaves if is_stored(leaf)]
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
-    _refuse_lost_derivative(model, names, used, watch, backward, gradients)
+    # Where torch has no derivative, gradients is None. All gradients are None where the loss does not depend on theta.
+    if gradients is not None and all(gradient is None for gradient in gradients):
+        raise independent_of_theta(fix_of_independent(model))
+    if used:
+        raise stored_in_place_of_theta(names[id(used[0])])
+    if watch.hooked:
+        raise HiddenStateError(HOOKED)
+    if backward.used is not None:
+        raise run_again(f"the module of {names[id(backward.used)]!r}")
     if gradients is None:
         return
     unreached = [name for name, gradient in zip(pieces, gradients, strict=True) if gradient is None]
@@ -265,29 +273,6 @@ def _refuse_embeddings(watch: ForwardWatch) -> None:
         raise ValueError(SCALED)
 
 
-def _refuse_lost_derivative(
-    model: nn.Module,
-    names: Mapping[int, str],
-    used: Sequence[Tensor],
-    watch: ForwardWatch,
-    backward: BackwardWatch,
-    gradients: list[Tensor | None] | None,
-) -> None:
-    """Raises HiddenStateError where a part of the loss's derivative is lost, or changed on its way back.
-
-    names: those of the stored parameters, by id. used: the stored parameters that the loss was computed from.
-    gradients: in the pieces of theta; None where torch has no derivative.
-    """
-    if gradients is not None and all(gradient is None for gradient in gradients):
-        raise independent_of_theta(fix_of_independent(model))
-    if used:
-        raise stored_in_place_of_theta(names[id(used[0])])
-    if watch.hooked:
-        raise HiddenStateError(HOOKED)
-    if backward.used is not None:
-        raise run_again(f"the module of {names[id(backward.used)]!r}")
-
-
 def _elsewhere(theta: Tensor) -> Tensor:
     """A point near theta that differs from it in every entry."""
     noise = torch.randn(len(theta), generator=stream(0, "unreached"), dtype=torch.float64, device="cpu").to(theta)
@@ -359,8 +344,8 @@ def agree(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= REORDERING_EPS * torch.finfo(a.dtype).eps * a.abs().max())
 
 
-def _out_of_inference(tensor: Tensor) -> Tensor:
-    """The tensor; if it was made in inference mode, through which no derivative passes, an ordinary copy of it."""
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor; or an ordinary copy, if it was made in inference mode and cannot be part of a graph."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 

@@ -179,7 +179,8 @@ class Ranks:
                     "every process (random vectors from one seed), in the same order"
                 )
         # ``sum`` may change its argument, and V is the caller's.
-        return self.sum(part.clone() if _shares_memory(part, V) else part)
+        shares_memory = part.untyped_storage().data_ptr() == V.untyped_storage().data_ptr()
+        return self.sum(part.clone() if shares_memory else part)
 
     def _call_and_compare(self, function: Callable[[], T], numbers: Sequence[float]) -> tuple[T, list[list[float]]]:
         """The result of the function, and the numbers of each process; an error is raised on every process."""
@@ -260,7 +261,3 @@ def _store() -> Any:
 def _object(data: Tensor) -> Any:
     """The object of which these bytes are the pickle."""
     return pickle.loads(data.cpu().numpy().tobytes())
-
-
-def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -35,7 +35,8 @@ def global_states(device: torch.device) -> GlobalStates:
 def drawn_between(before: GlobalStates, after: GlobalStates) -> Drew:
     """Whether random numbers were drawn between two readings of the states."""
     numpy_same = all(np.array_equal(a, b) for a, b in zip(before.of_numpy, after.of_numpy, strict=True))
-    if not (numpy_same and same_tensors(before.of_torch, after.of_torch)):
+    torch_same = all(torch.equal(a, b) for a, b in zip(before.of_torch, after.of_torch, strict=True))
+    if not (numpy_same and torch_same):
         return "surely"
     if before.of_python == after.of_python:
         return ""
@@ -45,11 +46,6 @@ def drawn_between(before: GlobalStates, after: GlobalStates) -> Drew:
 def torch_states(device: torch.device) -> list[Tensor]:
     """The states of torch's global random generators from which a forward pass on the device can draw."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two lists of tensors hold the same numbers."""
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @contextmanager

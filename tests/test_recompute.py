@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import hessian_tools as ht
 from hessian_tools import HiddenStateError, first_look, stream
-from hessian_tools.curvature.engines.product_memory import PeakBytes
+from hessian_tools.curvature.estimates.plan import PeakBytes
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import hessian_tools as ht
 from hessian_tools import stream
-from hessian_tools.curvature.engines.product_memory import PeakBytes
+from hessian_tools.curvature.estimates.plan import PeakBytes
 from hessian_tools.nets import linear_cross_entropy
 
 

@@ -72,7 +72,7 @@ class hessian:
             if not trained:
                 raise ValueError("no parameter of the model requires a gradient, so there is no Hessian to measure")
             theta, self._layout = flatten(model, where=lambda name: name in trained)
-            loss = make_loss(model, _differentiable(criterion), self._layout)
+            loss = make_loss(model, criterion, self._layout)
             self.operator = hessian_operator(loss, theta, batches)
         self._gradient = partial(gradient, loss, theta, batches)
 
@@ -162,11 +162,3 @@ def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any
     if not batches or any(len(batch) != 2 for batch in batches):
         raise ValueError("a batch is a pair (inputs, targets); give at least one batch, and each in this form")
     return batches
-
-
-def _differentiable(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The criterion; nn.MSELoss is written out, because torch has no forward-over-reverse derivative of it."""
-    if not isinstance(criterion, nn.MSELoss):
-        return criterion
-    reduce = torch.sum if criterion.reduction == "sum" else torch.mean
-    return lambda outputs, targets: reduce((outputs - targets) ** 2)

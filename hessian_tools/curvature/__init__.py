@@ -6,8 +6,6 @@ from hessian_tools.curvature.checks.audit import Audit, audit
 from hessian_tools.curvature.checks.check import Check, check_operator
 from hessian_tools.curvature.checks.findings import Finding
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian, adaptation_jacobian
-from hessian_tools.curvature.directions.alignment import Null, alignment, cos_displacement, cosine_null
-from hessian_tools.curvature.directions.gauss_newton_share import GaussNewtonShare, gauss_newton_share
 from hessian_tools.curvature.directions.gradient_curvature import (
     DESCENT_THRESHOLD,
     GradientCurvature,
@@ -15,15 +13,26 @@ from hessian_tools.curvature.directions.gradient_curvature import (
     filter_scale,
     gradient_curvature,
     product_asymmetry,
+    random_rotations,
     rho_normalised,
     rounding_error,
     small_step_difference,
+    tensor_parts,
 )
-from hessian_tools.curvature.directions.loss_along import LossAlong, loss_along
-from hessian_tools.curvature.directions.loss_surface import filter_normalised, loss_surface
-from hessian_tools.curvature.directions.path import drop_ratio, linearisation_error, path_ratio
+from hessian_tools.curvature.directions.loss_along import LossAlong, filter_normalised, loss_along, loss_surface
+from hessian_tools.curvature.directions.path import (
+    Null,
+    alignment,
+    cos_displacement,
+    cosine_null,
+    drop_ratio,
+    linearisation_error,
+    path_ratio,
+)
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
+    GaussNewtonShare,
+    gauss_newton_share,
     gradient_share,
     overlap_null,
     principal_angles,
@@ -32,13 +41,11 @@ from hessian_tools.curvature.directions.subspace import (
     subspace_overlap,
     vector_error,
 )
-from hessian_tools.curvature.directions.tensor_parts import random_rotations, tensor_parts
 from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.eigen.spectrum import Spectrum, gauss_newton_spectrum, spectrum
 from hessian_tools.curvature.estimates.by_module import ByModule, by_module
-from hessian_tools.curvature.estimates.density import Density, spectral_density
-from hessian_tools.curvature.estimates.gauss_rules import quadrature
+from hessian_tools.curvature.estimates.density import Density, quadrature, spectral_density
 from hessian_tools.curvature.estimates.jackknife import Jackknife, jackknife
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.estimates.plan import MemoryPlan, plan

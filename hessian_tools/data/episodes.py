@@ -131,8 +131,6 @@ class ImageTasks:
     kind: ClassVar[str] = "classification"
 
     def __post_init__(self) -> None:
-        for name in ("ways", "shots", "queries"):
-            check_count(name, getattr(self, name))
         data, num_examples = self.dataset, self.shots + self.queries
         members = [position for positions in data.splits.values() for position in positions]
         counts = {position: data.count(position) for position in members}

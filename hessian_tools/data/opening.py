@@ -14,7 +14,7 @@ from PIL import Image
 
 from hessian_tools.data import pixel_cache
 from hessian_tools.data.class_sets import ImageClasses, StoredClasses, turned_names, turned_positions
-from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, ImageTasks, TaskSource, check_count, text_digest
+from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, ImageTasks, TaskSource, text_digest
 from hessian_tools.data.features import FeatureClasses, find_features, load_features
 from hessian_tools.data.layouts import Contents, Match, recognise
 from hessian_tools.data.pixels import MODES, resized
@@ -164,10 +164,8 @@ def summary(tasks: TaskSource) -> str:
 
 def _check_sizes(image_size: int | None, channels: int | None) -> None:
     """Raise ValueError for an image size or a number of channels that no images can have."""
-    if image_size is not None:
-        check_count("image_size", image_size)
-        if image_size > MAX_SIDE:
-            raise ValueError(f"image_size={image_size} is too large; give at most {MAX_SIDE}")
+    if image_size is not None and image_size > MAX_SIDE:
+        raise ValueError(f"image_size={image_size} is too large; give at most {MAX_SIDE}")
     if channels not in (None, *MODES):
         raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
 
@@ -188,7 +186,7 @@ def _adjusted(match: Match, *, image_size: int | None, channels: int | None, cro
 def _damage_as_value_error(path: str | Path) -> Iterator[None]:
     """Turn any error from reading damaged data into a ValueError, and silence Pillow's warning of large images."""
     with readable(str(path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked in images.py
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``open_image`` checks the size
         yield
 
 

@@ -4,8 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from hessian_tools.data.images import open_image
-from hessian_tools.data.layouts.layout import Picture
+from hessian_tools.data.layouts.layout import Picture, open_image
 
 MODES = {1: "L", 3: "RGB"}  # for a number of channels, Pillow's name for images of that kind
 # This is part of every cache's key. Raise its number whenever the same image would give other pixels.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hessian_tools.batches import arguments, cast_like, signature_of
 from hessian_tools.curvature.objective.batch_weights import batch_weights
+from hessian_tools.curvature.operators.lengths import Shards
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.distributed.gradient import ShardedGradient
 from hessian_tools.distributed.sharding import trainable
 from hessian_tools.hidden_state import HOOKED, HiddenStateError
@@ -67,10 +67,6 @@ class ShardedProducts(Operator):
     def device(self) -> torch.device:
         """The device of the shards."""
         return self.own.ranks.device
-
-    def select(self, points: Tensor) -> Operator:
-        """There is one point only."""
-        raise ValueError("an operator at a single point has no points to select")
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """This process's part of the products, one column after the other; every process takes part in each."""

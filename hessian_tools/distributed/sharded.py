@@ -5,7 +5,7 @@ parameter after the other where the model uses it, and its double backward pass 
 of Lanczos exchanges the inner products with its m vectors and nothing of length n.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from torch.distributed.tensor import DTensor, Shard
 
 from hessian_tools.batches import batches_of, cast_like, signature_of, split_batch
 from hessian_tools.curvature.eigen.lanczos import lanczos, random_vector
-from hessian_tools.curvature.eigen.pairs import checked_selection, lanczos_limits
+from hessian_tools.curvature.eigen.pairs import checked_selection, joined, lanczos_limits
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, signs
 from hessian_tools.curvature.objective.shares import refuse_different_constants
-from hessian_tools.curvature.operators.shards import Shards
+from hessian_tools.curvature.operators.lengths import Shards
 from hessian_tools.distributed.look import look_at_shards, refuse_wrong_derivative
 from hessian_tools.distributed.products import ShardedProducts, weight_among
 from hessian_tools.distributed.sharding import refuse_wrapped, trainable
@@ -102,15 +102,7 @@ class ShardedHessian:
         (pairs,) = checked_pairs(H, lanczos(H, selections, limits, saved=saved), selections)
         if saved is not None:
             saved.remove()
-        assert pairs.vectors is not None
-        return EigenPairs(  # [0] is the only point
-            pairs.values[0],
-            pairs.residuals[0],
-            pairs.converged[0],
-            pairs.vectors[0] if vectors else None,
-            pairs.num_matvecs[0],
-            pairs.complete[0],
-        )
+        return joined([pairs if vectors else replace(pairs, vectors=None)], single=True)
 
     @full_precision
     def trace(self, *, num_probes: int = 64, seed: int = 0) -> Estimate:

@@ -6,11 +6,10 @@ end of this file is the one place that describes the learners known by name: stu
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, TypedDict, Unpack
 
 from hessian_tools.inner.steps import PLAIN, StepRule, rule_name
-from hessian_tools.validation import check_choice, check_whole
+from hessian_tools.validation import check_choice
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ class Latent:
     orthogonality_weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_whole(at_least=1, size=self.size)
-        check_whole(at_least=0, fine_tuning_steps=self.fine_tuning_steps)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
 
@@ -85,9 +82,6 @@ class Learner:
     latent: Latent | None = None
 
     def __post_init__(self) -> None:
-        check_whole(at_least=1, steps=self.steps, minibatches=self.minibatches, evaluation_steps=self.evaluation_steps)
-        if not 0 < self.step_size < inf:
-            raise ValueError(f"step_size={self.step_size} must be positive and finite")
         check_choice("step_sizes", self.step_sizes, STEP_SIZES)
         check_choice("outer", self.outer, OUTER_OBJECTIVES)
         if self.learns_step_sizes and self.outer not in ("query", "none"):

@@ -46,8 +46,6 @@ def meta_parameters(learner: Learner, layout: ParamLayout, theta: Float[Tensor, 
 
 def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Float[Tensor, " param"]:
     """The network's part of the meta-parameters; all of them where the loss is a plain function."""
-    if theta.ndim != 1:
-        raise ValueError(f"theta has shape {tuple(theta.shape)}, but it must be one vector; make it with flatten")
     if not isinstance(loss, Loss) or len(theta) == loss.layout.numel:
         return theta
     if len(theta) < loss.layout.numel:

@@ -7,7 +7,6 @@ gradient. The other penalty, SHOT (see ``hessian_tools.inner.shot``), makes this
 """
 
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -30,10 +29,6 @@ class CurvaturePenalty:
     """
 
     weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not isfinite(self.weight):
-            raise ValueError(f"weight={self.weight} must be a finite number")
 
     def check(self, learner: Learner) -> None:
         """Raise ValueError for a learner that the penalty does not fit."""

@@ -18,7 +18,7 @@ from hessian_tools.inner.meta_loss import Aux, parameter_parts
 from hessian_tools.inner.shot import L2, Shot
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Loss
-from hessian_tools.validation import check_choice, check_whole
+from hessian_tools.validation import check_choice
 
 PROJECTORS = ("trained", "fixed", "absent")
 
@@ -75,7 +75,6 @@ class ShotPretraining:
 
     def __post_init__(self) -> None:
         check_choice("projector", self.projector, PROJECTORS)
-        check_whole(at_least=1, hidden=self.hidden)
 
     def check(self, learner: Learner, shot: Shot | None, *, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError for a learner, penalty or inputs that cannot be pre-trained in this way."""

@@ -9,14 +9,14 @@ inner loop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import cos, isfinite, log, pi, sqrt
+from math import cos, log, pi, sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.inner.learners import Learner
-from hessian_tools.validation import check_choice, check_whole
+from hessian_tools.validation import check_choice
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
@@ -110,10 +110,6 @@ class Shot:
     schedule_steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole(at_least=1, target_steps=self.target_steps, schedule_steps=self.schedule_steps)
-        check_whole(reference_steps=self.reference_steps)  # that it is large enough is checked below
-        if not isfinite(self.weight):
-            raise ValueError(f"weight={self.weight} must be a finite number")
         check_choice("distance", self.distance, (*DISTANCES, L2))
         check_choice("schedule", self.schedule, SCHEDULES)
         if (self.schedule == "constant") != (self.schedule_steps is None):

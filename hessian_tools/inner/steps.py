@@ -75,8 +75,6 @@ class Preconditioned:
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} of a preconditioner must be at least 0 and below 1")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon={self.epsilon} must be positive, because the mean square may be 0")
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
         """The gradient in units of its root mean square, entry by entry."""

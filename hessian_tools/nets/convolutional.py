@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hessian_tools.validation import check_choice, check_whole
+from hessian_tools.validation import check_choice
 
 NORMALISATIONS = ("batch", "group", "none")
 NEGATIVE_SLOPE = 0.1  # the slope of ResNet-12's leaky ReLU below 0
@@ -29,7 +29,6 @@ class Conv4(nn.Module):
         groups: int = 8,
     ) -> None:
         super().__init__()
-        check_whole(at_least=1, outputs=outputs, width=width)
         _refuse_small_images(input_shape)
         channels, height, columns = input_shape
         blocks = []
@@ -73,8 +72,6 @@ class ResNet12(nn.Module):
             raise ValueError(
                 f"widths={list(widths)} and residual={list(residual)} need four entries each, one for each block"
             )
-        for width in widths:
-            check_whole(at_least=1, outputs=outputs, widths=width)
         _refuse_small_images(input_shape)
         inputs = (input_shape[0], *widths[:3])
         convolution = partial(_convolution, normalisation=normalisation, groups=groups)
@@ -130,10 +127,6 @@ def _convolution(
 
 
 def _refuse_small_images(input_shape: tuple[int, ...]) -> None:
-    if len(input_shape) != 3:
-        raise ValueError(
-            f"input_shape={tuple(input_shape)} is not the shape of an image; give (channels, height, width)"
-        )
     height, width = input_shape[1:]
     if min(height, width) < 16:  # each of the four blocks halves height and width
         raise ValueError(f"images of {height}x{width} are too small for four poolings; use at least 16x16")

@@ -6,7 +6,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from hessian_tools.failures import described
-from hessian_tools.validation import check_whole
 
 
 class MLP(nn.Module):
@@ -21,8 +20,6 @@ class MLP(nn.Module):
             raise ValueError(
                 f"sizes={list(sizes)} needs at least two entries, the number of inputs and the number of outputs"
             )
-        for size in sizes:
-            check_whole(at_least=1, sizes=size)
         hidden: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes[:-1]):
             hidden += [nn.Linear(inputs, outputs), layer := activation()]

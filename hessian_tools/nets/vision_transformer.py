@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from hessian_tools.validation import check_whole
-
 # A depth such as 10**12 would fill the memory block by block. Published networks are far below this.
 MAX_DEPTH = 1000
 
@@ -36,7 +34,6 @@ class VisionTransformer(nn.Module):
         input_shape: tuple[int, int, int] = (1, 28, 28),
     ) -> None:
         super().__init__()
-        check_whole(at_least=1, outputs=outputs, patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
         if depth > MAX_DEPTH:
             raise ValueError(f"depth={depth} is more blocks than any network has; give at most {MAX_DEPTH}")
         channels, height, columns = input_shape

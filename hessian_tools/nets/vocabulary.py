@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
-from hessian_tools.validation import check_choice, check_whole
-
 # Bytes of the logits of a chunk, if the user does not choose its size.
 CHUNK_BYTES = 2**25
 
@@ -44,10 +42,6 @@ def linear_cross_entropy(
     >>> float(linear_cross_entropy(h, W, targets, chunk=1) - F.cross_entropy(h @ W.T, targets))
     0.0
     """
-    check_whole(ignore_index=ignore_index, chunk=chunk)
-    check_choice("reduction", reduction, ("mean", "sum"))
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: give a number of tokens, 1 or more, or None")
     vocabulary, width = weight.shape
     tokens, targets = hidden.reshape(-1, width), targets.reshape(-1)
     counted = targets != ignore_index
@@ -60,10 +54,20 @@ def linear_cross_entropy(
     return total if reduction == "sum" else total / counted.sum()
 
 
-class _Total(Function):
-    """The summed cross-entropy of the tokens that count."""
+class _InChunks(Function):
+    """The base of both functions, which are given h, W, b, the targets, which tokens count, and the size of a chunk."""
 
-    generate_vmap_rule = True  # lets torch.func.vmap batch this function
+    generate_vmap_rule = True  # lets torch.func.vmap batch the function
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.size = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+class _Total(_InChunks):
+    """The summed cross-entropy of the tokens that count."""
 
     @staticmethod
     def forward(h: Tensor, W: Tensor, b: Tensor, y: Tensor, counted: Tensor, size: int) -> Tensor:  # type: ignore[override]
@@ -72,12 +76,6 @@ class _Total(Function):
             losses = F.cross_entropy(torch.addmm(b, part, W.mT), target, reduction="none")
             sums.add(torch.where(counts, losses, 0).sum())
         return sums.parts[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.size = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -89,13 +87,11 @@ class _Total(Function):
         return sum((part * d).sum() for part, d in zip(gradient, (u, U, c), strict=True) if d is not None)
 
 
-class _Gradient(Function):
+class _Gradient(_InChunks):
     """The derivatives of the summed cross-entropy in h, W and b.
 
     Their own derivative is a Hessian and therefore symmetric, so ``backward`` and ``jvp`` compute the same products.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(h: Tensor, W: Tensor, b: Tensor, y: Tensor, counted: Tensor, size: int) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -105,12 +101,6 @@ class _Gradient(Function):
             rows.append(q @ W)
             sums.add(q.mT @ part, q.sum(0))
         return torch.cat(rows), *sums.parts
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.size = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, U: Tensor, c: Tensor) -> tuple[Any, ...]:  # type: ignore[override]

@@ -41,7 +41,17 @@ class ShortBatchNorm(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Forward(Function):
+class _SavesInputs(Function):
+    """Saves the tensors, and eps as the last input, for both modes of differentiation."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+class _Forward(_SavesInputs):
     """Batch normalisation (x, w, b) -> y."""
 
     @staticmethod
@@ -50,10 +60,6 @@ class _Forward(Function):
         # The call is the one that F.batch_norm makes: on CUDA it runs cuDNN's kernel, whose rounding differs from that
         # of native_batch_norm. That kernel refuses images with gaps, which convolutions as matrix products make.
         return torch.batch_norm(x.contiguous(), w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save_inputs(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -71,7 +77,7 @@ class _Forward(Function):
         return _combined(x, offset, (dx, scale), (h, factor_h))
 
 
-class _Backward(Function):
+class _Backward(_SavesInputs):
     """Its backward pass (g, x, w) -> the gradients gx, gw, gb."""
 
     @staticmethod
@@ -80,10 +86,6 @@ class _Backward(Function):
         n, hg, mean_g = x.numel() // x.shape[1], _mean(h * g), _mean(g)
         scale = w * r
         return _combined(x, -scale * mean_g, (g, scale), (h, -scale * hg)), n * hg, n * mean_g
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save_inputs(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -113,13 +115,6 @@ def _combined(x: Tensor, offset: Tensor, *terms: tuple[Tensor, Tensor]) -> Tenso
     for tensor, factor in terms[1:]:
         total = total.addcmul(tensor, _channels(factor, x))
     return total + _channels(offset, x)
-
-
-def _save_inputs(ctx: Any, *inputs: Any) -> None:
-    """Saves the tensors, and eps as the last input, for both modes of differentiation."""
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
 
 
 def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

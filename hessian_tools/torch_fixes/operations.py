@@ -7,12 +7,14 @@ operation, and raises an error. Each function takes the arguments of its namesak
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# The named tuples that torch returns.
+RETURN_TYPES: Any = torch.return_types
 Reduction = Callable[[Tensor], Tensor]
 _REDUCTIONS: dict[str, Reduction] = {"mean": torch.mean, "sum": torch.sum, "none": lambda losses: losses}
 
@@ -124,55 +126,37 @@ def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     third order in forward mode by 1 to 80 %. Those of :func:`slogdet` and :func:`det` have the same fault.
     """
     # The inverse is used because its derivatives are right. The triangular factors have no rule for vmap.
-    inverse = torch.linalg.inv(A)
-    if left and (B.ndim == 1 or B.shape == A.shape[:-1]):
+    return _times_inverse(torch.linalg.inv(A), B, left)
+
+
+def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> Any:
+    """:func:`solve`, and the number that says whether A could be inverted (0 if so)."""
+    inverse, info = torch.linalg.inv_ex(A, check_errors=check_errors)
+    return RETURN_TYPES.linalg_solve_ex((_times_inverse(inverse, B, left), info))
+
+
+def _times_inverse(inverse: Tensor, B: Tensor, left: bool) -> Tensor:
+    """The inverse times B, which may hold vectors in place of matrices; or, if not left, B times the inverse."""
+    if left and (B.ndim == 1 or B.shape == inverse.shape[:-1]):
         return (inverse @ B.unsqueeze(-1)).squeeze(-1)
     return inverse @ B if left else B @ inverse
 
 
-class SolvedWithInfo(NamedTuple):
-    """What ``torch.linalg.solve_ex`` returns."""
-
-    result: Tensor
-    info: Tensor
-
-
-class Solution(NamedTuple):
-    """What ``torch.triangular_solve`` returns."""
-
-    solution: Tensor
-    cloned_coefficient: Tensor
-
-
-class SignAndLog(NamedTuple):
-    """What ``torch.linalg.slogdet`` returns."""
-
-    sign: Tensor
-    logabsdet: Tensor
-
-
-def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> SolvedWithInfo:
-    """:func:`solve`, and the number that says whether A could be inverted (0 if so)."""
-    inverse, info = torch.linalg.inv_ex(A, check_errors=check_errors)
-    if left and (B.ndim == 1 or B.shape == A.shape[:-1]):
-        return SolvedWithInfo((inverse @ B.unsqueeze(-1)).squeeze(-1), info)
-    return SolvedWithInfo(inverse @ B if left else B @ inverse, info)
-
-
 def triangular_solve(
     b: Tensor, A: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
-) -> Solution:
+) -> Any:
     """A^-1 b for a triangular A, and A; torch's derivative is silently wrong by 40 % under two nested ``vmap``."""
     triangle = A.triu() if upper else A.tril()
     if transpose:
         triangle, upper = triangle.mT, not upper
-    return Solution(torch.linalg.solve_triangular(triangle, b, upper=upper, unitriangular=unitriangular), A)
+    solution = torch.linalg.solve_triangular(triangle, b, upper=upper, unitriangular=unitriangular)
+    return RETURN_TYPES.triangular_solve((solution, A))
 
 
-def slogdet(A: Tensor) -> SignAndLog:
+def slogdet(A: Tensor) -> Any:
     """The sign and the logarithm of |determinant|, from the triangular factors; for torch's fault see :func:`solve`."""
     sign, diagonal = _diagonal(A)
-    return SignAndLog(sign * torch.sgn(diagonal).prod(-1), diagonal.abs().log().sum(-1))
+    return RETURN_TYPES.linalg_slogdet((sign * torch.sgn(diagonal).prod(-1), diagonal.abs().log().sum(-1)))
 
 
 def det(A: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -38,12 +38,8 @@ FULL_PRECISION = ("ieee", "none", False)
 _thread = threading.local()
 
 
-class Switch(NamedTuple):
-    """A switch: how to set it, its current value, and its full-precision value."""
-
-    write: Callable[[Any], None]
-    current: Any
-    full: Any
+# A switch: how to set it, its current value, and its full-precision value.
+Switch = tuple[Callable[[Any], object], Any, Any]
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -78,17 +74,17 @@ def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
     # All values to restore are read before anything is changed, because Ctrl-C may come after any call below. Since
     # torch 2.9 all attributes are read, because an older switch changes several of them, those of the CPU and of CUDA.
     before = [(owner, name, getattr(owner, name)) for owner, name in (ON_CPU + ON_CUDA if HAS_ATTRIBUTES else lowered)]
-    switches = [Switch(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
+    switches: list[Switch] = [(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
     switches += _older_switches(lowered) if HAS_ATTRIBUTES else []
     try:
-        for switch in switches:
-            switch.write(switch.full)
+        for write, _, full in switches:
+            write(full)
         for owner, name in lowered:
             setattr(owner, name, "ieee" if HAS_ATTRIBUTES else False)
         yield
     finally:
-        for switch in switches:
-            switch.write(switch.current)
+        for write, current, _ in switches:
+            write(current)
         for owner, name, value in before:
             if getattr(owner, name) != value and HAS_ATTRIBUTES:
                 # An attribute without a value of its own follows the general setting, and "none" makes it follow again.
@@ -110,9 +106,9 @@ def _older_switches(lowered: list[Attribute]) -> list[Switch]:
     with suppress(RuntimeError):
         if BACKENDS.cuda.matmul in owners:
             current = torch.get_float32_matmul_precision()
-            switches.append(Switch(torch.set_float32_matmul_precision, current, "highest"))
+            switches.append((torch.set_float32_matmul_precision, current, "highest"))
     with suppress(RuntimeError):
         if BACKENDS.cudnn.conv in owners or BACKENDS.cudnn.rnn in owners:
             allow_tf32 = partial(setattr, BACKENDS.cudnn, "allow_tf32")
-            switches.append(Switch(allow_tf32, BACKENDS.cudnn.allow_tf32, False))
+            switches.append((allow_tf32, BACKENDS.cudnn.allow_tf32, False))
     return switches

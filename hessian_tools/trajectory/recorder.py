@@ -25,7 +25,6 @@ from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
 from hessian_tools.trajectory.live import LiveMeasurement, share_of
 from hessian_tools.trajectory.states import RecordedLoss, in_eval_mode, to_host
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
-from hessian_tools.validation import check_choice
 
 _WITH_POINTS = SaveAt(thetas=True)
 
@@ -187,7 +186,6 @@ class Recorder:
 
         if not isinstance(self.loss, RecordedLoss):
             raise ValueError("a live recorder keeps no points; make a second one without every= for a trajectory")
-        check_choice("buffers", buffers, ("own", "refuse", "ignore"))
         self.loss.own_buffers = buffers == "own"
         states = [state | self._fixed for state in self._states]
         # For "own", self.loss itself puts the buffers of each point into the network, so the reader ignores them.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hessian_tools.failures import first_line
 from hessian_tools.hidden_state import fix_of_independent, independent_of_theta
 from hessian_tools.layout import ParamLayout, unwrapped
 from hessian_tools.loss import AtState, Batch, Criterion, Loss
@@ -43,10 +44,9 @@ def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda nam
     except Exception as error:  # whatever a module may hold
         if hasattr(model, "fast_params"):  # the module that higher makes holds generators
             raise independent_of_theta(fix_of_independent(model)) from error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise ValueError(
-            f"the model cannot be copied, and it is measured as a copy in eval mode: {reason}; give a model that "
-            "copy.deepcopy takes"
+            f"the model cannot be copied, and it is measured as a copy in eval mode: {first_line(error)}; give a model "
+            "that copy.deepcopy takes"
         ) from error
 
 

@@ -14,7 +14,7 @@ from hessian_tools.curvature import Hessian, Operator
 from hessian_tools.curvature import moments as moments_of
 from hessian_tools.curvature.eigen import krylov
 from hessian_tools.curvature.engines import memory
-from hessian_tools.curvature.engines.product_memory import PeakBytes
+from hessian_tools.curvature.estimates.plan import PeakBytes
 
 WIDTH = 150
 X = torch.randn(2, 10, generator=ht.stream(0, "x"))

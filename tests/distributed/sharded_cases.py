@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn import functional as F
 
 import hessian_tools as ht
-from hessian_tools.curvature.engines.product_memory import PeakBytes
+from hessian_tools.curvature.estimates.plan import PeakBytes
 from hessian_tools.distributed import shard, sharded_hessian
 
 Pair = tuple[Any, Any]

@@ -14,7 +14,7 @@ import sharded_cases as cases
 import torch
 from teams import check_messages, results_of
 
-from hessian_tools.curvature.operators.shards import Shards
+from hessian_tools.curvature.operators.lengths import Shards
 
 pytestmark = pytest.mark.heavy
 
@@ -149,7 +149,7 @@ def test_a_killed_process_ends_the_others_with_a_sentence_within_half_a_minute(
 
 
 def test_the_parts_of_random_vectors_make_up_the_vector_of_one_process(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr("hessian_tools.curvature.operators.shards.PIECE", 64)
+    monkeypatch.setattr("hessian_tools.curvature.operators.lengths.DRAWN", 64)
     for total in (3, 63, 64, 79, 80, 81, 1003):
         whole = torch.randn(total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         cuts = [0, total // 3, total // 2, total]

@@ -61,10 +61,6 @@ class ForeignProduct(Operator):
         """The device of the model."""
         return self.like.device
 
-    def select(self, points: Tensor) -> Operator:
-        """Raises ValueError, because this operator has no point axis."""
-        raise ValueError("an operator at a single point has no points to select")
-
     def products(self, V: Tensor) -> Tensor:
         """The products with the columns of V, one after the other. Autograd is on, because the tool may need it."""
         with torch.inference_mode(False), torch.enable_grad():

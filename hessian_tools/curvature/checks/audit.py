@@ -40,7 +40,6 @@ from hessian_tools.loss import Batch, Criterion, HiddenStateError, Loss, make_lo
 from hessian_tools.outputs import map_tensors, tensors_of
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # The parameters are moved by this share of their norm, to see whether the product depends on them.
 MOVE = 0.05
@@ -88,7 +87,6 @@ def audit(
     >>> audit(lambda v: 2 * H @ v, model, nn.MSELoss(), batch).hessian.sentence.split("; ")[-1]
     'they are 2 times ours (a sum over 2 examples, in place of the mean?)'
     """
-    check_whole(num_probes=num_probes)
     theta, layout = flatten(model, where)
     if theta.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the model's parameters are {theta.dtype}; audit it as model.float() or model.double()")

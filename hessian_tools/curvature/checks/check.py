@@ -41,8 +41,6 @@ from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.random_states import drawn_between, global_states, restored_random_states
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # Two evaluations of one loss may differ by REPEATED_LOSS * eps, in units of the loss.
 REPEATED_LOSS = 64
@@ -78,7 +76,6 @@ class Check(Result):
         return "\n".join(f"{marks[f.passed]:5} {f.name}: {f.sentence}" for f in self.findings)
 
 
-@full_precision
 def check_operator(
     H: Operator, *, num_probes: int = 2, max_points: int = 3, seed: int = 0, progress: Progress | None = None
 ) -> Check:
@@ -107,9 +104,6 @@ def check_operator(
     >>> check_operator(H).ok
     True
     """
-    check_whole(num_probes=num_probes, max_points=max_points)
-    if num_probes < 1 or max_points < 1:
-        raise ValueError(f"num_probes={num_probes}, max_points={max_points}: give 1 or more of each")
     names = [field.name for field in fields(Check)]
     counter = ProgressCounter(len(names), progress)
 

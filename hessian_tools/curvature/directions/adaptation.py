@@ -9,14 +9,13 @@ learner takes J = I. Each factor is symmetric where a_k is one number, but the p
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hessian_tools.curvature.operators.composite import Derived
-from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.operator import Operator, scipy_operator
 from hessian_tools.torch_fixes.precision import full_precision
 
 
@@ -110,14 +109,7 @@ class AdaptationJacobian:
         if not 0 <= task < len(self.step_sizes):
             raise ValueError(f"task={task}, but this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
         jacobian = self.select(torch.tensor([task], device="cpu"))
-
-        def apply(matrix: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
-            V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
-            return matrix.products(V[None])[0].cpu().numpy()
-
-        numpy_dtype, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
-        forward, back = (lambda V: apply(jacobian, V)), (lambda V: apply(jacobian.T, V))
-        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=numpy_dtype)
+        return scipy_operator(self, jacobian.products, jacobian.T.products)
 
     def select(self, tasks: Int[Tensor, " chosen"]) -> "AdaptationJacobian":
         """The Jacobians of the chosen tasks, in the order given."""

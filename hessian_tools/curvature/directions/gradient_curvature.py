@@ -2,10 +2,11 @@
 
 :func:`gradient_curvature` computes them for an operator. The other functions are the single formulas, pure functions of
 products that were already computed, so that a caller who has Hg computes nothing twice. :func:`rho_normalised` is a rho
-that does not depend on the scale of filters.
+that does not depend on the scale of filters. :func:`tensor_parts` gives the curvature of each parameter tensor, and
+:func:`random_rotations` a null hypothesis for rho.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.rng import PathPart, stream
 
 # Lee, Yoo, Kwak 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is
 # positive. The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
@@ -55,7 +56,6 @@ class GradientCurvature(Result):
         return None if self.step_size is None or self.error is None else self.step_size.abs() * self.error
 
 
-@full_precision
 def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] | None = None) -> GradientCurvature:
     """The curvature of H along the gradient of its loss, at every point, with its rounding error.
 
@@ -97,7 +97,6 @@ def _gradients(H: Operator) -> Float[Tensor, "point row"]:
     )
 
 
-@full_precision
 def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> GradientCurvature:
     """Curvature along g from g and the product Hg; the result has no error and no step size.
 
@@ -126,7 +125,6 @@ def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point pa
     return v / unit[..., None], unit
 
 
-@full_precision
 def product_asymmetry(
     hg: Float[Tensor, "*point param"],
     g: Float[Tensor, "*point param"],
@@ -165,7 +163,6 @@ def rounding_error(hg_ratio: Float[Tensor, "*point"], asymmetry: Float[Tensor, "
     return asymmetry + ROUNDING_UNITS * torch.finfo(hg_ratio.dtype).eps * hg_ratio
 
 
-@full_precision
 def filter_scale(
     layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
 ) -> Float[Tensor, "*point param"]:
@@ -189,7 +186,6 @@ def filter_scale(
     return torch.cat(scales, dim=-1)
 
 
-@full_precision
 def rho_normalised(
     d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point"]:
@@ -208,7 +204,6 @@ def rho_normalised(
     return product_unit / unit * ((dg * product).sum(-1) / (dg**2).sum(-1))
 
 
-@full_precision
 def small_step_difference(
     hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
 ) -> Float[Tensor, "*point param"]:
@@ -224,3 +219,55 @@ def small_step_difference(
     tensor([0.0600])
     """
     return tau**2 / 2 * (1 / target_steps - 1 / reference_steps) * hg
+
+
+def tensor_parts(layout: ParamLayout, v: Float[Tensor, "*point param"]) -> Float[Tensor, "*point param tensor"]:
+    """One column for each parameter tensor: the entries of v that belong to it, and zeros elsewhere.
+
+    The columns add up to v. If v is the gradient and g_l are its columns, one product of H with the columns gives the
+    curvature g_l'H g_l / g_l'g_l of every diagonal block H_ll.
+
+    >>> layout = ParamLayout(("weight", "bias"), (torch.Size([2]), torch.Size([1])))
+    >>> tensor_parts(layout, torch.tensor([1.0, 2.0, 3.0]))
+    tensor([[1., 0.],
+            [2., 0.],
+            [0., 3.]])
+    """
+    owner = torch.arange(len(layout.sizes), device="cpu").repeat_interleave(torch.tensor(layout.sizes, device="cpu"))
+    is_owner = owner[:, None] == torch.arange(len(layout.sizes), device="cpu")
+    # Not a product with zeros and ones, because an entry that is not finite would then make every column NaN.
+    return torch.where(is_owner.to(v.device), v[..., None], 0.0)
+
+
+def random_rotations(
+    layout: ParamLayout,
+    g: Float[Tensor, "*point param"],
+    num_rotations: int,
+    *,
+    seed: int = 0,
+    path: Sequence[PathPart] = (),
+) -> Float[Tensor, "*point param rotation"]:
+    """Vectors that are g rotated at random within each parameter tensor: in each of them the norm of g stays the same.
+
+    They give a null hypothesis for the curvature along g: the curvature along a random direction whose norm is divided
+    over the tensors as that of g is. The directions within a tensor are uniform on the sphere. They are the same at all
+    points of g, so that differences between points are not blurred by different directions. Column i is drawn from
+    ``stream(seed, "rotation", *path, i)``, so it does not depend on the number of columns.
+
+    >>> layout = ParamLayout(("weight", "bias"), (torch.Size([2]), torch.Size([2])))
+    >>> v = random_rotations(layout, torch.tensor([3.0, 4.0, 0.0, 0.0]), 2)
+    >>> v[:2].norm(dim=0), v[2:].norm(dim=0)
+    (tensor([5., 5.]), tensor([0., 0.]))
+    """
+    draws = (
+        torch.randn(layout.numel, generator=stream(seed, "rotation", *path, i), dtype=torch.float64, device="cpu")
+        for i in range(num_rotations)
+    )
+    normal = torch.stack(list(draws), -1).to(g.device)
+    unit_vectors = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
+    # g is divided by a power of two near its largest entry, so that the squares in the norms neither underflow nor
+    # overflow in float32, and the rotated vectors are multiplied by it again.
+    scaled, unit_of_g = in_units(g)
+    norms = [vector_norm(part) for part in scaled.split(list(layout.sizes), dim=-1)]
+    rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(unit_vectors, norms, strict=True)]
+    return torch.cat(rotated, dim=-2) * unit_of_g[..., None, None]

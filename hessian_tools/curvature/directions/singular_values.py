@@ -13,7 +13,6 @@ from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.progress import Progress
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +46,6 @@ class SingularValues(Result):
         return _error(self.left_residuals, self.right_residuals)
 
 
-@full_precision
 def singular_values(
     J: AdaptationJacobian,
     *,

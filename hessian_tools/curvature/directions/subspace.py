@@ -1,22 +1,26 @@
 """Compares eigenspaces with a gradient and with each other, and bounds the error of computed eigenspaces.
 
+The Hessian's top eigenpairs are compared with its Gauss-Newton part in values, curvature and directions.
+
 All functions take eigenvectors that were already computed, and none forms a param x param matrix.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
-from hessian_tools.curvature.directions.alignment import Null
 from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.curvature.directions.path import Null
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
-from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.curvature.eigen.spectrum import Spectrum
+from hessian_tools.result import Result
 
 
-@full_precision
 def gradient_share(
     vectors: Float[Tensor, "*point param k"], g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point k"]:
@@ -29,13 +33,12 @@ def gradient_share(
     >>> gradient_share(torch.eye(3)[:, :2], torch.tensor([1.0, 2.0, 2.0])) * 9
     tensor([1., 5.])
     """
-    _check_orthonormal(vectors, g.shape[-1])
+    _check_orthonormal(vectors)
     g, _ = in_units(g)
     parts = (vectors.mT @ g[..., None])[..., 0] ** 2
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
 
-@full_precision
 def subspace_overlap(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point"]:
@@ -49,12 +52,10 @@ def subspace_overlap(
     >>> float(subspace_overlap(e[:, :2], e[:, 1:3])), float(subspace_overlap(e[:, :2], e[:, 1:2]))
     (0.5, 1.0)
     """
-    _check_orthonormal(U, V.shape[-2])
-    _check_orthonormal(V, U.shape[-2])
+    _check_orthonormal(U, V)
     return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
 
 
-@full_precision
 def principal_angles(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point _"]:
@@ -67,8 +68,7 @@ def principal_angles(
     >>> round(float(principal_angles(u, v / v.norm())) * 1e5, 4)
     1.0
     """
-    _check_orthonormal(U, V.shape[-2])
-    _check_orthonormal(V, U.shape[-2])
+    _check_orthonormal(U, V)
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
     inner = U.mT @ V
     orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
@@ -79,7 +79,6 @@ def principal_angles(
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
 
 
-@full_precision
 def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
     """The overlap of the eigenspaces at every two steps of a trajectory; it is 1 on the diagonal.
 
@@ -91,7 +90,7 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
     tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]])
     """
-    _check_orthonormal(vectors, vectors.shape[-2])
+    _check_orthonormal(vectors)
     *tasks, steps, num_params, k = vectors.shape
     # One product of all columns with all columns, [step k, step k], instead of one for every pair of steps.
     W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
@@ -177,15 +176,87 @@ def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
     return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
-def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
-    """Raises ValueError unless the columns are orthonormal and have num_params rows."""
-    if vectors.ndim < 2:
-        raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns of shape [..., {num_params}, k]")
-    if vectors.shape[-2] != num_params:
+def _check_orthonormal(*bases: Tensor) -> None:
+    """Raises ValueError unless the columns of each tensor are orthonormal."""
+    for V in bases:
+        error = (V.mT @ V - torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)).abs()
+        if (error > torch.finfo(V.dtype).eps ** 0.5).any():  # False for NaN, so a point with NaN is no error
+            raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")
+
+
+@dataclass(frozen=True, repr=False)
+class GaussNewtonShare(Result):
+    """The top k eigenpairs of a Hessian H, with vectors v_j, beside those of its Gauss-Newton part G, with vectors u_j.
+
+    hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
+    gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and a bound on the rounding error that holds for
+    each of them. The j-th eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap``
+    compare directions.
+    share: v_j'Gv_j / v_j'Hv_j, the part of the curvature along v_j that is Gauss-Newton. It is 1 where G accounts for
+    all of the curvature, above 1 where H - G is negative along v_j, and not positive where the eigenvalue of H is
+    negative.
+    overlap: |U_j'V_j|_F^2 / j for j = 1..k, where U_j and V_j hold the first j vectors of G and of H. For random
+    subspaces it is j / param on average (``overlap_null``). It is NaN where G has fewer than j eigenvalues that can
+    differ from zero.
+    share_error, overlap_error: bounds on the errors of share and overlap that follow from the residuals of the pairs
+    and the gaps between their values (Davis, Kahan 1970). They are large where eigenvalues lie close together, because
+    single directions then mean little. They say nothing for the last pair, because the gap to the next eigenvalue is
+    not known; so request one pair more than you use.
+    """
+
+    hessian: Float[Tensor, "*point k"]
+    hessian_error: Float[Tensor, "*point k"]
+    gauss_newton: Float[Tensor, "*point k"]
+    gauss_newton_error: Float[Tensor, "*point"]
+    share: Float[Tensor, "*point k"]
+    share_error: Float[Tensor, "*point k"]
+    overlap: Float[Tensor, "*point k"]
+    overlap_error: Float[Tensor, "*point k"]
+
+
+def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> GaussNewtonShare:
+    """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without any product.
+
+    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` where which is "LM", "LA" or "SA". Choose
+    "LA" to compare positive eigenvalues only, because G has no negative ones. spectrum: ``gauss_newton_spectrum(...,
+    vectors=True)``.
+    Raises ValueError if one of the two has no vectors, or if they belong to different points.
+
+    >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
+    >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
+    >>> G = Spectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
+    >>> result = gauss_newton_share(H, G)
+    >>> result.share.tolist(), result.overlap.tolist()
+    ([0.75, 0.0], [1.0, 0.5])
+    """
+    if pairs.vectors is None or spectrum.vectors is None:
+        raise ValueError("eigenvectors are needed for the comparison; compute both arguments with vectors=True")
+    V, U, k = pairs.vectors, spectrum.vectors, pairs.values.shape[-1]
+    if V.shape[:-1] != U.shape[:-1]:
         raise ValueError(
-            f"the vectors have {vectors.shape[-2]} rows, but they are compared with vectors of {num_params} rows; "
-            "take both from the same network"
+            f"eigenvectors have shapes {list(V.shape)} and {list(U.shape)}; compute both at the same points"
         )
-    error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
-    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # False for NaN, so a point with NaN is no error
-        raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")
+    squares = (V.mT @ U) ** 2  # v'Gv is the sum over the eigenvectors u of G of (v'u)^2 times the eigenvalue
+    share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
+    largest = spectrum.values[..., :1]
+    # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue of H is known to within its residual.
+    error = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals
+    sums = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)  # |U_j'V_j|_F^2 for every j at once
+    overlaps = sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums)
+    with_zero = pad(spectrum.values, (0, 1))  # all eigenvalues of G that are not listed are zero
+    subspace_errors = cut_error(with_zero, spectrum.error[..., None].expand_as(with_zero))[..., :-1]
+    return GaussNewtonShare(
+        pairs.values,
+        pairs.residuals,
+        _first(spectrum.values, k, fill=0.0),
+        spectrum.error,
+        share,
+        error / pairs.values.abs(),
+        _first(overlaps, k, fill=torch.nan),
+        (subspace_error(pairs, which=which) + _first(subspace_errors, k, fill=torch.nan)).clamp(max=1),
+    )
+
+
+def _first(values: Float[Tensor, "*point n"], k: int, *, fill: float) -> Float[Tensor, "*point k"]:
+    """The first k values; if there are fewer, ``fill`` takes the place of the missing ones."""
+    return pad(values, (0, max(0, k - values.shape[-1])), value=fill)[..., :k]

@@ -17,7 +17,6 @@ from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
-from hessian_tools.torch_fixes.precision import full_precision
 
 # The memory that one point needs, in units of a Hessian-vector product. A third derivative carries twice the tangents.
 PRODUCTS_PER_POINT = 2
@@ -55,7 +54,6 @@ class Expansion(Result):
         return torch.stack(terms[:order]).sum(0)
 
 
-@full_precision
 def third_derivative(
     loss: LossFunction,
     thetas: Float[Tensor, "*point param"],

@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order, true_columns
-from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, in_order, true_columns
 from hessian_tools.curvature.operators.operator import Operator
 
 # A restart keeps the wanted Ritz pairs and this fraction of the others. Lanczos would find the others again, but
@@ -61,7 +60,12 @@ class RitzState:
 
 
 class StoppingRule(ABC):
-    """An interface: decides when a point has finished, and which pairs are its result."""
+    """An interface: decides when a point has finished, and which pairs are its result.
+
+    memory: what the rule knows from earlier steps, which is saved with the run; empty for most rules.
+    """
+
+    memory = torch.empty(0, device="cpu")
 
     @abstractmethod
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
@@ -74,13 +78,6 @@ class StoppingRule(ABC):
     @abstractmethod
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
         """True where no wanted eigenvalue can be missing; used only at points whose excess is 1 or less."""
-
-    def memory(self) -> Tensor:
-        """What the rule knows from earlier steps, to be saved with the run."""
-        return torch.empty(0, device="cpu")
-
-    def remember(self, memory: Tensor) -> None:  # noqa: B027 - most rules know nothing from earlier steps
-        """Takes what was saved."""
 
 
 class BatchedLanczos:

@@ -21,8 +21,7 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import TOLERANCE_MARGIN, random_vector
-from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
-from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, in_order, rounding
 from hessian_tools.curvature.operators.lengths import inner_products, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hessian_tools.curvature.eigen.range_finder import BLOCK, Compressed, compress
-from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
-from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, in_order, rounding
 from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, set_nan
 from hessian_tools.curvature.engines.memory import memory_budget
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import row_products
+from hessian_tools.curvature.operators.operator import Operator, row_products
 from hessian_tools.rng import stream
 
 # Up to this many parameters, the whole matrix costs less than the range finder.

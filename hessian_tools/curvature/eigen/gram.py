@@ -20,8 +20,7 @@ from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flu
 from hessian_tools.curvature.engines.choice import ENGINES
 from hessian_tools.curvature.engines.engine import Engine
 from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
-from hessian_tools.curvature.objective.indexing import slices
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, slices
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.lengths import inner_products
 from hessian_tools.curvature.operators.loss_operator import LossOperator

@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.selection import rounding
-from hessian_tools.curvature.operators.lengths import inner_products, lengths
-from hessian_tools.curvature.operators.shards import Shards
+from hessian_tools.curvature.operators.lengths import Shards, inner_products, lengths
 
 # Rows are overwritten by combinations of them in pieces of this many bytes, so that no second basis is needed.
 PIECE_BYTES = 2**23
@@ -120,12 +119,6 @@ class KrylovBasis:
             betas = self._lengths(w).cpu().numpy()
         finite = np.isfinite(alphas + betas)
         go_on = self._set_entries(m, alphas, betas, finite)
-        if go_on.any():
-            # In an exhausted Krylov space w is only rounding, so a random vector takes its place.
-            points = torch.from_numpy(go_on).to(w.device)
-            fresh = self.fresh(step).expand_as(w[points])
-            w[points] = self._orthogonal(self._orthogonal(fresh, rows[points]), rows[points])
-            betas[go_on] = self._lengths(w).cpu().numpy()[go_on]
         # The numbers are rounded to the dtype before they move to the device. The move can be non-blocking although
         # ``columns`` is freed soon: the call returns only after it has copied the numbers out of ordinary memory.
         columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
@@ -134,6 +127,8 @@ class KrylovBasis:
         if self.size < self.max_size:
             self.next = self.rows[:, self.num_locked + self.size]
             torch.div(w, norms.clamp(min=torch.finfo(w.dtype).tiny), out=self.next)
+            if go_on.any():  # in an exhausted Krylov space w is only rounding, so a random vector takes its place
+                self._draw_next(np.flatnonzero(go_on), step)
         return finite
 
     @property

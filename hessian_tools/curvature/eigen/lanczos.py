@@ -13,9 +13,8 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
-from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, rounding
 from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
@@ -91,19 +90,18 @@ class _ConvergedPairs(StoppingRule):
 
     def __init__(self, selections: tuple[Selection, ...], num_points: int, dtype: torch.dtype) -> None:
         self.selections, self.rounding = selections, rounding(dtype)
+        wanted = sum(selection.k for selection in selections)
         # The wanted values at the last breakdown of each point; NaN where there was none.
-        self.at_breakdown = torch.full(
-            (num_points, sum(selection.k for selection in selections)), torch.nan, dtype=torch.float64, device="cpu"
-        )
+        self.memory = torch.full((num_points, wanted), torch.nan, dtype=torch.float64, device="cpu")
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
         """The largest ratio of a residual to its allowed size."""
         floor = self.rounding * state.norm
         picks = [selection.pick(state.values) for selection in self.selections]
-        wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.at_breakdown[state.points]
+        wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.memory[state.points]
         # A comparison with NaN is False, so the first breakdown of a point does not finish it.
         unchanged = ((wanted - before).abs() <= floor[:, None]).all(-1)
-        self.at_breakdown[state.points] = torch.where(state.breakdown[:, None], wanted, before)
+        self.memory[state.points] = torch.where(state.breakdown[:, None], wanted, before)
         after_breakdown = torch.where(state.breakdown & unchanged, 0.0, torch.inf)
         ratios = [
             self._ratio(state, floor, selection, pick)
@@ -147,14 +145,6 @@ class _ConvergedPairs(StoppingRule):
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
         """True where the point finished after a breakdown that brought no new wanted value."""
         return state.had_breakdown
-
-    def memory(self) -> Tensor:
-        """The wanted values at the last breakdown."""
-        return self.at_breakdown
-
-    def remember(self, memory: Tensor) -> None:
-        """Takes these values from a saved run."""
-        self.at_breakdown.copy_(memory)
 
 
 def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:

@@ -12,14 +12,12 @@ from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.exact import exact_pairs, is_small, max_products, parts_in_memory, vectors_in_memory
 from hessian_tools.curvature.eigen.lanczos import lanczos, random_vector
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
-from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
-from hessian_tools.curvature.eigen.selection import Selection, Which
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, Which
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "lanczos", "exact"]
@@ -53,7 +51,6 @@ class Extremes(Result):
         )
 
 
-@full_precision
 def top_eigenpairs(
     H: Operator,
     *,
@@ -107,7 +104,6 @@ def top_eigenpairs(
     return _run(H, selections, plan, vectors=vectors, folder=folder, progress=progress)[0]
 
 
-@full_precision
 def extremal_eigenpairs(
     H: Operator,
     *,
@@ -183,11 +179,11 @@ def solver_plan(
     copies: bool | None = None,
     method: Method = "auto",
 ) -> SolverPlan:
-    """Checks the options and makes the plan, from counts and not from timings, so that repeated calls do the same."""
+    """Makes the plan, from counts and not from timings, so that repeated calls do the same.
+
+    Raises ValueError for limits that are too small for the pairs.
+    """
     pairs, n = sum(selection.k for selection in selections), H.num_params
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
-    check_whole(max_matvecs=max_matvecs, max_basis=max_basis)
     copies = n <= SEARCHED_PARAMS if copies is None else copies
     limits = lanczos_limits(pairs, n, vectors_in_memory(H), seed, max_matvecs, max_basis, copies=copies)
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
@@ -250,7 +246,7 @@ def _run(
         parts.append(pairs if vectors else [replace(each, vectors=None) for each in pairs])
     if saved is not None:
         saved.remove()
-    return [_joined(pieces, single=H.num_points is None) for pieces in zip(*parts, strict=True)]
+    return [joined(pieces, single=H.num_points is None) for pieces in zip(*parts, strict=True)]
 
 
 def _ritz_pairs(
@@ -265,9 +261,9 @@ def _ritz_pairs(
     return with_missed_copies(H, selections, found, plan.limits, done=count.add)
 
 
-def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
+def joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points, from the pairs of parts of the points. single: True drops the axis of the only point."""
     # ``vars`` gives the fields alone, and in order, as long as no value is cached on an instance.
     columns = zip(*[vars(part).values() for part in parts], strict=True)
-    joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
-    return EigenPairs(*[column[0] if single and column is not None else column for column in joined])
+    together: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
+    return EigenPairs(*[column[0] if single and column is not None else column for column in together])

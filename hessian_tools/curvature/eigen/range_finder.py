@@ -23,8 +23,7 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.krylov import CANCELLATION, move_to_front
 from hessian_tools.curvature.eigen.small_eigh import eigh
 from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import row_products
+from hessian_tools.curvature.operators.operator import Operator, row_products
 from hessian_tools.rng import stream
 
 # The number of random vectors in each round of the range finder.

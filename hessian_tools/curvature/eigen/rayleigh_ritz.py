@@ -8,12 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import combine_rows
-from hessian_tools.curvature.eigen.ritz import RitzPairs
-from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, rounding
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import row_products
+from hessian_tools.curvature.operators.operator import Operator, row_products
 from hessian_tools.result import Result
 
 

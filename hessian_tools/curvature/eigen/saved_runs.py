@@ -10,6 +10,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ class SavedRun:
 
     def save(self, run: BatchedLanczos) -> None:
         """Writes the state of a run that has just restarted, and removes the one before."""
-        self._with_shared_errors(lambda: self._write(run))
+        self._with_shared_errors(partial(self._write, run))
         for step in self._steps():  # only once all processes have written
             if step != run.steps:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
@@ -75,7 +76,7 @@ class SavedRun:
         steps = self._with_shared_errors(self._steps)
         common = set(steps) if self.ranks is None else set.intersection(*map(set, self.ranks.gather(steps)))
         if common:  # the saves that all processes have finished, of which the last one counts
-            self._with_shared_errors(lambda: self._read(run, max(common)))
+            self._with_shared_errors(partial(self._read, run, max(common)))
 
     def remove(self) -> None:
         """Removes the files of a run that has ended."""
@@ -100,7 +101,7 @@ class SavedRun:
             save_file({"vector": vector}, at / f"vector-{i}.safetensors")
         tensors = {name: torch.from_numpy(getattr(run, name)).clone() for name in RUN_ARRAYS}
         tensors |= {f"basis.{name}": torch.from_numpy(getattr(basis, name)).clone() for name in BASIS_ARRAYS}
-        tensors["at_breakdown"] = run.rule.memory()
+        tensors["at_breakdown"] = run.rule.memory
         about: dict[str, Any] = {"settings": self.settings, "product": self.product, "checksums": checksums}
         about |= {"size": basis.size, "num_restarted": basis.num_restarted, "steps": run.steps}
         partial = at / f".{STATE}"
@@ -138,7 +139,7 @@ class SavedRun:
             setattr(basis, name, tensors[f"basis.{name}"].numpy())
         basis.size, basis.num_restarted, run.steps = about["size"], about["num_restarted"], about["steps"]
         basis.next = basis.rows[:, basis.size]
-        run.rule.remember(tensors["at_breakdown"])
+        run.rule.memory = tensors["at_breakdown"]
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from hessian_tools.curvature.engines.evaluate import Batching, over_columns, over_points
 from hessian_tools.curvature.engines.memory import MemoryBudget
-from hessian_tools.curvature.objective.indexing import at_points, own_memory, slices
 from hessian_tools.curvature.objective.matrix import Matrix
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, at_points, own_memory, slices
 from hessian_tools.loss import Batch
 
 

@@ -8,6 +8,7 @@ A point is a parameter vector theta at which products are wanted. A group is the
 shapes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.first_look import ordinary
 from hessian_tools.freed_blocks import return_freed_blocks
 from hessian_tools.hand_written import graph_nodes
 from hessian_tools.hidden_state import RECOMPUTED
@@ -40,38 +42,52 @@ GRAPH_ENDS = {
 
 
 @dataclass(frozen=True)
-class KeptGraphs:
-    """Hessian-vector products by reverse passes through the graph of the gradient, which is kept for each point.
+class KeptPoints(ABC):
+    """Products by reverse passes through graphs that are kept for each point; a subclass says which graphs.
 
-    thetas: theta of each point. gradients: the gradient of the objective at each point, with its graph.
+    thetas: theta of each point. Every field of a subclass has one entry for each point, too.
     """
 
     thetas: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...]
+
+    @abstractmethod
+    def product(self, point: int, v: Float[Tensor, " param"]) -> Float[Tensor, " param"]:
+        """The matrix of the point at this position, times a vector."""
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, computed one column at a time."""
-        results = []
         with torch.inference_mode(False):
             V = V.clone() if V.is_inference() else V
-            for theta, gradient, block in zip(self.thetas, self.gradients, V, strict=True):
+            results = []
+            for point, block in enumerate(V):
                 for v in block.mT:
-                    if gradient.requires_grad:
-                        product = torch.autograd.grad(gradient, theta, v, retain_graph=True, materialize_grads=True)[0]
-                    else:  # the loss is linear in theta
-                        product = torch.zeros_like(v)
-                    results.append(product)
-            return _as_columns(results, V)
+                    results.append(self.product(point, v))
+            if len(results) == 1:  # the only product is not copied
+                return results[0].view(V.shape)
+            return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
 
-    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptGraphs":
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptPoints":
         """The products at some of the points. objective: not used, but other engines need it."""
         chosen = points.tolist()
-        thetas, gradients = (tuple(tensors[i] for i in chosen) for tensors in (self.thetas, self.gradients))
-        return KeptGraphs(thetas, gradients)
+        return type(self)(*(tuple(column[i] for i in chosen) for column in vars(self).values()))
 
     def can_be_halved(self, V: Tensor) -> bool:
         """True if V [point, param, probe] has more than one point, so that fewer points would need less memory."""
         return len(V) > 1
+
+
+@dataclass(frozen=True)
+class KeptGraphs(KeptPoints):
+    """Products with Hessians. gradients: the gradient of the objective at each point, with its graph."""
+
+    gradients: tuple[Tensor, ...]
+
+    def product(self, point: int, v: Float[Tensor, " param"]) -> Float[Tensor, " param"]:
+        """Hv by a reverse pass through the graph of the gradient."""
+        gradient = self.gradients[point]
+        if not gradient.requires_grad:  # the loss is linear in theta
+            return torch.zeros_like(v)
+        return torch.autograd.grad(gradient, self.thetas[point], v, retain_graph=True, materialize_grads=True)[0]
 
 
 def kept_graphs(objective: Objective) -> KeptGraphs:
@@ -83,7 +99,7 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
         for point, row in enumerate(objective.thetas):
             theta = _leaf(row)
             value = sum(
-                weight * objective.loss(theta, pytree.tree_map_only(Tensor, _ordinary, batch))
+                weight * objective.loss(theta, pytree.tree_map_only(Tensor, ordinary, batch))
                 for weight, batch in zip(objective.weights, objective.batches_at(point), strict=True)
             )
             assert isinstance(value, Tensor)
@@ -132,36 +148,17 @@ class KeptFactors:
 
 
 @dataclass(frozen=True)
-class KeptOutputs:
-    """Gauss-Newton products by reverse passes through kept graphs.
+class KeptOutputs(KeptPoints):
+    """Products with Gauss-Newton matrices. factors: for each point, the factors of each of its batches."""
 
-    thetas: theta of each point. factors: for each point, the factors of each of its batches.
-    """
-
-    thetas: tuple[Tensor, ...]
     factors: tuple[tuple[KeptFactors, ...], ...]
 
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns, computed one column at a time."""
-        results = []
-        with torch.inference_mode(False):
-            V = V.clone() if V.is_inference() else V
-            for theta, factors, block in zip(self.thetas, self.factors, V, strict=True):
-                for v in block.mT:
-                    total = torch.zeros_like(v)
-                    for of_batch in factors:
-                        total = total + of_batch.weight * of_batch.product(theta, v)
-                    results.append(total)
-            return _as_columns(results, V)
-
-    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptOutputs":
-        """The products at some of the points. objective: not used, but other engines need it."""
-        chosen = points.tolist()
-        return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
-
-    def can_be_halved(self, V: Tensor) -> bool:
-        """True if V [point, param, probe] has more than one point, so that fewer points would need less memory."""
-        return len(V) > 1
+    def product(self, point: int, v: Float[Tensor, " param"]) -> Float[Tensor, " param"]:
+        """The weighted sum of J'BJv over the batches."""
+        total = torch.zeros_like(v)
+        for of_batch in self.factors[point]:
+            total = total + of_batch.weight * of_batch.product(self.thetas[point], v)
+        return total
 
 
 def kept_outputs(objective: Objective) -> KeptOutputs:
@@ -170,7 +167,7 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
     with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         for point, row in enumerate(objective.thetas):
             theta = _leaf(row)
-            batches = [pytree.tree_map_only(Tensor, _ordinary, b) for b in objective.batches_at(point)]
+            batches = [pytree.tree_map_only(Tensor, ordinary, b) for b in objective.batches_at(point)]
             thetas.append(theta)
             factors.append(tuple(_factors(loss, theta, b, w) for b, w in zip(batches, objective.weights, strict=True)))
     return KeptOutputs(tuple(thetas), tuple(factors))
@@ -186,8 +183,8 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     which the usual loss (nll_loss) is linear.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
-        theta = _ordinary(theta.detach())
+        x, y = pytree.tree_map_only(Tensor, ordinary, loss.split(batch))
+        theta = ordinary(theta.detach())
         if loss.has_criterion:
             outputs, others, put_back = differentiable_part(loss.outputs(theta, x))
             at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(outputs)]
@@ -274,21 +271,9 @@ def _leaf(row: Tensor) -> Tensor:
     it is changed in place, torch refuses the next product. For a large theta on a CPU, freed memory is also made to go
     back to the system at once.
     """
-    row = _ordinary(row.detach())
+    row = ordinary(row.detach())
     if not is_large(row):
         return row.clone().requires_grad_()
     if row.device.type == "cpu":
         return_freed_blocks()
     return row.requires_grad_()
-
-
-def _as_columns(results: list[Tensor], V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-    """The products of all columns of V, point by point, in the shape of V; the only product is not copied."""
-    if len(results) == 1:
-        return results[0].view(V.shape)
-    return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """The tensor itself; or an ordinary copy, if it was made in inference mode and cannot be part of a graph."""
-    return tensor.clone() if tensor.is_inference() else tensor

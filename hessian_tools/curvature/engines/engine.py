@@ -7,7 +7,7 @@ options that a user has given for them.
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -18,17 +18,12 @@ from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, c
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
 from hessian_tools.curvature.engines.direct import direct_products
-from hessian_tools.curvature.engines.double_backward import (
-    is_scripted,
-    kept_graphs,
-    kept_outputs,
-)
+from hessian_tools.curvature.engines.double_backward import is_scripted, kept_graphs, kept_outputs
 from hessian_tools.curvature.engines.evaluate import Batching, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
     KEPT_FORWARDS,
     MemoryBudget,
-    checked_budget,
     largest_forward,
 )
 from hessian_tools.curvature.engines.partial_products import BatchwiseProducts, PiecewiseProducts, Products
@@ -40,7 +35,6 @@ from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.convolutions import at_many_points
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # The memory for this many vectors of length param is reserved at each point when points are computed together. An
 # eigenvalue run keeps about as many.
@@ -160,21 +154,12 @@ def checked_engine(
     max_memory: float | int | None = None,
     compile: bool = False,
 ) -> Engine:
-    """A user's options, checked; :func:`~hessian_tools.curvature.hessian` describes them.
+    """A user's options; :func:`~hessian_tools.curvature.hessian` describes them.
 
     The default of route is for the functions of gradients and third derivatives, which have no choice of an engine. The
     functions that make operators pass on their own argument route, which is "auto" by default.
-    Raises ValueError for an option that is not known, and for options that contradict each other.
+    Raises ValueError for options that contradict each other.
     """
-    check_whole(chunk=chunk)
-    if chunk is not None and chunk < 1:
-        raise ValueError(
-            f"chunk={chunk}: give the number of products to run at once, 1 or more, or None for what fits in memory"
-        )
-    if batching not in get_args(Batching):
-        raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
-    if route not in get_args(Route):
-        raise ValueError(f"route={route!r} is not known; give 'auto', 'direct', 'kept' or 'traced'")
     if compile:
         if ENGINES.get(route, "compiled") != "compiled":
             raise ValueError(f"compile=True is for route='traced', not for route={route!r}; leave one of them out")
@@ -183,7 +168,8 @@ def checked_engine(
         route = "compiled"
     if batching == "loop" and ENGINES.get(route) == "compiled":
         raise ValueError(f"route={route!r} takes points together; pass route='direct' or 'kept' with batching='loop'")
-    return Engine(route, batching, chunk, checked_budget(max_memory), compile)
+    memory = MemoryBudget(None if max_memory is None else max(1, int(max_memory)))
+    return Engine(route, batching, chunk, memory, compile)
 
 
 @dataclass

@@ -10,8 +10,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.torch_errors import explained
-from hessian_tools.curvature.objective.indexing import at_points, own_memory
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, at_points, own_memory
 from hessian_tools.loss import Batch
 from hessian_tools.torch_fixes import convolutions
 from hessian_tools.torch_fixes.precision import full_precision

@@ -123,15 +123,6 @@ def is_large(vector: Tensor) -> bool:
     return vector.numel() * vector.element_size() > BLOCK_SHARE * memory_budget(vector.device)
 
 
-def checked_budget(max_memory: float | int | None) -> MemoryBudget:
-    """The budget of max_memory bytes. Raises ValueError if that is not a number of 1 or more."""
-    if max_memory is None:
-        return MemoryBudget()
-    if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory >= 1:
-        raise ValueError(f"max_memory={max_memory!r}: give a number of bytes, such as 4e9, or None for the default")
-    return MemoryBudget(int(max_memory))
-
-
 def largest_forward(objective: Objective) -> int:
     """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch.
 

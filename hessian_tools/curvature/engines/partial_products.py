@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts
 from hessian_tools.curvature.engines.direct import DirectProducts
-from hessian_tools.curvature.engines.double_backward import KeptGraphs, KeptOutputs
+from hessian_tools.curvature.engines.double_backward import KeptPoints
 from hessian_tools.curvature.engines.memory import MemoryBudget
 from hessian_tools.curvature.objective.objective import Objective
 
@@ -89,4 +89,4 @@ class BatchwiseProducts:
 # ``select(points, objective)`` gives the object for some of the points, or None if it must be built anew for them;
 # objective is the objective at these points.
 # ``can_be_halved(V)`` is True if less memory would be needed with fewer points or products at once.
-Products = DirectProducts | KeptGraphs | KeptOutputs | CompiledProducts | PiecewiseProducts | BatchwiseProducts
+Products = DirectProducts | KeptPoints | CompiledProducts | PiecewiseProducts | BatchwiseProducts

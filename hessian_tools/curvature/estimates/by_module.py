@@ -9,13 +9,10 @@ from torch import Tensor
 
 from hessian_tools.curvature.estimates.trace import rademacher
 from hessian_tools.curvature.html import modules_html
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
-from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 # How many products are computed together; each takes the memory of two vectors of length param.
 AT_ONCE = 4
@@ -66,7 +63,6 @@ class ByModule(Result):
         return modules_html(self.modules, self.trace, self.trace_stderr, self.num_probes)
 
 
-@full_precision
 def by_module(
     H: Operator,
     *,
@@ -97,10 +93,9 @@ def by_module(
     >>> result.modules, result.trace, result.frobenius  # 1^2 + 2^2 in the block of module 1
     (('0', '1'), tensor([0., 5.]), tensor([0., 5.]))
     """
-    check_whole(num_probes=num_probes)
     if num_probes < 4:
         raise ValueError(f"num_probes={num_probes}: give 4 or more, because the error compares pairs of probes")
-    rows = _rows_of_modules(H)
+    rows = {module: block.rows for module, block in H.blocks().items()}
     Z = rademacher(H.num_params, num_probes, seed=seed, path=path).to(H.device)
     H.announce(num_probes)  # so that H takes the quickest engine for this number of products
     counter = ProgressCounter(num_probes * len(H.parts()), progress)
@@ -122,17 +117,6 @@ def by_module(
         shaped(frobenius_squared_stderr),
         num_probes,
     )
-
-
-def _rows_of_modules(H: Operator) -> dict[str, Tensor]:
-    """The positions of each module's own parameters among the rows of H, by the module's name."""
-    layout = H.layout
-    if layout is None:
-        raise ValueError("the rows of this operator have no names, so they belong to no module; use ht.make_loss")
-    names: dict[str, list[str]] = {}
-    for name in layout.names:
-        names.setdefault(name.rpartition(".")[0], []).append(name)
-    return {module: layout.positions(parameters).to(H.device) for module, parameters in names.items()}
 
 
 def _module_grams(part: Operator, rows: list[Tensor], Z: Tensor, counter: ProgressCounter) -> Tensor:

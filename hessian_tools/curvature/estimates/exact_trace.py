@@ -6,7 +6,6 @@ Hessian of the criterion in the outputs.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,12 +17,10 @@ from hessian_tools.curvature.eigen.small_eigh import eigh, finite, set_nan, solv
 from hessian_tools.curvature.engines.engine import Engine
 from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.objective.indexing import slices
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, slices
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.hessian import Hessian
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.loss import Batch
 from hessian_tools.processes import Ranks
 from hessian_tools.progress import Progress, ProgressCounter
@@ -39,7 +36,9 @@ def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
     if isinstance(H, GaussNewton | Hessian) and (outputs := _outputs_in_all(H)) is not None:
         cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)
         # For a Hessian the route is right only if its trace is that of its Gauss-Newton part.
-        if cheap and (isinstance(H, GaussNewton) or _on_all_processes(H.objective.ranks, lambda: _is_multiaffine(H))):
+        if cheap and (
+            isinstance(H, GaussNewton) or all(_on_each_process(H.objective.ranks, lambda: _is_multiaffine(H)))
+        ):
             return "outputs"
     return "diagonal" if max_cost is None or H.num_params <= max_cost else None
 
@@ -76,9 +75,8 @@ def exact_trace(
 def _group_trace(objective: Objective, engine: Engine, counter: ProgressCounter) -> tuple[Tensor, Tensor]:
     """The trace at points whose batches have one shape, and the number of backward passes at each."""
     total, outputs = torch.zeros_like(objective.thetas[:, 0]), num_outputs(objective)
-    at_once, (group,) = engine.products_at_once(objective), objective.groups
-    for weight, batch, passes in zip(group.weights, group.batches, outputs, strict=True):
-        single_batch = replace(objective, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
+    at_once = engine.products_at_once(objective)
+    for (weight, single_batch), passes in zip(objective.by_batch(), outputs, strict=True):
         # All backward passes of a point run together, so that fewer points fit in memory at once.
         for rows in torch.arange(len(total), device="cpu").split(max(1, at_once // max(1, passes))):
             total[rows] += weight * _traces(single_batch.select(rows), engine, at_once)
@@ -131,7 +129,6 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
 
 def _outputs_in_all(H: GaussNewton | Hessian) -> int | None:
     """How many numbers the network outputs at one point, over all processes; None if H has no route "outputs"."""
-    ranks = H.objective.ranks
 
     def own() -> int:
         """The number of outputs on the batches of this process."""
@@ -140,18 +137,18 @@ def _outputs_in_all(H: GaussNewton | Hessian) -> int | None:
         weighted = [group for group in H.objective.by_group() if any(group.weights)]
         return max((sum(num_outputs(group)) for group in weighted), default=0)
 
-    if ranks is None:
-        return None if (outputs := own()) < 0 else outputs
-    # If ``own`` fails on one process, all processes raise an error, and none waits for the number of another.
-    numbers = [row[0] for row in ranks.numbers([ranks.with_shared_errors(own)])]
+    numbers = _on_each_process(H.objective.ranks, own)
     return None if min(numbers) < 0 else int(sum(numbers))
 
 
-def _on_all_processes(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds on all processes that share the data; ranks: None if there is only this one."""
+def _on_each_process(ranks: Ranks | None, function: Callable[[], float]) -> list[float]:
+    """The number that the function gives on each process that shares the data; ranks: None if there is only this one.
+
+    If it fails on one process, all processes raise an error, and none waits for the number of another.
+    """
     if ranks is None:
-        return condition()
-    return all(row[0] for row in ranks.numbers([ranks.with_shared_errors(condition)]))
+        return [function()]
+    return [row[0] for row in ranks.numbers([ranks.with_shared_errors(function)])]
 
 
 def _is_multiaffine(H: GaussNewton | Hessian) -> bool:

@@ -31,8 +31,6 @@ from hessian_tools.curvature.operators.terms import by_batch, weights_of_batches
 from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 Quantity = Literal["top_eigenvalue", "trace"]
 Method = Literal["first_order", "leave_one_out"]
@@ -102,7 +100,6 @@ class Jackknife(Result):
         return f"about {self.more_batches} more batches like these would halve the error"
 
 
-@full_precision
 def jackknife(
     H: Operator,
     quantity: Quantity = "top_eigenvalue",
@@ -135,7 +132,6 @@ def jackknife(
     top_eigenvalue 2 ± 0.58, 95 % interval -0.4841 to 4.484
     about 9 more batches like these would halve the error
     """
-    check_whole(num_probes=num_probes)
     weights = weights_of_batches(H)
     if len(weights) < 2:
         raise ValueError(

@@ -15,13 +15,10 @@ from hessian_tools.curvature.estimates.trace import (
     over_probes,
     rademacher,
 )
-from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator, part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
-from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +52,6 @@ class Moments(Result):
         return "".join(f"<div>Moments, {name}</div>{part._repr_html_()}" for name, part in parts.items())
 
 
-@full_precision
 def moments(
     H: Operator,
     *,
@@ -79,7 +75,6 @@ def moments(
     >>> float(result.trace.value), float(result.frobenius_squared.value), result.diagonal.value.tolist()
     (3.0, 21.0, [1.0, -2.0, 4.0])
     """
-    check_whole(num_probes=num_probes)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: a standard error needs 2 probes or more")
     if probes is None and H.num_params <= num_probes:
@@ -109,7 +104,6 @@ def moments(
     return Moments(trace, _without_underflow(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
 
 
-@full_precision
 def frobenius_squared(
     H: Operator,
     *,
@@ -129,7 +123,6 @@ def frobenius_squared(
     return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).frobenius_squared
 
 
-@full_precision
 def diagonal(
     H: Operator,
     *,

@@ -1,29 +1,91 @@
-"""Predicts how much memory a calculation will hold, and on which device, before anything is computed."""
+"""Predicts how much memory a calculation will hold, and on which device, before anything is computed.
 
-from dataclasses import dataclass
-from typing import Literal
+The memory of a product is counted by computing it on tensors that have shapes and no numbers.
+"""
 
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
-from hessian_tools.curvature.engines.engine import PreparedProducts
-from hessian_tools.curvature.engines.memory import vectors_at_once
-from hessian_tools.curvature.engines.product_memory import ProductBytes, product_bytes
-from hessian_tools.curvature.estimates.trace import BLOCK, probes_fit_at_once
+from hessian_tools.curvature.engines.choice import EngineName
+from hessian_tools.curvature.engines.engine import Findings, PreparedProducts
+from hessian_tools.curvature.engines.memory import FORWARDS_PER_PRODUCT, KEPT_FORWARDS, vectors_at_once
+from hessian_tools.curvature.estimates.trace import BLOCK
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, bytes_of
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
-from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.validation import check_whole
 
 Calculation = Literal["product", "trace", "top_eigenpairs"]
 
 # The vectors of length param that a step of Lanczos holds while it makes the next basis vector: the product without its
 # components along the last two basis vectors, a copy of it, and the product made orthogonal to the whole basis.
 STEP_VECTORS = 3
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make.
+
+    now: the bytes of the storages that are alive now. peak: the largest value that ``now`` has had.
+
+    >>> with PeakBytes() as count:
+    ...     a = torch.zeros(10) + torch.ones(10)
+    >>> count.now, count.peak
+    (40, 120)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the operation and counts what it has made."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                self.add(leaf)
+        return out
+
+    def add(self, tensor: Tensor) -> None:
+        """Counts the storage of a tensor until it is freed, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key).atexit = False
+
+    def _freed(self, key: int) -> None:
+        """Called when the storage with this key is freed."""
+        self.now -= self._alive.pop(key)
+
+
+@dataclass(frozen=True)
+class ProductBytes:
+    """The memory of the products of a matrix at one point.
+
+    engine: the engine that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
+    product takes while it is computed, with its result and without its vectors. counted: True if kept and working were
+    counted; False if they were estimated from the product of one vector or from a forward pass, because the product
+    cannot be computed on tensors without numbers.
+    """
+
+    engine: EngineName
+    kept: int
+    working: int
+    counted: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +133,6 @@ class MemoryPlan(Result):
         return "\n".join([head, *lines])
 
 
-@full_precision
 def plan(
     H: Operator,
     calculation: Calculation = "product",
@@ -95,14 +156,12 @@ def plan(
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
-    >>> import torch
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(4096), torch.ones(4096))
     >>> found = plan(H, "top_eigenpairs", k=1)
     >>> found.held, found.vector_bytes
     ({'theta': 16384, 'batches': 16384}, 16384)
     """
-    check_whole(k=k, num_probes=num_probes)
     k, num_probes = int(k), int(num_probes)  # NumPy's whole numbers would make results of their own type
     if not isinstance(H, LossOperator) or not isinstance(H.prepared, PreparedProducts) or (H.num_points or 1) > 1:
         raise ValueError("a plan is made for the Hessian or the Gauss-Newton matrix of one loss at one point")
@@ -113,8 +172,7 @@ def plan(
     elif calculation == "trace":
         block = vectors_at_once(H.device, vector, min(BLOCK, num_probes))
         product = product_bytes(H.prepared, num_products=num_probes, columns=block)
-        drawn = num_probes if probes_fit_at_once(H, num_probes) else block  # how many probes are in memory at once
-        added, results = _of_trace(product, vector, block, drawn * n), 0
+        added, results = _of_trace(product, vector, block, block * n), 0
     else:
         # The tolerance 0.0 has no influence on memory.
         solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)
@@ -179,3 +237,68 @@ def _of_lanczos(product: ProductBytes, vector: int, k: int, basis: int, *, searc
     if searches:  # the pairs found so far are held, and each search has a basis that holds a copy of them
         steps[f"known pairs ({k}), twice"] = 2 * k * vector
     return _kept(product) | max((steps, ending, check), key=lambda stage: sum(stage.values()))
+
+
+def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int) -> ProductBytes:
+    """The memory of products of ``columns`` vectors together at one point, if ``num_products`` products are announced.
+
+    The cost is a forward pass, by which the engine is chosen, and a trace of the product if that engine is "compiled".
+    """
+    objective = prepared.objective
+    fresh = PreparedProducts(objective, prepared.matrix, prepared.engine, Findings())
+    fresh.announce(num_products)
+    name = fresh._choose(columns)
+    if name == "compiled":
+        device, budget = objective.thetas.device, prepared.engine.memory.budget(objective.thetas.device)
+        traces = fresh._traces()
+        working = max(trace.working_bytes(device, budget) for trace in traces)
+        return ProductBytes(name, sum(trace.kept_bytes for trace in traces), working, True)
+    # If the batches are taken one after the other, nothing is kept between products, and the largest batch takes most.
+    batchwise = fresh.is_batchwise
+    part = _largest_batch(objective) if batchwise else objective
+    # vmap refuses some products of several vectors on tensors without numbers. Then a product of one vector is counted.
+    for together in dict.fromkeys((columns, 1)):
+        try:
+            kept, working = _counted(replace(fresh, objective=part), name, together)
+        except Exception:  # whatever a loss may raise on tensors without numbers
+            continue
+        return _product_bytes(name, kept, working * (columns // together), batchwise, counted=together == columns)
+    forward, vector_bytes = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
+    # The engine double_backward keeps theta and its gradient besides the graph, and multiplies one column at a time.
+    kept = (KEPT_FORWARDS * forward + 2 * vector_bytes) if name == "double_backward" else 0
+    forwards = FORWARDS_PER_PRODUCT * (1 if name == "double_backward" else columns)
+    working = forwards * forward + 2 * columns * vector_bytes
+    return _product_bytes(name, kept, working, batchwise, counted=False)
+
+
+def _product_bytes(name: EngineName, kept: int, working: int, batchwise: bool, *, counted: bool) -> ProductBytes:
+    """The result; if the batches are taken one after the other, the kept bytes exist only during a product."""
+    return ProductBytes(name, 0 if batchwise else kept, working + (kept if batchwise else 0), counted)
+
+
+def _counted(prepared: PreparedProducts, name: EngineName, columns: int) -> tuple[int, int]:
+    """The bytes kept between products, and those of a product, by a product on tensors without numbers."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        (group,) = prepared.objective.groups
+        thetas, batches = pytree.tree_map_only(
+            Tensor, mode.from_tensor, (prepared.objective.thetas, list(group.batches))
+        )
+        objective = replace(prepared.objective, thetas=thetas, groups=(replace(group, batches=batches),))
+        V = torch.empty(1, thetas.shape[-1], columns, dtype=thetas.dtype, device=thetas.device)
+        with PeakBytes() as count:
+            for given in pytree.tree_leaves((thetas, batches, V)):
+                if isinstance(given, Tensor):
+                    count.add(given)  # now, because otherwise it would be counted when an operation makes a view of it
+            before = count.now
+            products = replace(prepared, objective=objective)._build_for(name, objective)
+            after = count.peak = count.now  # the peak while the kept data was built is not that of a product
+            products.products(V)
+            return after - before, count.peak - after
+
+
+def _largest_batch(objective: Objective) -> Objective:
+    """The objective of a single batch: the one with the most bytes."""
+    batches, theta = objective.batches, objective.thetas
+    if isinstance(batches, LoaderBatches):
+        return objective.of_batch(cast_like(batches.largest, theta))
+    return objective.of_batch(max(batches, key=lambda batch: bytes_of(batch, theta)))

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hessian_tools.batches import cast_like
-from hessian_tools.curvature.objective.indexing import at_points
+from hessian_tools.curvature.objective.objective import at_points
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, tensors_of
 from hessian_tools.random_states import restored_random_states

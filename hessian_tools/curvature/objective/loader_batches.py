@@ -7,15 +7,14 @@ The second reading starts from other states of the random generators, so that it
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from hessian_tools.batches import Batch, cast_like, refuse_random_loader, refuse_unusable
+from hessian_tools.batches import Batch, as_tensor, cast_like, refuse_random_loader, refuse_unusable
 from hessian_tools.outputs import tensors_of
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.random_states import random_states_from
@@ -59,13 +58,7 @@ class LoaderBatches(Sequence[Batch]):
         if count != len(self):
             raise ValueError(_other_data(f"{count} batches in place of {len(self)}"))
 
-    @overload
-    def __getitem__(self, index: int) -> Batch: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Batch]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """The first batch, which is held; any other index reads the loader."""
         return cast_like(self.first, self.like) if index == 0 else list(self)[index]
 
@@ -144,8 +137,7 @@ def checksum(batch: Batch) -> int:
         if isinstance(leaf, Mapping):  # of a class that pytree does not know, such as BatchEncoding
             total = zlib.crc32(str(checksum(dict(leaf))).encode(), total)
             continue
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":  # float, int, unsigned, bool
-            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        leaf = as_tensor(leaf)
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
             total = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), total)
             total = zlib.crc32(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, total)

@@ -49,9 +49,11 @@ def objective_of_share(
         """The objective, its weights in units that all processes share, and whether the criterion sums."""
         if objective is None:
             return _one_group(objective_of(first)), [0.0], False
-        if not by_size:
-            return objective, _given(weights, len(objective.batches)), False
-        return objective, *_weights_relative_to(objective, cast_like(first, thetas))
+        if by_size:
+            return objective, *_weights_relative_to(objective, cast_like(first, thetas))
+        if len(weights) != (count := len(objective.batches)):
+            raise ValueError(f"weights={weights!r} for {count} batches; give one number for each batch of this process")
+        return objective, [float(weight) for weight in weights], False
 
     objective, scaled, sums = ranks.with_shared_errors(weighted)
     rows = ranks.numbers([sum(scaled), float(sums)])
@@ -126,10 +128,3 @@ def _one_group(objective: Objective) -> Objective:
     if len(objective.groups) > 1:
         raise ValueError("points with batches of different sizes are not shared over processes; measure them in one")
     return objective
-
-
-def _given(weights: Any, count: int) -> list[float]:
-    """The weights that the caller has given. Raises ValueError if there is not one for each batch."""
-    if len(weights) != count:
-        raise ValueError(f"weights={weights!r} for {count} batches; give one number for each batch of this process")
-    return [float(weight) for weight in weights]

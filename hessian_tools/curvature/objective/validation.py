@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from hessian_tools.batches import batches_of, cast_like, refuse_unusable
 from hessian_tools.curvature.objective.batch_weights import batch_weights, loader_weights
-from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, loader_batches
-from hessian_tools.curvature.objective.objective import Group, Objective, Weights
+from hessian_tools.curvature.objective.objective import Group, Objective, Weights, at_points
 from hessian_tools.curvature.objective.shares import objective_of_share
 from hessian_tools.first_look import look_at_function
 from hessian_tools.loss import Batch, Loss, LossFunction
@@ -159,14 +158,19 @@ def _is_nan_and_flat(loss: LossFunction, theta: Tensor, batch: Batch) -> bool:
 def _checked_loss(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
     """The loss, made safe to differentiate twice, after :mod:`hessian_tools.first_look` has checked it.
 
-    The check comes before any other pass, because that pass could change the state of a model for good.
+    The check comes before any other pass, because that pass could change the state of a model for good. A ``Loss``
+    makes its network safe itself. Through weight normalisation, for example, torch's own Hessian is 45 % off.
     """
     if isinstance(loss, Loss):
         loss.refuse_hidden_state(theta, batch)
         return loss
-    function = _twice_differentiable(loss)
-    look_at_function(function, theta, batch)
-    return function
+
+    def safe(theta: Tensor, batch: Batch) -> Tensor:
+        with TwiceDifferentiable():
+            return loss(theta, batch)
+
+    look_at_function(safe, theta, batch)
+    return safe
 
 
 def _ragged_groups(loss: LossFunction, batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
@@ -175,20 +179,15 @@ def _ragged_groups(loss: LossFunction, batches: list[Ragged], thetas: Tensor, we
     Where each point has several batches, two points are in one group only if all their batches agree in shape.
     """
     batches_of_points = list(zip(*(ragged.batches for ragged in batches), strict=True))
+    members_of: dict[Hashable, list[int]] = {}  # for each combination of shapes, the points whose batches have these
+    for point, of_point in enumerate(batches_of_points):
+        members_of.setdefault(_shapes(of_point), []).append(point)
     groups = []
-    for members in _same_shapes(batches_of_points):
+    for members in members_of.values():
         stacked = [_stacked([cast_like(batches_of_points[i][b], thetas) for i in members]) for b in range(len(batches))]
         fractions = _weights(loss, thetas[members], stacked, weights, shared=False)
         groups.append(Group(torch.tensor(members, device="cpu"), tuple(stacked), fractions))
     return tuple(groups)
-
-
-def _same_shapes(batches_of_points: Sequence[Sequence[Batch]]) -> list[list[int]]:
-    """One list for each combination of shapes: the points whose batches have these shapes."""
-    members: dict[Hashable, list[int]] = {}
-    for point, batches in enumerate(batches_of_points):
-        members.setdefault(_shapes(batches), []).append(point)
-    return list(members.values())
 
 
 def _stacked(batches: Sequence[Batch]) -> Batch:
@@ -196,11 +195,9 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
 
     A leaf that is not a tensor is equal in all batches and is taken from the first one.
     """
-
-    def stack(*leaves: Any) -> Any:
-        return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-
-    return pytree.tree_map(stack, *batches)
+    return pytree.tree_map(
+        lambda leaf, *others: torch.stack([leaf, *others]) if isinstance(leaf, Tensor) else leaf, *batches
+    )
 
 
 def _shapes(batches: Sequence[Batch]) -> Hashable:
@@ -213,19 +210,6 @@ def _shapes(batches: Sequence[Batch]) -> Hashable:
         for x in leaves
     ]
     return str(spec), tuple(forms)
-
-
-def _twice_differentiable(loss: LossFunction) -> LossFunction:
-    """A plain function made safe to differentiate twice; a ``Loss`` does the same for its network.
-
-    Without this torch's Hessian through weight normalisation is 45 % off.
-    """
-
-    def safe(theta: Tensor, batch: Batch) -> Tensor:
-        with TwiceDifferentiable():
-            return loss(theta, batch)
-
-    return safe
 
 
 def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
@@ -241,20 +225,13 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 
 
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
-    """Raise ValueError for points whose type, dtype or shape is of no use."""
-    if not isinstance(thetas, Tensor):
-        raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
-    if thetas.is_complex():
-        raise ValueError(
-            f"thetas has dtype {thetas.dtype}, and a Hessian is one of real numbers; give torch.view_as_real(thetas)"
-            ".flatten(-2), and use torch.view_as_complex in the loss"
-        )
+    """Raise ValueError for points whose dtype or shape is of no use."""
     if thetas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
         )
-    if thetas.ndim not in (1, 2) or thetas.numel() == 0:
-        raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param], neither empty")
+    if thetas.ndim > 2:
+        raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param]")
     if isinstance(loss, Loss) and thetas.shape[-1] != loss.layout.numel:
         raise ValueError(
             f"thetas has shape {tuple(thetas.shape)}, but the network has {loss.layout.numel} parameters in its "
@@ -276,8 +253,6 @@ def _weights(
     loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], weights: Weights, *, shared: bool
 ) -> tuple[float, ...]:
     """The weight of each batch: for "size", found from the criterion; otherwise as given, scaled to a sum of one."""
-    if isinstance(weights, str) and weights != "size":
-        raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
     if isinstance(weights, str) and isinstance(batches, LoaderBatches):
         return loader_weights(loss, thetas[0], batches)
     if isinstance(weights, str):

@@ -11,9 +11,8 @@ from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.engines.double_backward import are_log_probabilities, linear_outputs
 from hessian_tools.curvature.engines.engine import checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching
-from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, DifferentiableOutputs, criterion_hessian
-from hessian_tools.curvature.objective.objective import Objective, Weights
+from hessian_tools.curvature.objective.objective import Objective, Weights, at_points
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.failures import warn
@@ -99,11 +98,6 @@ def gauss_newton(
     tensor([[10.,  2.],
             [ 2.,  4.]])
     """
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            "the Gauss-Newton matrix needs a network's outputs and a criterion, which a plain function does not have; "
-            "give a Loss from make_loss(model, criterion, layout), or use hessian"
-        )
     engine = checked_engine(route=route, compile=compile, batching=batching, chunk=chunk, max_memory=max_memory)
     # A loader's batches are held between products only if they fit into the memory that products may take.
     keep = engine.memory.budget

@@ -4,17 +4,26 @@ On a CPU, torch adds the terms of a float32 length or matrix product one after t
 large sum no longer notices a small term. A length is too short by a fraction of 4e-4 with 10 million random entries and
 of 1e-2 with 100 million. An inner product computed as a matrix product is off by up to 30 times that. Here long vectors
 are divided into pieces, whose results are added in float64. (``(x * y).sum()`` has no such error, because torch adds it
-pairwise.)
+pairwise.) ``Shards`` has the same for vectors of which each process holds a part.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.processes import Ranks
+
 # A vector of more than LONG entries is divided into pieces of PIECE entries. The errors of lengths and inner products
 # are then about 1e-7. Pieces are longer on a GPU, which adds many sums at the same time and where a call costs more.
 PIECE, LONG = 2**12, 2**14
 PIECE_ON_GPU = LONG_ON_GPU = 2**20
+# Random numbers are drawn in pieces, so that no process ever holds a whole vector. torch draws normal numbers in blocks
+# of 16, and draws the last 16 anew where the length is no multiple of 16. The pieces give the same numbers as one call,
+# because all but the last have a multiple of 16 numbers, and the last has at least 16 of them.
+DRAWN, BLOCK = 2**20, 16
 
 
 def lengths(vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
@@ -78,3 +87,51 @@ def _pieces(vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Views of the vectors divided into pieces, and of the entries that remain."""
     whole = vectors.shape[-1] // size * size
     return vectors[..., :whole].unflatten(-1, (-1, size)), vectors[..., whole:]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The division of vectors of length ``total`` over processes.
+
+    segments: the parts [start, stop) of the whole vector that this process holds, one after the other, in rising order.
+    """
+
+    ranks: Ranks
+    total: int
+    segments: Sequence[tuple[int, int]]
+
+    @property
+    def length(self) -> int:
+        """How many numbers of a vector this process holds."""
+        return sum(stop - start for start, stop in self.segments)
+
+    def inner(self, partial: Tensor) -> Tensor:
+        """Inner products of whole vectors, from those of the parts; the same to the bit on all processes."""
+        return self.ranks.sum(partial.clone())
+
+    def inner_products(
+        self, A: Float[Tensor, "*#point row param"], B: Float[Tensor, "*#point column param"]
+    ) -> Float[Tensor, "*point row column"]:
+        """The inner products of the rows of A with those of B, where all rows are whole vectors."""
+        return self.inner(inner_products(A, B))
+
+    def lengths(self, vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
+        """The lengths of whole vectors, in float64."""
+        return self.ranks.sum(lengths(vectors) ** 2).sqrt()
+
+    def own_numbers(self, draw: Callable[[int], Tensor], dtype: torch.dtype) -> Float[Tensor, " param"]:
+        """This process's part of the vector ``draw(total)``, drawn piece by piece, on the CPU."""
+        own = torch.empty(self.length, dtype=dtype, device="cpu")
+        start = 0
+        while start < self.total:
+            remaining = self.total - start
+            piece = draw(DRAWN if remaining >= DRAWN + BLOCK else remaining)
+            stop = start + len(piece)
+            offset = 0  # where the segment begins in ``own``
+            for a, b in self.segments:
+                low, high = max(a, start), min(b, stop)  # the part of the segment that lies in this piece
+                if low < high:
+                    own[offset + low - a : offset + high - a] = piece[low - start : high - start]
+                offset += b - a
+            start = stop
+        return own

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.engines.choice import ENGINES
 from hessian_tools.curvature.engines.engine import Engine, JoinedProducts, PreparedProducts
-from hessian_tools.curvature.objective.indexing import checked_points
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.objective import Objective, checked_points
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.layout import ParamLayout
@@ -95,9 +94,8 @@ class LossOperator(Operator):
         try:  # not by _own_products, because one more Python call shows in the time of a tiny network's product
             return self.prepared.products(V)
         except Exception as error:
-            if (why := self._why_it_fails(error)) is None:
-                raise
-            raise ValueError(why) from error
+            self._explain(error)
+            raise
 
     def _own_products(self, V: Tensor) -> Tensor:
         """The products with the part of the matrix that comes from the batches of this process."""
@@ -106,16 +104,16 @@ class LossOperator(Operator):
         try:
             return self.prepared.products(V)
         except Exception as error:
-            if (why := self._why_it_fails(error)) is None:
-                raise
-            raise ValueError(why) from error
+            self._explain(error)
+            raise
 
-    def _why_it_fails(self, error: Exception) -> str | None:
-        """Why the loss fails on its first batch; None where the error already says so, or the loss does not fail."""
-        if says_enough(error):
-            return None
-        part = self.objective.by_group()[0]
-        return why_loss_fails(part.loss, part.thetas, part.batches_at(0)[0], name="batch", own_batch=False)
+    def _explain(self, error: Exception) -> None:
+        """Raises ValueError with the reason if the loss fails on its first batch and the error does not say why."""
+        if not says_enough(error):
+            part = self.objective.by_group()[0]
+            why = why_loss_fails(part.loss, part.thetas, part.batches_at(0)[0], name="batch", own_batch=False)
+            if why is not None:
+                raise ValueError(why) from error
 
     def announce(self, num_products: int) -> None:
         """Announces that so many products of each point will follow; the engine is chosen for this number."""
@@ -124,7 +122,7 @@ class LossOperator(Operator):
     def select(self, points: Int[Tensor, " chosen"]) -> "LossOperator":
         """The operator at some of its points."""
         if self.single:
-            raise ValueError("an operator at a single point has no points to select; give thetas [point, param]")
+            super().select(points)  # raises
         return replace(self, prepared=self.prepared.select(checked_points(points, len(self.objective.thetas))))
 
     def _details(self) -> list[str]:

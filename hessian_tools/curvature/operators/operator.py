@@ -1,9 +1,15 @@
-"""The interface of every curvature matrix: a symmetric operator at one point or at many, given by its products."""
+"""The interface of every curvature matrix: a symmetric operator at one point or at many, given by its products.
+
+Operators at many points are cut into parts by their points, so that the data kept for products fits in memory.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +17,8 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from hessian_tools.curvature.operators.shards import Shards
+from hessian_tools.curvature.engines.memory import vectors_at_once
+from hessian_tools.curvature.operators.lengths import Shards
 from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
 from hessian_tools.processes import Ranks
@@ -19,6 +26,8 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 # The number of products that ``to_dense`` computes at once: unit vectors times points.
 UNITS_AT_ONCE = 256
+# The number of products that ``row_products`` computes at once by default: rows times points.
+ROWS_AT_ONCE = 16
 
 
 class Operator(ABC):
@@ -55,9 +64,9 @@ class Operator(ABC):
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns. The point axis is always there, of length one for a single point."""
 
-    @abstractmethod
     def select(self, points: Int[Tensor, " chosen"]) -> "Operator":
         """The operator at some of its points, in the order given; only for an operator that has a point axis."""
+        raise ValueError("an operator at a single point has no points to select; give thetas [point, param]")
 
     @property
     def layout(self) -> ParamLayout | None:
@@ -96,7 +105,7 @@ class Operator(ABC):
         """
         if self.num_points is None or self.num_points <= (at_once := self.at_once):
             return [self]
-        return operator_parts.Parts(self, torch.arange(self.num_points, device="cpu").split(at_once))
+        return Parts(self, torch.arange(self.num_points, device="cpu").split(at_once))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,7 +155,7 @@ class Operator(ABC):
         """The matrix itself, from num_params products at each point. It is not symmetrised."""
         self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
-        dense = operator_parts.row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
+        dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
@@ -154,15 +163,7 @@ class Operator(ABC):
         if not 0 <= point < (self.num_points or 1):
             raise ValueError(f"point={point}: this operator has points 0 to {(self.num_points or 1) - 1}")
         operator = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
-
-        def matmat(columns: np.ndarray) -> np.ndarray:
-            V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
-            return operator.products(V[None])[0].cpu().numpy()
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
-        n = self.num_params
-        # One function serves for all four, because it takes single vectors too and the matrix is symmetric.
-        return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=numpy_dtype)
+        return scipy_operator(self, operator.products, operator.products)  # the matrix is its own transpose
 
     def __add__(self, other: "Operator") -> "composite.Combination":
         return composite.combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
@@ -262,6 +263,73 @@ class Operator(ABC):
             ) from None
 
 
-# These modules import the class above, whose methods call them. They can therefore be imported only below it.
+@dataclass(frozen=True)
+class Parts(Sequence[Operator]):
+    """A sequence of operators, which are one operator at consecutive groups of its points.
+
+    A part is made when the sequence is indexed, and the sequence holds no part. The data that a part keeps for its
+    products can therefore be freed before the next part begins.
+
+    whole: the operator at all points. points: the positions of the points of each part.
+    """
+
+    whole: Operator
+    points: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, part: Any) -> Any:
+        if isinstance(part, slice):
+            return Parts(self.whole, self.points[part])
+        return self.whole.select(self.points[part])
+
+
+def part_by_part(H: Operator, function: Callable[[Operator, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The results of ``function(part, slice of its points)`` for every part of H, concatenated along the points."""
+    results, start = [], 0
+    for part in H.parts():
+        stop = start + (part.num_points or 1)
+        results.append(function(part, slice(start, stop)))
+        start = stop
+    return results[0] if len(results) == 1 else tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))
+
+
+def row_products(
+    H: Operator, rows: Float[Tensor, "#point row param"], *, at_once: int = ROWS_AT_ONCE
+) -> Float[Tensor, "point row param"]:
+    """H times each row, a few rows at a time. at_once: the most products that run together, rows times points.
+
+    Large rows are multiplied one by one. Rows are used because each of them is contiguous in memory, which the columns
+    of a block are not.
+    """
+    num_points = H.num_points or 1
+    out = rows.new_empty(num_points, *rows.shape[1:])
+    rows = rows.expand(num_points, -1, -1)
+    at_once = vectors_at_once(rows.device, rows.shape[-1] * rows.element_size(), at_once)
+    for chosen in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
+        block = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        out[:, block] = H.products(rows[:, block].mT).mT
+    return out
+
+
+def scipy_operator(
+    matrix: Any, products: Callable[[Tensor], Tensor], transposed_products: Callable[[Tensor], Tensor]
+) -> LinearOperator:
+    """A matrix at one point as a SciPy operator, which takes and returns NumPy arrays.
+
+    matrix: says the size, the dtype and the device. products, transposed_products: the products [1, param, probe] with
+    the matrix and with its transpose.
+    """
+
+    def on_arrays(multiply: Callable[[Tensor], Tensor], columns: np.ndarray) -> np.ndarray:
+        V = torch.tensor(columns, device="cpu").to(matrix.device, matrix.dtype).reshape(matrix.num_params, -1)
+        return multiply(V[None])[0].cpu().numpy()
+
+    numpy_dtype, n = torch.empty(0, dtype=matrix.dtype, device="cpu").numpy().dtype, matrix.num_params
+    forward, back = partial(on_arrays, products), partial(on_arrays, transposed_products)  # for single vectors, too
+    return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=numpy_dtype)
+
+
+# This module imports the class above, whose methods call it. It can therefore be imported only below it.
 from hessian_tools.curvature.operators import composite  # noqa: E402
-from hessian_tools.curvature.operators import parts as operator_parts  # noqa: E402

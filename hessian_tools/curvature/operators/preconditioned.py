@@ -15,10 +15,8 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 from hessian_tools.curvature.operators.composite import Scaled
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import unwrapped
-from hessian_tools.torch_fixes.precision import full_precision
 
 
-@full_precision
 def preconditioned(
     H: Operator, preconditioner: Optimizer | Float[Tensor, " param"], model: torch.nn.Module | None = None
 ) -> Scaled:

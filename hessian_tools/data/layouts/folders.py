@@ -8,7 +8,6 @@ from functools import partial
 
 from PIL import Image, UnidentifiedImageError
 
-from hessian_tools.data.images import open_image
 from hessian_tools.data.layouts.layout import (
     Contents,
     Match,
@@ -17,6 +16,7 @@ from hessian_tools.data.layouts.layout import (
     home_suffix,
     image_files,
     is_image,
+    open_image,
     parts_by_home,
 )
 from hessian_tools.data.splits import PART_OF, given_split, named_split, split_by_hash

@@ -5,12 +5,14 @@ together with a function that reads the images. That function is called only if 
 images yet.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from hessian_tools.data.safe_pickle import load_pickle
 from hessian_tools.data.splits import PART_OF, Split
@@ -18,6 +20,10 @@ from hessian_tools.data.tree import Tree
 from hessian_tools.validation import some_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# The formats that data sets use. Pillow knows further ones, and opening one of them (PostScript) runs another program.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+MAX_PIXELS = 64_000_000  # the largest photograph of the known data sets has 42 million
 
 Box = tuple[int, int, int, int]
 Images = Callable[[], Iterator[bytes | np.ndarray]]
@@ -168,6 +174,17 @@ def labelled_images(class_names: tuple[str, ...], files: Mapping[str, Labelled],
             check_same_length(name, num_images, len(indices))
 
     return Contents(class_names, counts, splits, pictures)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """The image in the bytes of an image file; its pixels are not decoded yet.
+
+    Raises ValueError where the image has more than ``MAX_PIXELS`` pixels, and what Pillow raises where it is no image.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, but at most {MAX_PIXELS} are decoded")
+    return image
 
 
 def load_mapping(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:

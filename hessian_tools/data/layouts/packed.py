@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hessian_tools.data.images import MAX_PIXELS
 from hessian_tools.data.layouts.layout import (
+    MAX_PIXELS,
     Contents,
     Images,
     Match,

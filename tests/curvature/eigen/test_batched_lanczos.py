@@ -10,8 +10,7 @@ from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import gauss_quadrature, lanczos
-from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
-from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.eigen.selection import RitzPairs, Selection, in_order
 
 TOP = (Selection("LA", k=2, rtol=1e-8),)
 LIMITS = Limits(seed=0, max_steps=60, max_basis=60)

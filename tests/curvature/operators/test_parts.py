@@ -25,7 +25,7 @@ from hessian_tools.curvature import (
     trace,
 )
 from hessian_tools.curvature.operators.loss_operator import LossOperator
-from hessian_tools.curvature.operators.parts import Parts, part_by_part, row_products
+from hessian_tools.curvature.operators.operator import Parts, part_by_part, row_products
 
 CASE = NETWORKS[0]
 OPERATORS = {

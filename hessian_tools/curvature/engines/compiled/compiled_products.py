@@ -109,7 +109,15 @@ class Traced:
         """
         key = V.shape[0], V.shape[-1], self.compile
         if key not in self._graphs:
-            self._graphs[key] = self._batched(V, kept)
+            v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
+            points, probes = key[0] > 1, key[1] > 1
+            try:
+                graph = batched_graph(self.vector_part, v, kept, points=points, probes=probes, compile=self.compile)
+            except Exception as error:  # vmap refuses an operation, but one point or vector at a time works
+                if not (points or probes) or is_out_of_memory(error):
+                    raise
+                graph = None
+            self._graphs[key] = graph
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -127,7 +135,7 @@ class Traced:
         graph = self.graph(V, kept)
         if graph is None:
             # One column after the other. A graph for one column exists, so that this ends: for several points,
-            # ``prepare`` has made sure of it, and for one point ``_batched`` raises an error instead of returning None.
+            # ``prepare`` has made sure of it, and for one point and column ``graph`` raises an error.
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
         v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
         if recorded.switched_on(V.device):  # only on a GPU, where graphs have no buffers
@@ -141,17 +149,6 @@ class Traced:
                 workspace.buffers[number, buffer] = buffer.empty()
             memory.append(workspace.buffers[number, buffer])
         return graph.run(v, *kept, *memory).reshape(V.shape)
-
-    def _batched(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
-        """A new graph for the arguments of :meth:`graph`."""
-        points, probes = V.shape[0] > 1, V.shape[-1] > 1
-        v = V.squeeze((0, -1)).contiguous()  # a graph has no axis of points or of probes that has length one
-        try:
-            return batched_graph(self.vector_part, v, kept, points=points, probes=probes, compile=self.compile)
-        except Exception as error:  # vmap refuses an operation, but one point or vector at a time works
-            if not (points or probes) or is_out_of_memory(error):
-                raise
-            return None
 
     def _point_parts(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int

@@ -45,19 +45,14 @@ def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
     for i, node in enumerate(plan.nodes):
         destination = plan.destination_of(node, i)
         if destination is not None:
-            node.target = _writing_variant(node.target)
-            # The overload is called "out" or "grad_input", like its argument for the destination.
+            # The overload that writes is called "out" or "grad_input", like its argument for the destination.
+            variants = node.target.overloadpacket
+            node.target = variants.out if "out" in variants.overloads() else variants.grad_input
             node.kwargs = {**node.kwargs, node.target._overloadname: destination}
     first_operation = next(n for n in plan.nodes if n.op != "placeholder")
     for buffer in plan.buffers:  # moved behind the inputs that the graph had before
         first_operation.prepend(buffer)
     return tuple(plan.buffers.values())
-
-
-def _writing_variant(operation: Any) -> Any:
-    """The overload of an operation that writes into a given tensor."""
-    variants = operation.overloadpacket
-    return variants.out if "out" in variants.overloads() else variants.grad_input
 
 
 class _Plan:
