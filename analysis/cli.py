@@ -409,14 +409,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status; a mistake is told in at most two lines on standard error."""
-    from analysis.errors import UserError
+    from analysis.errors import UserError, with_notes
 
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
         return _fail(_mistake(e), 2)
     except UserError as e:
-        return _fail(str(e), 2)
+        return _fail(with_notes(e), 2)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 1)
     except BrokenPipeError:  # the process that read our output has ended, as ``head`` does
@@ -424,12 +424,12 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
-        return _fail(_describe(e), 2)
+        return _fail(with_notes(e, _describe(e)), 2)
     except Exception as e:
         status = _status(e)
         if status is None:
             raise
-        return _fail(str(e), status)
+        return _fail(with_notes(e), status)
     return status if isinstance(status, int) else 0
 
 

@@ -199,7 +199,7 @@ def sendable(error: Exception) -> Exception:
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
 
 
 def _end_with(parent: int) -> None:

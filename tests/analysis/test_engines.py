@@ -106,7 +106,9 @@ DONE: list[Any] = []
 
 def work(unit: Unit, emit: Any) -> None:
     if unit.task == "fail":
-        raise ArithmeticError("it does not add up")
+        error = ArithmeticError("it does not add up")
+        error.add_note("It was raised by maml seed 5.")
+        raise error
     if unit.task == "refuse":
         raise UserError("the data have changed")
     if unit.task == "wait":
@@ -129,11 +131,14 @@ def test_every_unit_is_done_once_and_reported(tmp_path: Path, jobs: list[ThreadJ
 
 
 def test_a_failed_unit_is_named_with_its_worker_and_ends_the_others(tmp_path: Path, jobs: list[ThreadJob]) -> None:
-    named = r"^doing fail failed in job 7 on .*, process \d+: ArithmeticError: it does not add up \(see .*error.txt\)$"
+    named = (
+        r"^doing fail failed in job 7 on .*, process \d+: ArithmeticError: it does not add up"
+        r" It was raised by maml seed 5. \(see .*error.txt\)$"
+    )
     with pytest.raises(UnitFailed, match=named) as error:
         engine(tmp_path, jobs).run(work, units("wait", "fail"))
     assert isinstance(error.value.error, ArithmeticError)
-    assert 'raise ArithmeticError("it' in (tmp_path / ".cluster" / "error.txt").read_text()
+    assert '    raise error\nArithmeticError: it' in (tmp_path / ".cluster" / "error.txt").read_text()
     assert all(job.cancelled for job in jobs)
     jobs[0].thread.join(5)  # it reports its progress, and sees that its permit is gone
     assert isinstance(jobs[0].answers[0].error, worker.Stopped)
