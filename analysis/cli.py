@@ -53,7 +53,7 @@ class ComputeOptions:
         WholeNumber | None,
         Parameter(
             help="Number of worker processes, with one thread each; 0 works in this process"
-            " [default: one per core; 0 for a small study; on a card, one per 16 GiB of its memory]."
+            " [default: one per core; 0 for a small study; on a card, one per learner that fits in its memory]."
         ),
     ] = None
     devices: Annotated[
@@ -73,8 +73,8 @@ class ComputeOptions:
     device: Annotated[
         Literal["cpu", "cuda"],
         Parameter(
-            help="Where the tensors live; with cuda, several runs are trained at once on the first card: one for each"
-            " 16 GiB of its memory, unless --workers says otherwise."
+            help="Where the tensors live; with cuda, all seeds of a learner are trained together on the first card, and"
+            " several learners at once. --workers above the number of learners divides their seeds."
         ),
     ] = "cpu"
     trust: Trust = False

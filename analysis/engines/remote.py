@@ -74,8 +74,8 @@ class RemoteEngine:
     max_jobs: int | None = None
 
     @property
-    def workers(self) -> int | None:
-        """How many units are done at once; None for all units that there are."""
+    def min_units(self) -> int | None:
+        """The number of jobs, so that each has a unit; None makes a unit of each run, and a job of each unit."""
         return self.max_jobs
 
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
