@@ -126,8 +126,13 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
     """
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: this torch sees no CUDA device; rehearse with --device cpu")
-    end, left_out = time.perf_counter() + 60 * minutes, []
+    end, machine = time.perf_counter() + 60 * minutes, facts(device)
     rows: dict[str, list[Figures]] = {}
+    left_out: list[str] = []
+
+    def keep() -> None:
+        out.write_text(json.dumps({"machine": machine, **rows, "left out": left_out}, indent=1) + "\n")
+
     for section in sections or tuple(SECTIONS):
         rows[section] = []
         for what, measure in SECTIONS[section](device):
@@ -136,8 +141,7 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
                 left_out.append(f"{section}: {in_words(what)}")
                 continue
             rows[section].append(what | outcome(measure, seconds))
-            # Written after every row, so that an interruption loses only one.
-            out.write_text(json.dumps({"machine": facts(device), **rows, "left out": left_out}, indent=1) + "\n")
+            keep()  # after every row, so that an interruption loses only one
         prepared.cache_clear()
         prepared_training.cache_clear()
         print(f"{section}, {device}")
@@ -146,9 +150,9 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
             show(measured_rows, None)
         for row in (row for row in rows[section] if "failed" in row):
             print(f"failed: {in_words({name: row[name] for name in row if name != 'failed'})}: {row['failed']}")
-    out.write_text(json.dumps({"machine": facts(device), **rows, "left out": left_out}, indent=1) + "\n")
-    for row in left_out:
-        print(f"left out for want of time: {row}")
+    keep()
+    for words in left_out:
+        print(f"left out for want of time: {words}")
 
 
 def in_words(what: Figures) -> str:

@@ -310,5 +310,5 @@ def _validate(stack: _Stack, runs: list[Run], meta_step: int) -> list[Checkpoint
         chunks=stack.validation_chunks,
     )
     # The means of all runs are read together, because each reading makes the CPU wait for the GPU.
-    means = torch.stack([score.mean(-1).double() for score in scores]).tolist()
+    means = torch.stack([torch.stack([row.mean() for row in score]).double() for score in scores]).tolist()
     return [Checkpoint(meta_step, *numbers) for numbers in zip(thetas, *means, strict=True)]
