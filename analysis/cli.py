@@ -53,7 +53,7 @@ class ComputeOptions:
         WholeNumber | None,
         Parameter(
             help="Number of worker processes, with one thread each; 0 works in this process"
-            " [default: one per core; 0 for a small study; on a card, one per 16 GiB of its memory]."
+            " [default: one per core; 0 for a small study; on a card, one per learner that fits in its memory]."
         ),
     ] = None
     devices: Annotated[
@@ -73,8 +73,8 @@ class ComputeOptions:
     device: Annotated[
         Literal["cpu", "cuda"],
         Parameter(
-            help="Where the tensors live; with cuda, several runs are trained at once on the first card: one for each"
-            " 16 GiB of its memory, unless --workers says otherwise."
+            help="Where the tensors live; with cuda, all seeds of a learner are trained together on the first card, and"
+            " several learners at once. --workers above the number of learners divides their seeds."
         ),
     ] = "cpu"
     trust: Trust = False
@@ -413,14 +413,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status; a mistake is told in at most two lines on standard error."""
-    from analysis.errors import UserError
+    from analysis.errors import UserError, with_notes
 
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
         return _fail(_mistake(e), 2)
     except UserError as e:
-        return _fail(str(e), 2)
+        return _fail(with_notes(e), 2)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 1)
     except BrokenPipeError:  # the process that read our output has ended, as ``head`` does
@@ -428,12 +428,12 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
-        return _fail(_describe(e), 2)
+        return _fail(with_notes(e, _describe(e)), 2)
     except Exception as e:
         status = _status(e)
         if status is None:
             raise
-        return _fail(str(e), status)
+        return _fail(with_notes(e), status)
     return status if isinstance(status, int) else 0
 
 

@@ -1,6 +1,7 @@
 """Estimates the time and the memory of a study before anything is made, so that a slip such as 10**12 tasks is refused.
 
 The estimate is rough, within a factor of about five on a CPU. It is meant to tell a long study from an impossible one.
+On a GPU it is that of one process on an H200. It rests on a few measurements there, and no study was compared with it.
 """
 
 import os
@@ -11,6 +12,7 @@ from math import prod
 import torch
 
 from analysis.config import StepSizeSearch
+from analysis.engines.sharing import trains_together
 from analysis.errors import UserError
 from analysis.study import Problem, Study, StudyLearner
 
@@ -19,6 +21,10 @@ MAX_OPTION = 10_000  # the largest whole number among the options of a network
 MAX_LAYERS = 100  # the same for num_layers, depth and the like; building 10,000 layers of torch takes minutes
 FLOPS = 5e9  # operations of one core in a second
 LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter tensor of the network
+# The same for an H200, by outer steps of MAML with a network of four convolutions of width 64 that compute all tasks at
+# once: 166 ms with 4 tasks, where launching the operations takes all of the time, and 307 ms with 64 tasks.
+CARD_FLOPS = 3e12
+CARD_LAYER_SECONDS = 2e-4
 GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
 SECOND_ORDER = 3  # the factor by which an inner step costs more where the outer gradient is taken through it
 PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
@@ -107,60 +113,68 @@ def bytes_on_disk(study: Study) -> float:
     return num_bytes
 
 
+def is_on_card(study: Study) -> bool:
+    """Whether a study is computed on a GPU, where all tasks of a step or of a measurement are computed at once."""
+    return torch.device(study.device).type == "cuda"
+
+
 def _work(study: Study) -> "_Work":
-    """The processor time of one forward pass of a study's network over each of its sets of examples."""
-    config, input_shape = study.config, study.problem.tasks.input_shape
+    """What the processor time of the forward passes of a study's network follows from."""
+    input_shape = study.problem.tasks.input_shape
     num_params, num_tensors, has_convolutions = _parameters(study.problem)
     latent_sizes = [learner.learner.latent.size for learner in study.learners.values() if learner.learner.latent]
     # LEO also has an encoder and a decoder between codes and head; this is a rough count of their parameters.
     num_params += 100 * max(latent_sizes, default=0)
     positions = max(prod(input_shape[1:]) * POSITION_SHARE, 1.0) if has_convolutions else 1.0
-
-    def forward(examples_of_a_class: int, *, tasks: int = 1) -> float:
-        examples = config.data.ways * examples_of_a_class * tasks
-        # At each position of each example, every parameter takes one multiplication and one addition.
-        return max(2 * num_params * positions * examples / FLOPS, num_tensors * LAYER_SECONDS)
-
-    return _Work(
-        num_params=num_params,
-        support=forward(config.data.shots),
-        query=forward(config.data.queries),
-        held_out=forward(config.data.test_queries),
-        # The tasks of a meta-iteration pass through the network together.
-        supports=forward(config.data.shots, tasks=config.train.meta_batch),
-        queries=forward(config.data.queries, tasks=config.train.meta_batch),
-    )
+    return _Work(study, num_params, num_tensors, positions)
 
 
 @dataclass(frozen=True)
 class _Work:
     """The processor time of the work on tasks, which is counted in forward passes.
 
-    num_params: the number of parameters.
-    support, query, held_out: the seconds of one forward pass over the support set of a task, over its query set in
-        training, and over the query set of a held-out task.
-    supports, queries: the same over the support sets, and over the query sets, of all tasks of a meta-iteration.
+    num_params, num_tensors: the numbers of parameters and of tensors of them. positions: at how many positions of an
+    example every parameter is used.
     """
 
+    study: Study
     num_params: int
-    support: float
-    query: float
-    held_out: float
-    supports: float
-    queries: float
+    num_tensors: int
+    positions: float
+
+    def forward(self, examples_of_a_class: int, *, tasks: int = 1) -> float:
+        """The seconds of one forward pass over a set of examples of each of several tasks, which pass together."""
+        examples = self.study.config.data.ways * examples_of_a_class * tasks
+        flops, layer_seconds = (CARD_FLOPS, CARD_LAYER_SECONDS) if is_on_card(self.study) else (FLOPS, LAYER_SECONDS)
+        # At each position of each example, every parameter takes one multiplication and one addition.
+        return max(2 * self.num_params * self.positions * examples / flops, self.num_tensors * layer_seconds)
+
+    def in_all(self, examples_of_a_class: int, tasks: int) -> float:
+        """The seconds of forward passes over the sets of several tasks: one after the other, or at once on a GPU."""
+        if is_on_card(self.study) and tasks:
+            return self.forward(examples_of_a_class, tasks=tasks)
+        return tasks * self.forward(examples_of_a_class)
 
     def training(self, learner: StudyLearner, meta_steps: int) -> float:
-        """The seconds of a number of meta-iterations."""
+        """The seconds of a number of meta-iterations of a run, as its share of those of all runs of its unit."""
+        data, meta_batch = self.study.config.data, self.study.config.train.meta_batch
+        num_runs = 1
+        if trains_together(self.study, learner.name):
+            num_runs = max(1, len(self.study.config.seeds_of(learner.name)))
+        # The tasks of a meta-iteration pass through the network together.
+        supports = self.forward(data.shots, tasks=meta_batch * num_runs)
+        queries = self.forward(data.queries, tasks=meta_batch * num_runs)
         inner = learner.learner.steps
         if learner.settings.shot:
             # A loop of SHOT without a number of steps of its own is the inner loop itself, which is counted already.
             inner += (learner.settings.shot.reference_steps or 0) + (learner.settings.shot.target_steps or 0)
         order = 1 if learner.learner.first_order else SECOND_ORDER
-        return meta_steps * GRADIENT * (inner * self.supports * order + self.queries)
+        return meta_steps * GRADIENT * (inner * supports * order + queries) / num_runs
 
-    def evaluation(self, learner: StudyLearner, tasks: int, queries: float) -> float:
-        """The seconds of adapting to a number of tasks, each followed by a forward pass of ``queries`` seconds."""
-        return tasks * (GRADIENT * learner.learner.evaluating().steps * self.support + queries)
+    def evaluation(self, learner: StudyLearner, tasks: int, queries: int) -> float:
+        """The seconds of adapting to a number of tasks, each followed by a forward pass over ``queries`` a class."""
+        steps = learner.learner.evaluating().steps
+        return GRADIENT * steps * self.in_all(self.study.config.data.shots, tasks) + self.in_all(queries, tasks)
 
 
 def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
@@ -169,15 +183,18 @@ def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
     num_checkpoints = len(learner.checkpoints)
     curvature = 0.0
     # The full measurements are those of the first ``full_tasks`` tasks at the first and the last checkpoint.
-    for level, num_loops in ((measure.full, 2 * measure.full_tasks), (measure.light, num_checkpoints * measure.tasks)):
-        num_points = num_loops * (config.inner.steps + 1)
+    for level, checkpoints, tasks in (
+        (measure.full, 2, measure.full_tasks),
+        (measure.light, num_checkpoints, measure.tasks),
+    ):
         products = min(level.max_matvecs, work.num_params) + level.probes
         num_losses = 1 + len(measure.losses)  # the support loss and the further ones
-        curvature += num_points * num_losses * products * PRODUCT * work.support
+        points = work.in_all(config.data.shots, tasks * (config.inner.steps + 1))
+        curvature += checkpoints * num_losses * products * PRODUCT * points
     return {
         "training": work.training(learner, learner.checkpoints[-1]),
-        "validation": num_checkpoints * work.evaluation(learner, config.train.validation_tasks, work.query),
-        "evaluation": num_checkpoints * work.evaluation(learner, measure.evaluation_tasks, work.held_out),
+        "validation": num_checkpoints * work.evaluation(learner, config.train.validation_tasks, config.data.queries),
+        "evaluation": num_checkpoints * work.evaluation(learner, measure.evaluation_tasks, config.data.test_queries),
         "curvature": curvature,
     }
 
@@ -192,7 +209,7 @@ def _seconds(study: Study, work: _Work) -> dict[str, float]:
     search = config.inner.step_size
     if isinstance(search, StepSizeSearch):
         learner = study.learners[search.learner]
-        validation = work.evaluation(learner, search.validation_tasks, work.query)
+        validation = work.evaluation(learner, search.validation_tasks, config.data.queries)
         seconds_of_candidate = work.training(learner, search.meta_steps) + validation
         seconds["the search for the step size"] = len(search.candidates) * seconds_of_candidate
     return dict(seconds)

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analysis import kept
-from analysis.cost import bytes_on_disk, estimate, estimate_of_runs
+from analysis.cost import bytes_on_disk, estimate, estimate_of_runs, is_on_card
+from analysis.engines.processes import Processes
 from analysis.folder import plan_to_begin
 from analysis.measure import is_measured, units
 from analysis.status import megabytes, meta_iteration
 from analysis.study import Study
 from analysis.times import PARTS, cpu_seconds, duration
-from analysis.training import is_trained, refuse_changed_data, trained_in
+from analysis.training import is_trained, refuse_changed_data, trained_in, units_of
 from hessian_tools.data import summary
 from hessian_tools.runs.worker_pool import WorkerPool
 
@@ -44,6 +45,9 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
     if study.step_size is None:
         yield "before training: a search for the inner step size"
     yield f"to train: {len(waiting)} of {len(goals)} runs, {steps} of {sum(goals.values())} meta-iterations"
+    together = [unit for unit in units_of(study, waiting, _min_units(engine)) if len(unit.seeds) > 1]
+    if together:
+        yield f"trained together: {'; '.join(str(unit).removeprefix('training ') for unit in together)}"
     if not only_train:
         work = units(study)
         left = [unit for unit in work if not is_measured(unit)]
@@ -95,9 +99,19 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
     total = sum(seconds.values())
     parts = ", ".join(f"{VERBS[part]} {duration(time)}" for part, time in seconds.items())
     basis = "by the times so far" if corrected else "a rough estimate, up to five times off"
+    kind, at_best = "processor time", ""
+    if is_on_card(study):
+        # The workers take turns on the card. Nobody has measured how much that costs, nor how far off the estimate is.
+        kind, at_best = "one process on the card", "at best "
+        basis = basis if corrected else "a rough guess for an H200"
     workers = engine.workers if isinstance(engine, WorkerPool) else 0
-    shared = f", {duration(total / workers)} on {workers} workers" if workers > 1 else ""
-    return f"time: {duration(total)} of processor time ({parts}){shared}; {basis}"
+    shared = f", {at_best}{duration(total / workers)} on {workers} workers" if workers > 1 else ""
+    return f"time: {duration(total)} of {kind} ({parts}){shared}; {basis}"
+
+
+def _min_units(engine: object) -> int | None:
+    """The ``min_units`` of an engine that is not entered yet; those of a cluster are known only once it is."""
+    return engine.min_units if isinstance(engine, Processes) else None
 
 
 def _recorded(study: Study, run: Run) -> dict[str, float]:

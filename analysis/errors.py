@@ -23,3 +23,16 @@ def shortened(message: str) -> str:
         return text
     # A message begins with what is wrong and ends with what to do, so both ends stay: 600 and 290 characters.
     return f"{text[: MAX_MESSAGE - 300]} [...] {text[-290:]}"
+
+
+def with_notes(error: BaseException, message: str | None = None) -> str:
+    """The message of an error, with the notes that were added to it, such as which of several runs has raised it.
+
+    message: another text in place of the error's own.
+
+    >>> error = OSError("no such task")
+    >>> error.add_note("It was raised by maml seed 5.")
+    >>> with_notes(error)
+    'no such task It was raised by maml seed 5.'
+    """
+    return " ".join([str(error) if message is None else message, *getattr(error, "__notes__", ())])

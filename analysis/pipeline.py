@@ -105,9 +105,10 @@ def run_study(
     kept: a folder of kept results of this study, as ``hessian-tools keep`` writes it, whose runs are not made again; or
         the folder of a study whose trained networks are taken over, to be measured in another way.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process. The default is 0
-        for a small study. For others it is the number of cores, or, on a GPU, one worker for each 16 GiB of its memory;
-        a GPU on which that makes fewer than two workers has 0. A script that uses processes needs
-        ``if __name__ == "__main__":``.
+        for a small study. For others it is the number of cores. On a GPU, where the runs of a learner are trained
+        together, it is the number of learners, at most one for each 16 GiB of the GPU's memory; fewer than two workers
+        become 0. A number that is given divides the runs of a learner until every worker has some. A script that uses
+        processes needs ``if __name__ == "__main__":``.
     devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them; those on the same
         device share its memory.
     cluster: the file with the settings of a cluster, in whose jobs the study trains and measures; docs/cluster.md has

@@ -7,18 +7,17 @@ at any moment and started again.
 
 import json
 import shutil
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from analysis import kept, store
 from analysis.config import StepSizeSearch
 from analysis.engines.engine import Engine
+from analysis.engines.sharing import training_jobs
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
@@ -70,7 +69,7 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
         total = sum(study.learners[learner].checkpoints[-1] for learner, _ in waiting)
         with reporter.stage("train", total, "meta-iterations") as advance:
             for group in study.training_order:  # a learner begins only from learners of earlier groups
-                units = units_of(study, [run for run in waiting if run[0] in group], engine.workers)
+                units = units_of(study, [run for run in waiting if run[0] in group], engine.min_units)
                 engine.run(train_unit, units, emit=advance)
     for learner, seed in runs:
         stopped = diverged_at(study.run(learner, seed))
@@ -79,50 +78,9 @@ def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     return study
 
 
-def trains_together(study: Study, learner: str) -> bool:
-    """Whether the runs of a learner are trained together: on a GPU, most of which a single run would leave idle.
-
-    On a CPU each run is trained alone, so that its numbers do not depend on the other runs, not even in their rounding.
-    LEO's tasks and those of outer steps with one task are computed in turn, so nothing would be gained there.
-    """
-    computed_at_once = study.learners[learner].learner.latent is None and study.config.train.meta_batch > 1
-    return computed_at_once and torch.device(study.device).type == "cuda"
-
-
-def units_of(study: Study, runs: Sequence[tuple[str, int]], workers: int | None) -> list[TrainUnit]:
-    """The jobs in which runs, given as (learner, seed), are trained.
-
-    workers: as in ``Engine``. Where all jobs are done at once, each run is a job.
-    """
-    together = set() if workers is None else {name for name, _ in runs if trains_together(study, name)}
-    return [TrainUnit(study, *job) for job in shared_out(runs, together, at_least=workers or 1)]
-
-
-def shared_out(
-    runs: Sequence[tuple[str, int]], together: Container[str], *, at_least: int
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Jobs of as many runs of one learner as possible, but at least so many jobs, or one for each run.
-
-    together: the learners whose runs can be trained together; each run of the others is a job.
-
-    >>> runs = [("maml", 0), ("maml", 1), ("maml", 2), ("maml", 3), ("leo", 0), ("leo", 1)]
-    >>> shared_out(runs, ["maml"], at_least=1)
-    [('maml', (0, 1, 2, 3)), ('leo', (0,)), ('leo', (1,))]
-    >>> shared_out(runs, ["maml"], at_least=4)
-    [('maml', (0, 2)), ('maml', (1, 3)), ('leo', (0,)), ('leo', (1,))]
-    """
-    groups: dict[tuple[str, int | None], list[int]] = {}
-    for learner, seed in runs:
-        groups.setdefault((learner, None if learner in together else seed), []).append(seed)
-    at_most = max(map(len, groups.values()), default=1)
-    while at_most > 1 and sum(ceil(len(seeds) / at_most) for seeds in groups.values()) < at_least:
-        at_most -= 1
-    jobs = []
-    for (learner, _), seeds in groups.items():
-        # The jobs of a learner have nearly equally many runs, so that their workers end at about the same time.
-        number = ceil(len(seeds) / at_most)
-        jobs += [(learner, tuple(seeds[i::number])) for i in range(number)]
-    return jobs
+def units_of(study: Study, runs: Sequence[tuple[str, int]], min_units: int | None) -> list[TrainUnit]:
+    """The jobs in which runs, given as (learner, seed), are trained; ``min_units`` is that of the engine."""
+    return [TrainUnit(study, *job) for job in training_jobs(study, runs, min_units)]
 
 
 def train_unit(unit: TrainUnit, emit: Emit) -> None:

@@ -14,8 +14,12 @@ class Engine(Protocol):
     """Does units of work. A unit is a picklable value; its ``str`` says what is done, as in "training maml seed 0"."""
 
     @property
-    def workers(self) -> int | None:
-        """How many units are done at once; 0 in the present process, None for all units that there are."""
+    def min_units(self) -> int | None:
+        """The least number of units into which the runs of a study are divided, as far as there are runs.
+
+        It is the number of workers or jobs that the user has asked for, each of which should have some work. With None
+        each run is a unit.
+        """
         ...
 
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:

@@ -1,5 +1,6 @@
 """The engine of this machine: worker processes of one thread each, on its CPU or on its GPUs (here called cards)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -7,25 +8,33 @@ from typing import Any
 import torch
 
 from analysis.engines.place import Place
+from analysis.engines.sharing import training_jobs, workers_on_card
 from analysis.errors import UserError
 from analysis.study import Study
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
-# On a card a worker that measures needs some 9 GiB: half a GiB for its CUDA context, 4 GiB for products and 4 GiB for
-# the Lanczos bases of a search for eigenvalues. The rest of the 16 GiB is room for the tasks that it trains at once.
-CARD_BYTES_PER_WORKER = 16 * 2**30
 # The share of a card's memory that the tensors of all its workers may take, where several workers are on one card. The
 # rest is for their CUDA contexts.
 SHARED_PART = 0.9
 
 
-def pool(study: Study, place: Place) -> WorkerPool:
+class Processes(WorkerPool):
+    """The worker processes of a study; ``min_units`` is explained in ``analysis.engines.engine.Engine``."""
+
+    def __init__(
+        self, workers: int, *, min_units: int | None = None, adapt: Callable[[Any, int], Any] | None = None
+    ) -> None:
+        super().__init__(workers, adapt=adapt)
+        self.min_units = workers if min_units is None else min_units
+
+
+def pool(study: Study, place: Place) -> Processes:
     """The worker processes of a study.
 
     There is one for each entry of ``place.devices``, or ``place.workers`` of them. If the place gives neither, a small
     study is computed in the present process. On the CPU, any other study has a worker for each core. On a card, it has
-    one for each 16 GiB of the card's memory, but no more than runs or cores. Workers on one card have equal shares of
-    its memory.
+    one for each unit of training, as far as the card's memory allows; see ``analysis.engines.sharing``. Workers on one
+    card have equal shares of its memory.
 
     Raises UserError for a card that this machine lacks.
     """
@@ -40,27 +49,19 @@ def pool(study: Study, place: Place) -> WorkerPool:
                     f"--devices: there is no {device}; the cards of this machine are cuda:0 to"
                     f" cuda:{torch.cuda.device_count() - 1}"
                 )
-        return WorkerPool(len(place.devices), adapt=partial(on_device, place.devices))
-    workers = place.workers
+        return Processes(len(place.devices), adapt=partial(on_device, place.devices))
+    workers, min_units = place.workers, None
     if workers is None:
         workers = 0 if _is_small(study) else available_cores()
-        if workers and study.device == "cuda":
-            workers = workers_on_card(torch.cuda.get_device_properties(0).total_memory, len(study.runs_to_train))
+        if study.device == "cuda":
+            # Later, when few runs are left, the runs of a learner still stay together, even if a worker has no work.
+            min_units = 1
+            units = training_jobs(study, study.runs_to_train, min_units)
+            card_bytes = torch.cuda.get_device_properties(0).total_memory
+            workers = workers and workers_on_card(card_bytes, len(units))
     if study.device == "cuda":
-        return WorkerPool(workers, adapt=partial(on_device, ("cuda",) * workers))
-    return WorkerPool(workers)
-
-
-def workers_on_card(card_bytes: int, runs: int) -> int:
-    """The number of worker processes that share a card by default; 0 means that this process does the work itself.
-
-    It follows from the card's memory, and is at most the number of runs and of cores.
-
-    >>> workers_on_card(24 * 2**30, runs=20)
-    0
-    """
-    workers = min(card_bytes // CARD_BYTES_PER_WORKER, runs, available_cores())
-    return workers if workers > 1 else 0
+        return Processes(workers, min_units=min_units, adapt=partial(on_device, ("cuda",) * workers))
+    return Processes(workers)
 
 
 def on_device(devices: tuple[str, ...], unit: Any, worker: int) -> Any:

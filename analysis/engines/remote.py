@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from analysis.engines.worker import Failure, Share, report_file, versions
-from analysis.errors import UserError
+from analysis.errors import UserError, with_notes
 from analysis.folder import DATA_PATHS
 from analysis.study import Study, open_problem
 from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progress
@@ -74,8 +74,8 @@ class RemoteEngine:
     max_jobs: int | None = None
 
     @property
-    def workers(self) -> int | None:
-        """How many units are done at once; None for all units that there are."""
+    def min_units(self) -> int | None:
+        """The number of jobs, so that each has a unit; None makes a unit of each run, and a job of each unit."""
         return self.max_jobs
 
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
@@ -135,7 +135,8 @@ class RemoteEngine:
         path = self.folder / HIDDEN / ERROR
         path.write_text(failure.traceback, encoding="utf-8")
         error = failure.error
-        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (see {path})"
+        said = with_notes(error)
+        what = said if isinstance(error, UserError) else f"{type(error).__name__}: {said} (see {path})"
         message = f"{failure.unit} failed in {job.name} on {failure.worker}: {what}"
         raise UnitFailed(message, error) from error
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.multiprocessing import get_context
@@ -55,7 +55,7 @@ class WorkerPool:
         self._adapt = adapt or (lambda unit, worker: unit)
         self._started: list[_Worker] = []
 
-    def __enter__(self) -> "WorkerPool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -199,7 +199,7 @@ def sendable(error: Exception) -> Exception:
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
 
 
 def _end_with(parent: int) -> None:

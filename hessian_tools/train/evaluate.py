@@ -102,13 +102,13 @@ def evaluate(
     losses, accuracies = query_scores(
         learner,
         loss,
-        theta,
+        theta[None],
         partial(tasks.episode, seed=seed, split=split),
         num_tasks,
         transductive=transductive,
         chunks=evaluation_chunks(tasks_at_once, theta.device),
     )
-    return Evaluation(losses, accuracies, split, seed, learner.evaluating().steps, transductive)
+    return Evaluation(losses[0], accuracies[0], split, seed, learner.evaluating().steps, transductive)
 
 
 def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskChunks:
@@ -122,24 +122,26 @@ def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskCh
 def query_scores(
     learner: Learner,
     loss: Loss,
-    theta: Float[Tensor, " meta"],
+    thetas: Float[Tensor, "run meta"],
     episode: Callable[..., Episode],
     num_tasks: int,
     *,
     transductive: bool,
     chunks: TaskChunks,
-) -> tuple[Float[Tensor, " task"], Float[Tensor, " task"]]:
+) -> tuple[Float[Tensor, "run task"], Float[Tensor, "run task"]]:
     """The losses and accuracies on the query sets of the tasks after adaptation, as ``evaluate`` reports them.
 
     Products of float32 are computed in float32, with TF32 and autocast off.
 
+    thetas: the meta-parameters of one run or of several, which all adapt to the same tasks.
     episode: called as ``episode(index=index)`` for the tasks 0 to ``num_tasks`` - 1.
-    chunks: how many tasks are computed at once. A run passes the same object at each checkpoint, so that the memory of
-        a task is measured only once.
+    chunks: how many tasks are computed at once, where a task counts once for each run. A run passes the same object at
+        each checkpoint, so that the memory of a task is measured only once.
     """
-    adapting, theta = learner.evaluating(), theta.detach()
+    adapting, thetas = learner.evaluating(), thetas.detach()
+    num_runs = len(thetas)
 
-    def scores_of_one(task: Episode) -> tuple[Tensor, Tensor]:
+    def scores_of_one(theta: Tensor, task: Episode) -> tuple[Tensor, Tensor]:
         """The query loss and accuracy of one task."""
         support, (x, y) = task
         adapted = adapt(adapting, loss, theta, support)
@@ -147,21 +149,27 @@ def query_scores(
             outputs = loss.outputs(adapted, x) if transductive else outputs_one_by_one(loss, adapted, support, x)
             return loss.criterion(outputs, y), accuracy(outputs, y)
 
-    def scores_of_chunk(indices: range) -> list[Tensor]:
-        """The query losses and accuracies of some tasks, each [task]."""
-        episodes = [episode(index=index) for index in indices]
+    def scores_of_chunk(pairs: range) -> list[Tensor]:
+        """The query losses and accuracies [pair] of some pairs of a task and a run, where pair = task * num_runs + run.
+
+        Pairs of one task follow each other, so that a task is drawn once for all runs of a chunk.
+        """
+        drawn = {task: episode(index=task) for task in dict.fromkeys(pair // num_runs for pair in pairs)}
+        episodes, runs = [drawn[pair // num_runs] for pair in pairs], [pair % num_runs for pair in pairs]
         stacked_episodes = None if chunks.one_by_one else stacked(episodes)
         if stacked_episodes is not None:  # None also stands for tasks that differ in shape
-            # The number of points decides by which operations convolutions are computed. It is the number of all tasks,
-            # so that the first task, which runs alone to measure its memory, takes the same operations as the others.
-            with at_many_points(num_tasks, theta.device):
-                return list(torch.vmap(scores_of_one)(cast_like(stacked_episodes, theta)))
-        rows = [scores_of_one(cast_like(task, theta)) for task in episodes]
+            # The tasks of a single run share its theta, which costs less than one for each task.
+            points, in_dims = (thetas[0], (None, 0)) if num_runs == 1 else (thetas[runs], (0, 0))
+            # The number of points decides by which operations convolutions are computed. It is the number of all pairs,
+            # so that the first one, which runs alone to measure its memory, takes the same operations as the others.
+            with at_many_points(num_tasks * num_runs, thetas.device):
+                return list(torch.vmap(scores_of_one, in_dims=in_dims)(points, cast_like(stacked_episodes, thetas)))
+        rows = [scores_of_one(thetas[run], cast_like(task, thetas)) for run, task in zip(runs, episodes, strict=True)]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
-    parts = chunks.run(num_tasks, scores_of_chunk)
-    losses, accuracies = (torch.cat(column) for column in zip(*parts, strict=True))
-    return losses, accuracies
+    parts = chunks.run(num_tasks * num_runs, scores_of_chunk)
+    losses, accuracies = (torch.cat(column).reshape(num_tasks, num_runs).T for column in zip(*parts, strict=True))
+    return losses.contiguous(), accuracies.contiguous()
 
 
 def outputs_one_by_one(

@@ -25,7 +25,7 @@ from hessian_tools.train.group_step import GroupStep
 from hessian_tools.train.outer import SharedStep, accumulate_gradient, training_chunks
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.run import Progress, Run, start, task_loss
-from hessian_tools.train.stacking import can_be_stacked, refuse_differing
+from hessian_tools.train.stacking import can_be_stacked, name_of, naming_the_run, refuse_differing
 from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
 
@@ -37,6 +37,7 @@ class _Stack:
     The tasks of several runs are computed at once, so what is learned of the memory and of the operations of a step
     serves all of them.
 
+    all_runs: the runs of the call, which may be in several stacks.
     chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
     replay: the trace of the batched outer step of ``num_replayed`` runs, used where tasks are computed at once.
     shared: the processes that share the tasks of each outer step of a single run; None until they are started, or
@@ -44,6 +45,7 @@ class _Stack:
     """
 
     runs: list[Run]
+    all_runs: list[Run]
     chunks: TaskChunks
     validation_chunks: TaskChunks
     replay: Replay | None = None
@@ -101,7 +103,9 @@ def meta_train_runs(
     Each run has its own folder, from which it is resumed as by ``meta_train``. A run that was saved further on than
     others waits for them. A run that diverges takes no more steps, and its last checkpoint is yielded again in place of
     its further ones, until no run is left. Raises ValueError where the configurations differ in other settings, and
-    the errors of ``meta_train``.
+    the errors of ``meta_train``. An error ends all runs, after their states were saved. Where it is the error of some
+    runs alone, as of one whose task cannot be read, a note of the error (``__notes__``) names them, and says from where
+    the same call resumes the others.
     """
     refuse_differing(configs)
     reports = [None] * len(configs) if progress is None else progress
@@ -111,7 +115,15 @@ def meta_train_runs(
         for config in configs:
             if config.folder:
                 contexts.enter_context(locked(config.folder))
-        stacks = _stacks([start(*each) for each in zip(configs, reports, strict=True)])
+        runs: list[Run] = []
+        for config, report in zip(configs, reports, strict=True):
+            try:
+                runs.append(start(config, report))
+            except Exception as error:
+                if len(configs) > 1:
+                    error.add_note(f"It was raised as {name_of(config)} began; the other runs are as they were.")
+                raise
+        stacks = _stacks(runs)
         for stack in stacks:
             contexts.callback(stack.close)
         yield from _checkpoints(stacks)
@@ -128,19 +140,18 @@ def _stacks(runs: list[Run]) -> list[_Stack]:
     config, device = runs[0].config, runs[0].theta.device
     together = len(runs) > 1 and can_be_stacked(config, [run.loss for run in runs], [run.theta for run in runs])
     return [
-        _Stack(stacked, training_chunks(config, device), evaluation_chunks(config.tasks_at_once, device))
+        _Stack(stacked, runs, training_chunks(config, device), evaluation_chunks(config.tasks_at_once, device))
         for stacked in ([runs] if together else [[run] for run in runs])
     ]
 
 
 def _checkpoints(stacks: list[_Stack]) -> Iterator[list[Checkpoint]]:
     """The checkpoints of the runs of all stacks, in their order: for each meta-iteration that is kept, one of each."""
-    runs = [(stack, run) for stack in stacks for run in stack.runs]
     for meta_step in stacks[0].runs[0].config.checkpoints:
         for stack in stacks:
             _advance(stack, meta_step)
-        yield [_checkpoint(stack, run, meta_step) for stack, run in runs]
-        if all(run.end for _, run in runs):
+        yield [checkpoint for stack in stacks for checkpoint in _checkpoints_at(stack, meta_step)]
+        if all(run.end for run in stacks[0].all_runs):
             return
 
 
@@ -168,24 +179,30 @@ def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None
         group.close(error)
 
 
-def _checkpoint(stack: _Stack, run: Run, meta_step: int) -> Checkpoint:
-    """The checkpoint of a run at a meta-iteration up to which it has been trained, unless it is on disk."""
-    if run.end is not None:
-        return run.end
-    if run.is_on_disk(meta_step):
-        return run.saved_checkpoint(meta_step)
-    if run.meta_step > meta_step:
+def _checkpoints_at(stack: _Stack, meta_step: int) -> list[Checkpoint]:
+    """The checkpoints of a stack's runs at a meta-iteration up to which they have been trained.
+
+    Those that are not on disk are validated together.
+    """
+    ready = [run for run in stack.runs if run.end is None and not run.is_on_disk(meta_step)]
+    passed = [run for run in ready if run.meta_step > meta_step]
+    validated = [run for run in ready if run.meta_step <= meta_step]
+    when = f"in its validation at meta-iteration {meta_step}"
+    with naming_the_run(validated, stack.all_runs, when, lambda run: _validate(stack, [run], meta_step)):
+        made = _validate(stack, validated, meta_step)
+    for run, checkpoint in zip(validated, made, strict=True):
+        # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut
+        # the metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
+        run.save_state()
+        run.save_checkpoint(checkpoint)
+    for run in passed:
         # The file was removed after training had passed it. Training anew up to it gives the same numbers.
         alone = replace(run.config, folder=None, checkpoints=(meta_step,))
         *_, checkpoint = meta_train(alone, progress=run.progress)
         run.save_checkpoint(checkpoint)
-        return checkpoint
-    checkpoint = _validate(run, meta_step, stack.validation_chunks)
-    # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut the
-    # metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
-    run.save_state()
-    run.save_checkpoint(checkpoint)
-    return checkpoint
+        made.append(checkpoint)
+    new = dict(zip(map(id, validated + passed), made, strict=True))
+    return [run.end or new.get(id(run)) or run.saved_checkpoint(meta_step) for run in stack.runs]
 
 
 def _advance(stack: _Stack, until: int) -> None:
@@ -207,7 +224,9 @@ def _outer_step(stack: _Stack, runs: list[Run], until: int) -> None:
 
     until: the meta-iteration of the next checkpoint, which a run that diverges has in place of its own.
     """
-    aux = _add_gradients(stack, runs)
+    when = f"at meta-iteration {runs[0].meta_step + 1}"
+    with naming_the_run(runs, stack.all_runs, when, partial(_try_gradient, stack)):
+        aux = _add_gradients(stack, runs)
     # The numbers of all runs are read together, because each reading makes the CPU wait for the GPU.
     numbers = torch.stack([_numbers(run.theta.grad, parts) for run, parts in zip(runs, aux, strict=True)]).tolist()
     for run, (is_finite, *means) in zip(runs, numbers, strict=True):
@@ -245,6 +264,12 @@ def _add_gradients(stack: _Stack, runs: list[Run]) -> list[list[Aux]]:
     return [aux[i * count : (i + 1) * count] for i in range(len(runs))]
 
 
+def _try_gradient(stack: _Stack, run: Run) -> None:
+    """Compute the gradient of the next step of a run alone, and forget it."""
+    theta = run.theta.detach().clone().requires_grad_()
+    accumulate_gradient(run.config, stack.runs[0].loss, theta, run.meta_step, chunks=stack.chunks)
+
+
 def _numbers(gradient: Tensor | None, aux: list[Aux]) -> Tensor:
     """What is read of a step: 1 if its gradient and query losses are finite, else 0; then the means over its tasks."""
     columns = Aux(*map(torch.stack, zip(*aux, strict=True)))
@@ -263,18 +288,27 @@ def _row(means: list[float]) -> dict[str, Any]:
     return {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 
 
-def _validate(run: Run, meta_step: int, chunks: TaskChunks) -> Checkpoint:
-    """The checkpoint of the present parameters, with their mean loss and accuracy over the validation tasks."""
-    config, theta = run.config, run.theta.detach().clone()
+def _validate(stack: _Stack, runs: list[Run], meta_step: int) -> list[Checkpoint]:
+    """The checkpoints of the present parameters of some runs, with their means over the validation tasks.
+
+    The runs have the same validation tasks, because their configurations agree in all that these depend on. All runs
+    are therefore computed in one pass.
+    """
+    if not runs:
+        return []
+    config, loss = runs[0].config, stack.runs[0].loss
+    thetas = [run.theta.detach().clone() for run in runs]
     if not config.validation_tasks:
-        return Checkpoint(meta_step, theta, float("nan"), float("nan"))
-    losses, accuracies = query_scores(
+        return [Checkpoint(meta_step, theta, float("nan"), float("nan")) for theta in thetas]
+    scores = query_scores(
         config.learner,
-        run.loss,
-        without_projector(config.learner, run.loss, theta),
+        loss,
+        torch.stack([without_projector(config.learner, loss, theta) for theta in thetas]),
         partial(config.tasks.episode, seed=config.validation_seed, split="val"),
         config.validation_tasks,
         transductive=config.transductive,
-        chunks=chunks,
+        chunks=stack.validation_chunks,
     )
-    return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
+    # The means of all runs are read together, because each reading makes the CPU wait for the GPU.
+    means = torch.stack([torch.stack([row.mean() for row in score]).double() for score in scores]).tolist()
+    return [Checkpoint(meta_step, *numbers) for numbers in zip(thetas, *means, strict=True)]

@@ -1,18 +1,21 @@
-"""Which runs may be trained together: those of one learner that differ in their seed alone."""
+"""Runs of one learner that differ in their seed: whether they may be trained together, and which of them has failed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hessian_tools.failures import is_out_of_memory
 from hessian_tools.loss import Loss
 from hessian_tools.outputs import tensors_of
 from hessian_tools.random_states import restored_random_states
 from hessian_tools.rng import stream
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.outer import is_batched
+from hessian_tools.train.run import Run
 
 # The settings in which runs that are trained together may differ. The functions that build their networks cannot be
 # compared, so the networks themselves are.
@@ -75,3 +78,54 @@ def _same_outputs(one: Loss, other: Loss, theta: Tensor, x: Any) -> bool:
         outputs = [torch.cat([t.flatten() for t in tensors_of(loss.outputs(network, x))]) for loss in (one, other)]
     scale = 100 * torch.finfo(theta.dtype).eps
     return bool((outputs[0] - outputs[1]).norm() <= scale * outputs[1].norm())
+
+
+def name_of(config: TrainConfig) -> str:
+    """A run in words, for messages."""
+    return f"{config.learner.name} seed {config.seed}"
+
+
+@contextmanager
+def naming_the_run(
+    runs: Sequence[Run], all_runs: Sequence[Run], when: str, work_of: Callable[[Run], object]
+) -> Iterator[None]:
+    """Adds a note to an error that is raised inside the block, where it is known which of several runs has raised it.
+
+    runs: the runs that are computed inside the block, which changes none of them. all_runs: those that are trained in
+    one call; where it is a single one, nothing is added. when: in words, for the note. work_of: does for one run alone
+    what the block does for all of them at once, which shows the run that is to blame.
+
+    All runs are saved before the error goes on, so that the same call resumes them.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The memory that is enough for each run alone may be too little for all of them, so no run is to blame then.
+        if len(all_runs) == 1 or (len(runs) > 1 and is_out_of_memory(error)):
+            raise
+        failed = runs if len(runs) == 1 else [run for run in runs if _fails(work_of, run)]
+        # Where each of several runs fails by itself, the cause is something that they share.
+        if failed and (len(failed) < len(runs) or len(runs) == 1):
+            for run in all_runs:
+                if run.end is None:
+                    run.save_state()
+            error.add_note(_note(failed, all_runs, when))
+        raise
+
+
+def _fails(work_of: Callable[[Run], object], run: Run) -> bool:
+    """Whether the work of a run alone raises an error."""
+    try:
+        work_of(run)
+    except Exception:
+        return True
+    return False
+
+
+def _note(failed: Sequence[Run], all_runs: Sequence[Run], when: str) -> str:
+    """In words, which runs have failed, and from where the others can be resumed."""
+    names = " and ".join(name_of(run.config) for run in failed)
+    others = [run for run in all_runs if run.end is None and all(run is not each for each in failed)]
+    saved = [f"seed {run.config.seed} from meta-iteration {run.meta_step}" for run in others if run.config.folder]
+    resumed = f"the same call resumes {', '.join(saved)}" if saved else "they have no folder to be resumed from"
+    return f"It was raised by {names} {when}." + (f" The other runs were stopped; {resumed}." if others else "")

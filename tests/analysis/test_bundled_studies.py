@@ -24,6 +24,7 @@ NEEDS_DATA = ("omniglot", "cifar-fs", "transfer")
 # For each study, the learners that it also trains with SHOT, under the name "<learner>-shot".
 SHOT_PAIRS = {
     "quickdraw": {"maml", "fomaml", "anil", "boil", "meta-sgd", "reptile"},
+    "quickdraw-64": {"maml"},
     "quickdraw-variants": {"maml", "leo"},
     "regression": {"maml", "fomaml"},
     "omniglot": {"maml", "fomaml"},

@@ -3,11 +3,14 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from refused_commands import changed_micro, refused
 
 from analysis.cli import run
+from analysis.engines import sharing
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
@@ -31,6 +34,24 @@ def test_a_dry_run_says_what_would_be_run_and_writes_nothing(working_folder, cap
     assert "measuring" not in said
     times = re.search(r"\ntime: ([\d.]+) s of processor time \(.*\), ([\d.]+) s on 2 workers", said)
     assert times and float(times[1]) == pytest.approx(2 * float(times[2]), rel=0.1)  # each is rounded to two digits
+    assert list(working_folder.iterdir()) == []
+
+
+def test_a_dry_run_for_a_card_says_which_runs_are_trained_together(working_folder, capsys, monkeypatch):
+    card = SimpleNamespace(total_memory=139 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(sharing, "available_cores", lambda: 16)
+    assert run(["study", "quickdraw-64", "--device", "cuda", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "\ntrained together: maml seeds 0, 1, 2; maml-shot seeds 0, 1, 2\n" in said
+    minutes = re.search(
+        r"\ntime: ([\d.]+) min of one process on the card \(.*\), at best .* on 3 workers; a rough", said
+    )
+    assert minutes and 1 < float(minutes[1]) < 6  # so that it fits eight minutes with its start and its figures
+    assert run(["train", "quickdraw-64", "--device", "cuda", "--workers", "6", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "trained together" not in said and "on 6 workers" in said
     assert list(working_folder.iterdir()) == []
 
 

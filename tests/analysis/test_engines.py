@@ -22,7 +22,7 @@ from small_study import SMALL_STUDY, train_and_measure
 from analysis import UserError, open_study, times
 from analysis.cli import run
 from analysis.config.cluster import ClusterConfig, load_cluster
-from analysis.engines import cluster, processes, remote, worker
+from analysis.engines import cluster, processes, remote, sharing, worker
 from analysis.engines.engine import open_engine
 from analysis.engines.place import Place
 from analysis.engines.remote import JobLost, RemoteEngine, UnitFailed
@@ -106,7 +106,9 @@ DONE: list[Any] = []
 
 def work(unit: Unit, emit: Any) -> None:
     if unit.task == "fail":
-        raise ArithmeticError("it does not add up")
+        error = ArithmeticError("it does not add up")
+        error.add_note("It was raised by maml seed 5.")
+        raise error
     if unit.task == "refuse":
         raise UserError("the data have changed")
     if unit.task == "wait":
@@ -129,11 +131,14 @@ def test_every_unit_is_done_once_and_reported(tmp_path: Path, jobs: list[ThreadJ
 
 
 def test_a_failed_unit_is_named_with_its_worker_and_ends_the_others(tmp_path: Path, jobs: list[ThreadJob]) -> None:
-    named = r"^doing fail failed in job 7 on .*, process \d+: ArithmeticError: it does not add up \(see .*error.txt\)$"
+    named = (
+        r"^doing fail failed in job 7 on .*, process \d+: ArithmeticError: it does not add up"
+        r" It was raised by maml seed 5. \(see .*error.txt\)$"
+    )
     with pytest.raises(UnitFailed, match=named) as error:
         engine(tmp_path, jobs).run(work, units("wait", "fail"))
     assert isinstance(error.value.error, ArithmeticError)
-    assert 'raise ArithmeticError("it' in (tmp_path / ".cluster" / "error.txt").read_text()
+    assert "    raise error\nArithmeticError: it" in (tmp_path / ".cluster" / "error.txt").read_text()
     assert all(job.cancelled for job in jobs)
     jobs[0].thread.join(5)  # it reports its progress, and sees that its permit is gone
     assert isinstance(jobs[0].answers[0].error, worker.Stopped)
@@ -415,18 +420,23 @@ def test_the_number_of_workers_on_a_card_follows_from_its_memory(small: Path, mo
     card = namedtuple("card", "total_memory")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card(80 * 2**30))
-    monkeypatch.setattr(processes, "available_cores", lambda: 16)
+    monkeypatch.setattr(sharing, "available_cores", lambda: 16)
     monkeypatch.setattr(processes, "_is_small", lambda study: False)
     assert processes.pool(study, Place()).workers == 0  # there is a single run
+    # An outer step has a single task, so that runs are not trained together, and each is a unit.
     monkeypatch.setattr(type(study), "runs_to_train", [("maml", seed) for seed in range(20)])
     assert processes.pool(study, Place()).workers == 5
-    assert processes.workers_on_card(80 * 2**30, runs=20) == 5
-    assert processes.workers_on_card(31 * 2**30, runs=20) == 0  # room for one, which works in the command itself
-    assert processes.workers_on_card(80 * 2**30, runs=3) == 3
-    monkeypatch.setattr(processes, "available_cores", lambda: 2)
-    assert processes.workers_on_card(80 * 2**30, runs=20) == 2
+    # Now they are. All 20 runs of the learner are one unit, which needs no worker.
+    monkeypatch.setattr(sharing, "trains_together", lambda study, learner: True)
+    together = processes.pool(study, Place())
+    assert (together.workers, together.min_units) == (0, 1)
+    assert sharing.workers_on_card(80 * 2**30, units=20) == 5
+    assert sharing.workers_on_card(31 * 2**30, units=20) == 0  # room for one, which works in the command itself
+    assert sharing.workers_on_card(80 * 2**30, units=3) == 3
+    monkeypatch.setattr(sharing, "available_cores", lambda: 2)
+    assert sharing.workers_on_card(80 * 2**30, units=20) == 2
     asked_for = processes.pool(study, Place(workers=4))
-    assert asked_for.workers == 4
+    assert (asked_for.workers, asked_for.min_units) == (4, 4)  # the runs are divided among those who ask for workers
     assert asked_for._adapt(Unit(1, study), 3).study.device_share == processes.SHARED_PART / 4
     monkeypatch.setattr(processes, "_is_small", lambda study: True)
     assert processes.pool(study, Place()).workers == 0

@@ -10,6 +10,7 @@ import torch
 from small_study import SMALL_STUDY
 
 from analysis import pipeline, training
+from analysis.engines import sharing
 from analysis.engines.place import Place
 from analysis.study import Study
 from analysis.times import cpu_seconds
@@ -17,7 +18,7 @@ from analysis.training import TrainUnit, is_trained, train_unit, units_of
 from hessian_tools.inner.learners import Latent
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json
-from hessian_tools.train import diverged_at, loop
+from hessian_tools.train import TrainConfig, diverged_at, loop, outer
 
 STUDY = SMALL_STUDY.replace("seeds: [0]", "seeds: [0, 1, 2]").replace("meta_batch: 1", "meta_batch: 2")
 STUDY = STUDY.replace("checkpoints: [0, 2]", "checkpoints: [0, 2, 5]").replace(
@@ -39,7 +40,7 @@ def units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         train_unit(unit, emit)
 
     monkeypatch.setattr(training, "train_unit", spy)
-    monkeypatch.setattr(training, "trains_together", lambda study, learner: True)
+    monkeypatch.setattr(sharing, "trains_together", lambda study, learner: True)
     return seen
 
 
@@ -86,7 +87,7 @@ def test_a_study_that_trains_runs_together_has_the_runs_of_one_that_does_not(tmp
     # The runs of wild end at their first step, so that its 15 meta-iterations are never done.
     assert done[-1] == (3 * 5 + 2 * 5, 8 * 5)
     assert [number for number, _ in done] == sorted(number for number, _ in done)
-    monkeypatch.setattr(training, "trains_together", lambda study, learner: False)
+    monkeypatch.setattr(sharing, "trains_together", lambda study, learner: False)
     units.clear()
     singly = trained(tmp_path / "singly")
     assert len(units) == 8
@@ -121,7 +122,7 @@ def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkey
 
         with monkeypatch.context() as patched, pytest.raises(StoppedError):
             patched.setattr(loop, "accumulate_gradient", step)
-            patched.setattr(training, "trains_together", lambda study, learner: together)
+            patched.setattr(sharing, "trains_together", lambda study, learner: together)
             trained(tmp_path / "stopped")
 
     stopped_after(3, together=True)
@@ -144,26 +145,54 @@ def test_an_interrupted_study_goes_on_together_or_singly(tmp_path, units, monkey
     assert shares[:6] == [*maml, *maml, ("maml-seed1", 1 / 3), ("maml-seed2", 2 / 3)]
 
 
-def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_all_workers():
+def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_the_workers_that_were_asked_for():
     runs = [("maml", seed) for seed in range(5)] + [("shot", seed) for seed in range(3)]
     learners = {name: SimpleNamespace(learner=SimpleNamespace(latent=None)) for name in ("maml", "shot")}
     config = SimpleNamespace(train=SimpleNamespace(meta_batch=4))
-    card = SimpleNamespace(device="cuda:1", learners=learners, config=config)
+    small = SimpleNamespace(layout=SimpleNamespace(numel=100_000))
+    card = SimpleNamespace(device="cuda:1", learners=learners, config=config, problem=small)
     leo = SimpleNamespace(learner=SimpleNamespace(latent=Latent(4)))
     one_task = SimpleNamespace(train=SimpleNamespace(meta_batch=1))
+    large = SimpleNamespace(layout=SimpleNamespace(numel=60_000_000))
 
-    def seeds_of(workers: int | None, **changes: Any) -> list[tuple[int, ...]]:
-        return [unit.seeds for unit in units_of(SimpleNamespace(**(vars(card) | changes)), runs, workers)]
+    def seeds_of(min_units: int | None, **changes: Any) -> list[tuple[int, ...]]:
+        return [unit.seeds for unit in units_of(SimpleNamespace(**(vars(card) | changes)), runs, min_units)]
 
     one_each = [(seed,) for _, seed in runs]
     assert seeds_of(2, device="cpu") == seeds_of(None) == seeds_of(2, config=one_task) == one_each
-    assert seeds_of(0) == seeds_of(2) == [(0, 1, 2, 3, 4), (0, 1, 2)]
+    # By default ``min_units`` is 1: a unit for each learner.
+    assert seeds_of(1) == seeds_of(0) == seeds_of(2) == [(0, 1, 2, 3, 4), (0, 1, 2)]
     assert seeds_of(3) == [(0, 2, 4), (1, 3), (0, 1, 2)]
     assert seeds_of(3, learners=learners | {"shot": leo}) == [(0, 1, 2, 3, 4), (0,), (1,), (2,)]
-    for workers in range(1, 12):
-        units = units_of(card, runs, workers)
-        assert len(units) >= min(workers, 8)
+    # Two runs of so many parameters may be held between outer steps, and not three.
+    assert seeds_of(1, problem=large) == [(0, 3), (1, 4), (2,), (0, 2), (1,)]
+    for min_units in range(1, 12):
+        units = units_of(card, runs, min_units)
+        assert len(units) >= min(min_units, 8)
         assert sorted((unit.learner, seed) for unit in units for seed in unit.seeds) == runs
         sizes = [len(unit.seeds) for unit in units if unit.learner == "maml"]
         assert max(sizes) - min(sizes) <= 1
     assert units_of(card, [], 3) == []
+
+
+def test_an_error_of_one_run_of_a_unit_names_it_and_the_same_command_goes_on(tmp_path, units, monkeypatch):
+    draw = outer.training_episode
+
+    def unreadable(config: TrainConfig, index: int) -> Any:
+        if (config.learner.name, config.seed, index) == ("maml", 1, 6):
+            raise OSError("the task cannot be read")
+        return draw(config, index)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="the task cannot be read") as error:
+        patched.setattr(outer, "training_episode", unreadable)
+        trained(tmp_path / "study")
+    assert units == ["training maml seeds 0, 1, 2"]
+    assert error.value.__notes__ == [
+        "It was raised by maml seed 1 at meta-iteration 4. The other runs were stopped; the same call resumes seed 0"
+        " from meta-iteration 3, seed 2 from meta-iteration 3."
+    ]
+    done: list[tuple[int, int]] = []
+    study = trained(tmp_path / "study", done=done)
+    assert all(is_trained(study, *run) for run in RUNS)
+    rows = [metrics.read(study.run("maml", seed) / metrics.NAME) for seed in range(3)]
+    assert [[row["meta_step"] for row in each] for each in rows] == [[1, 2, 3, 4, 5]] * 3

@@ -42,10 +42,10 @@ class UnsendableError(Exception):
 
 def work(unit, emit):
     match unit:
-        case "fail":
-            raise ArithmeticError("it does not add up")
-        case "fail unsendably":
-            raise UnsendableError("told", "lost")
+        case "fail" | "fail unsendably":
+            error = ArithmeticError("it does not add up") if unit == "fail" else UnsendableError("told", "lost")
+            error.add_note("It was raised by maml seed 5.")
+            raise error
         case "sleeping":
             emit(0, "sleeping")
             time.sleep(600)
@@ -90,10 +90,11 @@ def test_a_worker_that_is_killed_is_named_with_what_it_was_doing(pool):
 
 
 def test_an_error_of_a_unit_is_raised_in_the_caller_and_the_pool_can_be_used_again(pool):
-    with pytest.raises(ArithmeticError, match="it does not add up"):
+    with pytest.raises(ArithmeticError, match="it does not add up") as error:
         pool.run(work, [1, "fail"])
+    assert error.value.__notes__ == ["It was raised by maml seed 5."]
     assert multiprocessing.active_children() == []
-    with pytest.raises(RuntimeError, match="UnsendableError: told"):
+    with pytest.raises(RuntimeError, match=r"UnsendableError: told It was raised by maml seed 5\."):
         pool.run(work, ["fail unsendably"])
 
 

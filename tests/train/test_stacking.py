@@ -68,12 +68,59 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """For each outer step, in order: the meta-iteration that it starts from and the number of runs that take it."""
     taken = []
 
-    def spy(config, loss, theta, meta_step, *, others, **options):
+    def spy(config, loss, theta, meta_step, *, others=(), **options):
         taken.append((meta_step, 1 + len(others)))
         return outer.accumulate_gradient(config, loss, theta, meta_step, others=others, **options)
 
     monkeypatch.setattr(loop, "accumulate_gradient", spy)
     return taken
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(LINES, tasks_at_once=5),
+        # Outer steps take tasks in turn on a CPU, and validation takes seven of twelve pairs of a run and a task.
+        replace(DRAWINGS, batched=None, tasks_at_once=7, validation_tasks=4),
+        replace(DRAWINGS, batched=None, tasks_at_once=7, transductive=False),
+        replace(LINES, learner=learners.meta_sgd(3, 0.01), tasks_at_once=100),
+        LINES,
+        DRAWINGS,
+    ],
+    ids=["lines", "drawings", "not transductive", "meta-sgd", "lines in turn", "drawings in turn"],
+)
+def test_runs_are_validated_in_one_pass_with_the_numbers_of_each_run_alone(config, monkeypatch):
+    expected = alone(of_seeds(config))
+    passes, drawn = [], []
+    scores = loop.query_scores
+
+    def spy(learner, loss, thetas, episode, num_tasks, *, chunks, **options):
+        def counted(*, index):
+            drawn.append(index)
+            return episode(index=index)
+
+        sizes, run = [], chunks.run
+
+        def sized(count, function):
+            return run(count, lambda chunk: (sizes.append(len(chunk)), function(chunk))[1])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(chunks, "run", sized)
+            found = scores(learner, loss, thetas, counted, num_tasks, chunks=chunks, **options)
+        passes.append((len(thetas), sizes))
+        return found
+
+    monkeypatch.setattr(loop, "query_scores", spy)
+    assert_same(together(of_seeds(config)), expected)
+    for run, alone_run in zip(together(of_seeds(config)), expected, strict=True):
+        accuracies = [[c.validation_accuracy for c in each] for each in (run, alone_run)]
+        assert accuracies[0] == pytest.approx(accuracies[1], nan_ok=True)
+    assert [number for number, _ in passes] == [3] * 6  # three checkpoints, twice
+    num_pairs, at_once = 3 * config.validation_tasks, config.tasks_at_once or 1
+    for _, sizes in passes:
+        assert sum(sizes) == num_pairs and max(sizes) <= at_once
+    if at_once >= num_pairs:
+        assert len(drawn) == 6 * config.validation_tasks  # each task is drawn once for all runs
 
 
 @pytest.mark.slow
@@ -159,6 +206,105 @@ def test_all_runs_that_diverge_end_the_training():
     config = replace(LINES, learner=learners.maml(2, 1e200))
     lists = list(meta_train_runs(of_seeds(config)))
     assert [[c.diverged for c in each] for each in lists] == [[False] * 3, [True] * 3]
+
+
+class Unreadable:
+    """The tasks of LINES, of which one of one seed cannot be read."""
+
+    kind, input_shape, outputs, digest = LINES.tasks.kind, LINES.tasks.input_shape, LINES.tasks.outputs, "unreadable"
+
+    def __init__(self, split: str, index: int, seed: int = SEEDS[1]) -> None:
+        self.broken = (seed, split, index)
+
+    def episode(self, *, seed: int, split: str, index: int) -> Episode:
+        if (seed, split, index) == self.broken:
+            raise OSError(f"task {index} of {split} cannot be read")
+        return LINES.tasks.episode(seed=seed, split=split, index=index)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["together", "in turn"])
+def test_an_error_of_one_run_names_it_and_the_other_runs_are_resumed(tmp_path, batched, steps):
+    config = replace(LINES, batched=batched, checkpoints=(0, 2, 4))
+    expected = alone(of_seeds(config))
+    broken = of_seeds(replace(config, tasks=Unreadable("train", 3 * LINES.meta_batch)), folder=tmp_path)
+    with pytest.raises(OSError, match="task 9 of train cannot be read") as raised:
+        together(broken)
+    (note,) = raised.value.__notes__
+    # In turn, the first seed has taken its steps already, and the last one has not begun with them.
+    reached = [3, 3, 3] if batched else [4, 3, 2]
+    assert note == (
+        "It was raised by maml seed 5 at meta-iteration 4. The other runs were stopped; the same call resumes"
+        f" seed 3 from meta-iteration {reached[0]}, seed 7 from meta-iteration {reached[2]}."
+    )
+    assert [checkpoints.load(checkpoints.state_path(run.folder))["meta_step"] for run in broken] == reached
+    # The tasks can be read again. All three go on from there.
+    mended = [replace(run, tasks=Unreadable("train", -1)) for run in broken]
+    steps.clear()
+    assert_same(together(mended), expected)
+    assert sum(number for _, number in steps) == 3 * 4 - sum(reached)
+
+
+def test_an_error_in_the_validation_of_one_run_names_it(tmp_path, monkeypatch):
+    runs = of_seeds(replace(LINES, checkpoints=(1, 3)), folder=tmp_path)
+    validate = loop.query_scores
+
+    def scores(learner, loss, thetas, *rest, **options):
+        # Only the first network is used for all runs, so that a run is known by its parameters alone.
+        if any(torch.equal(theta, unlucky[-1]) for theta in thetas):
+            raise ArithmeticError
+        return validate(learner, loss, thetas, *rest, **options)
+
+    unlucky = [alone([replace(runs[2], folder=None)])[0][-1].theta]
+    monkeypatch.setattr(loop, "query_scores", scores)
+    monkeypatch.setattr(torch, "equal", torch.allclose)
+    with pytest.raises(ArithmeticError) as raised:
+        together(runs)
+    (note,) = raised.value.__notes__
+    assert note == (
+        "It was raised by maml seed 7 in its validation at meta-iteration 3. The other runs were stopped; the same call"
+        " resumes seed 3 from meta-iteration 3, seed 5 from meta-iteration 3."
+    )
+    assert [checkpoints.checkpoint_path(run.folder, 1).exists() for run in runs] == [True] * 3
+
+
+def test_an_error_at_the_beginning_of_a_run_names_it(tmp_path):
+    runs = of_seeds(replace(LINES, tasks=Unreadable("train", 0)), folder=tmp_path)
+    with pytest.raises(OSError, match="task 0 of train") as raised:
+        together(runs)
+    assert raised.value.__notes__ == ["It was raised as maml seed 5 began; the other runs are as they were."]
+
+
+def test_without_folders_an_error_says_that_nothing_is_resumed():
+    with pytest.raises(OSError, match="task 9") as raised:
+        together(of_seeds(replace(LINES, tasks=Unreadable("train", 3 * LINES.meta_batch))))
+    assert raised.value.__notes__ == [
+        "It was raised by maml seed 5 at meta-iteration 4. The other runs were stopped; they have no folder to be"
+        " resumed from."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "seeds"), [(torch.OutOfMemoryError("out of memory"), (5,)), (OSError("no disk"), SEEDS)]
+)
+def test_an_error_that_no_single_run_is_to_blame_for_names_none(monkeypatch, error, seeds):
+    """Memory that is short for all runs together, and a cause that all runs share."""
+    take = loop.accumulate_gradient
+
+    def step(config, loss, theta, meta_step, *, others=(), **options):
+        if meta_step == 2 and {config.seed, *(each.seed for each, _ in others)} & set(seeds):
+            raise error
+        return take(config, loss, theta, meta_step, others=others, **options)
+
+    monkeypatch.setattr(loop, "accumulate_gradient", step)
+    with pytest.raises(type(error)) as raised:
+        together(of_seeds(LINES))
+    assert raised.value is error and not hasattr(error, "__notes__")
+
+
+def test_an_error_of_a_single_run_has_no_note():
+    with pytest.raises(OSError, match="task 9") as raised:
+        alone(of_seeds(replace(LINES, tasks=Unreadable("train", 3 * LINES.meta_batch))))
+    assert not hasattr(raised.value, "__notes__")
 
 
 class StoppedError(Exception):
