@@ -259,7 +259,7 @@ def test_a_network_that_vmap_refuses_is_trained_in_turn_unless_tasks_at_once_wer
         mean_gradient(replace(config, tasks_at_once=2))
     loss, theta = task_loss(config)
     episode = partial(config.tasks.episode, seed=0, split="val")
-    scores = partial(query_scores, config.learner, loss, theta, episode, 3, transductive=True)
+    scores = partial(query_scores, config.learner, loss, theta[None], episode, 3, transductive=True)
     losses = [scores(chunks=each)[0] for each in (TaskChunks(), TaskChunks(1))]
     assert torch.equal(*losses)
 
