@@ -14,9 +14,6 @@ from analysis.drawing.summary import Summary, diverged_units, mean_over, measure
 from analysis.paper_numbers import MEAN_COSINES
 from analysis.schema import learner_names
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because its quantities are those of a whole inner loop."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

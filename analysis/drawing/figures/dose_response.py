@@ -28,9 +28,6 @@ MIN_WEIGHTS = 3
 
 RATIO = "alpha |Hg| / |g|"
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
@@ -115,7 +112,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         for kind in WEIGHTS
         for name, learners in _series(ds, kind).items()
     ]
-    sentences = (
+    return legend.joined(
         f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
         "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
         f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
@@ -125,7 +122,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(ds)}.",
         f"The learners and their weights: {'; '.join(lists)}.",
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:

@@ -22,7 +22,6 @@ STEP_MARKERS = "os^Dv<>ph*"
 """The marker of each inner step; further steps begin with the first one again."""
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -87,7 +86,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says over what the means are."""
     drawn = choice.part(ds)
     values = measured(drawn, "alpha_rho")
-    sentences = (
+    return legend.joined(
         "The edge of stability: alpha times the largest eigenvalue (y) against alpha rho (x), for each inner step, as "
         "paths from the first checkpoint (open marker) to the last one (filled).",
         "Above the horizontal line the largest eigenvalue exceeds 2 / alpha, and gradient descent is unstable in its "
@@ -102,7 +101,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         legend.no_alpha_sentence(ds),
         selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _path(ax: Axes, alpha_rho: Summary, alpha_lambda: Summary, name: str, step: int, color: str) -> None:

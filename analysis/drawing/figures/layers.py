@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis.drawing import panels, selection
+from analysis.drawing import legend, panels, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import mean_over, measured, seeds_with_values, summarise
@@ -23,9 +23,6 @@ OPACITY = 0.75
 
 MIN_CELL = 0.35
 """The figure's width per column, in inches, below which cells have no numbers, because the numbers would overlap."""
-
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -82,7 +79,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
 def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what an empty cell means."""
     values = measured(ds, "rho_layer" if "rho_layer" in ds else "layer_norm")
-    sentences = (
+    return legend.joined(
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
         f"{'; '.join(_maps(ds, choice.learners))}.",
@@ -92,7 +89,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
         selection.shown_sentence(ds, choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _maps(ds: xr.Dataset, names: list[str]) -> dict[str, np.ndarray]:
