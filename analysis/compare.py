@@ -4,7 +4,6 @@ The p-values of the primary verdicts of all studies are corrected for multiple t
 shows all studies.
 """
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from analysis.drawing import overlay
 from analysis.drawing.panels import save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_folder, open_verdicts, plan_of, stale_parts
-from analysis.report.page import DASH, Html, element, interval, join, number, page, row, table
+from analysis.report.page import DASH, Html, data_link, element, interval, join, number, page, row, table
 from analysis.report.verdicts import UNTRAINED_PASSES
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
@@ -175,8 +174,9 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
         ]
         yield table(["Learner, baseline, comparison", *names], lines, wide=True)
     for learner, png in pictures:
-        source = f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode('ascii')}"
-        picture = element("img", src=source, alt=f"{learner} in all studies", width="960")
+        picture = element(
+            "img", src=data_link(png.read_bytes(), "image/png"), alt=f"{learner} in all studies", width="960"
+        )
         caption = overlay.caption(comparison.studies, learner)
         # An img element has no end tag in HTML.
         yield element("figure", Html(picture.text.removesuffix("</img>")), element("figcaption", caption))

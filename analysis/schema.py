@@ -311,6 +311,11 @@ def trained_learners(ds: xr.Dataset) -> list[str]:
     return [name for name, trained in zip(learner_names(ds), ds["trained"].values, strict=True) if trained]
 
 
+def shows_training(ds: xr.Dataset) -> bool:
+    """True if a trained learner can be compared with its start: at checkpoint 0 and at a later one."""
+    return bool(trained_learners(ds)) and ds.sizes["checkpoint"] > 1 and int(ds["checkpoint"][0]) == 0
+
+
 def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
     """Every pair (learner with SHOT, learner with the same settings except for SHOT) in the study."""
     names = learner_names(ds)

@@ -38,6 +38,11 @@ class Interval:
     num: int
     p: float = math.nan
 
+    @property
+    def half_width(self) -> float:
+        """Half the distance between the bounds; NaN without bounds."""
+        return (self.high - self.low) / 2
+
 
 def seed_means(effects: np.ndarray) -> np.ndarray:
     """For each seed, the mean of its finite effects; NaN for a seed that has none.
