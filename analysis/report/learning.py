@@ -139,14 +139,8 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     rows = []
     for name in trained_learners(ds):
         reached = [meta_iterations(ds, name, level) for level in levels]
-        rows.append(
-            row(
-                (
-                    method_label(name),
-                    *(", ".join(DASH if step is None else f"{step:.0f}" for step in steps) for steps in reached),
-                )
-            )
-        )
+        cells = [", ".join(DASH if step is None else f"{step:.0f}" for step in steps) for steps in reached]
+        rows.append(row((method_label(name), *cells)))
     return table(("Learner", *(f"{number(level)}{unit}" for level in levels)), rows, caption=caption)
 
 
