@@ -54,7 +54,7 @@ def own_figures(
     reporter: Reporter,
     *,
     only: Sequence[str] | None,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     out: Path,
     learners: Sequence[str] | None,
     steps: Sequence[int] | None,
@@ -65,14 +65,14 @@ def own_figures(
 
     only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
         drawn with these options. The reporter says which cannot.
-    formats: pdf, png, svg, and csv for the numbers.
+    formats: pdf, png, svg, and csv for the numbers; None for pdf and png.
     The other arguments are those of ``analysis.figures``.
     """
     refuse_incomplete(study)
     choice: dict[str, Any] = {"learners": learners, "steps": steps, "width": width, "labels": labels}
     saved: list[Path] = []
     try:
-        chosen_formats = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        chosen_formats = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats or ("pdf", "png")]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
