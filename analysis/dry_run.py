@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from analysis import kept
 from analysis.cost import bytes_on_disk, estimate, estimate_of_runs
 from analysis.folder import plan_to_begin
 from analysis.measure import is_measured, units
-from analysis.status import megabytes, meta_iteration
+from analysis.status import megabytes, meta_iteration, recorded_times
 from analysis.study import Study
-from analysis.times import PARTS, cpu_seconds, duration
+from analysis.times import duration
 from analysis.training import is_trained, refuse_changed_data
 from hessian_tools.data import summary
 from hessian_tools.runs.worker_pool import WorkerPool
@@ -79,12 +78,12 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
     seconds, corrected = {}, False
     for part, shares in to_do.items():
         left = sum(share * estimates[learner][part] for (learner, _), share in shares.items())
-        took = sum(_recorded(study, run).get(part, 0.0) for run in study.runs)
+        took = sum(recorded_times(study, *run).get(part, 0.0) for run in study.runs)
         # The estimate of the work that took this time: the share that is done of each run with a recorded time.
         estimated = sum(
             (1.0 - shares.get((learner, seed), 0.0)) * estimates[learner][part]
             for learner, seed in study.runs
-            if _recorded(study, (learner, seed)).get(part)
+            if recorded_times(study, learner, seed).get(part)
         )
         if took and estimated:
             left, corrected = left * took / estimated, True
@@ -97,13 +96,3 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
     workers = engine.workers if isinstance(engine, WorkerPool) else 0
     shared = f", {duration(total / workers)} on {workers} workers" if workers > 1 else ""
     return f"time: {duration(total)} of processor time ({parts}){shared}; {basis}"
-
-
-def _recorded(study: Study, run: Run) -> dict[str, float]:
-    """The processor time that a run has taken so far; for a kept run, the kept results hold it."""
-    learner, seed = run
-    if learner not in study.kept.get(seed, ()):
-        return cpu_seconds(study.run(*run))
-    folder = study.goes_on_from or study.path
-    times = kept.seed_facts(folder, seed)["runs"][learner].get("cpu_seconds", {})
-    return {part: float(times.get(part, 0.0)) for part in PARTS}

@@ -164,8 +164,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
     """
     flag, place = _flag(checkpoint, block)
     blank = {}
-    for name in _array_names(path):
-        description = json.loads((path / name / "zarr.json").read_bytes())
+    for name, description in _arrays(path).items():
         if name not in FLAGS and _in_unit(tuple(description.get("dimension_names") or ()), evaluation=block is None):
             blank[name] = np.array(np.nan if description["data_type"].startswith("float") else 0)
     _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
@@ -197,7 +196,7 @@ def faults(path: Path) -> Iterator[Fault]:
         return
     # A version that lists more than the zarr.json files also wrote the records of units; see DIGESTS.
     has_records = any(not name.endswith("zarr.json") for name in recorded)
-    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    arrays = _arrays(path)
     # For each flagged unit, the checksums of its chunks by variable, as its record has them; empty without a record.
     measured: dict[_UnitIndex | None, dict[str, str]] = {}
     # The flags come first, because they say which chunks of the other variables must exist.
@@ -290,6 +289,11 @@ def _array_names(path: Path) -> list[str]:
     return sorted(file.parent.name for file in path.glob("*/zarr.json"))
 
 
+def _arrays(path: Path) -> dict[str, dict[str, Any]]:
+    """The description of each array of a store, as its zarr.json has it, by the array's name."""
+    return {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+
+
 def _descriptions(path: Path) -> list[Path]:
     """The files that describe a store and its arrays."""
     files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
@@ -307,7 +311,7 @@ def _write_record(path: Path, checkpoint: int, block: slice | None) -> None:
 
     A block of tasks that takes several chunks gets a record for each of them, as its flag has a chunk for each.
     """
-    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    arrays = _arrays(path)
     chunks_of_tasks: Iterable[int | None] = [None]
     if block is not None:
         _, length = arrays["done"]["chunk_grid"]["configuration"]["chunk_shape"]  # checkpoints and tasks of a chunk

@@ -26,6 +26,7 @@ from analysis.claims.points import diverged, points, shot_pairs
 from analysis.claims.verdict import Verdict, conclude
 from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.schema import alpha_steps
+from analysis.statistics import seed_means
 
 CLAIM = "shot-equal-accuracy"
 
@@ -112,6 +113,4 @@ def _where_last(values: np.ndarray, score: np.ndarray, level: np.ndarray) -> np.
 
 def _task_mean(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """The mean over the tasks in ``keep`` [seed, task] of values [seed, checkpoint, task]: [seed, checkpoint]."""
-    num = keep.sum(axis=1)[:, None]
-    total = np.where(keep[:, None], values, 0.0).sum(axis=-1)
-    return np.where(num > 0, total / np.maximum(num, 1), np.nan)
+    return seed_means(np.where(keep[:, None], values, np.nan))

@@ -33,7 +33,7 @@ from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict, judged
 from analysis.evaluation import has_accuracy
 from analysis.schema import plain_learners, setting, trained_learners
-from analysis.statistics import slope_interval
+from analysis.statistics import seed_means, slope_interval
 
 QUANTITY = "hg_ratio"  # |Hg| / |g|
 # The coordinate of the Dataset that holds an instrument's weight, and the instrument in words.
@@ -183,10 +183,8 @@ def _halvings_of_series(
 
 def _halvings(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Minus the logarithm (base 2) of the mean over the tasks in ``keep``, both [seed, task]: [seed]."""
-    num = keep.sum(axis=1)
-    total = np.where(keep, values, 0.0).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(-np.log2(np.where(num > 0, total / np.maximum(num, 1), np.nan)))
+        return np.asarray(-np.log2(seed_means(np.where(keep, values, np.nan))))
 
 
 def _kind(instrument: str) -> str:
