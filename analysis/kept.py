@@ -24,6 +24,7 @@ from xarray.backends import H5NetCDFStore
 
 from analysis.quantities import QUANTITIES, REQUIRED
 from analysis.schema import MEASURED, stack_runs
+from analysis.statistics import mean_over
 from hessian_tools.runs.files import DamagedFileError, read_json, write_atomic, write_json
 
 FOLDER = "seeds"
@@ -167,7 +168,7 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
 def _over_tasks(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """The mean over tasks and its standard error, without the tasks that have no value."""
     count = values.notnull().sum("task")
-    mean = values.sum("task") / count.where(count > 0)
+    mean = mean_over(values, "task")
     variance = ((values - mean) ** 2).sum("task") / (count - 1).where(count > 1)
     attrs = dict(values.attrs)
     attrs.pop("error_variable", None)

@@ -334,6 +334,21 @@ def intervened(ds: xr.Dataset, name: str) -> bool:
     return any(bool(setting(ds, coordinate, name)) for coordinate in coordinates)
 
 
+def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
+    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
+
+    instrument: the coordinate that holds the weight, "dose" or "penalty".
+    """
+    other = "penalty" if instrument == "dose" else "dose"
+    series = {0.0: base}
+    for name in trained_learners(ds):
+        # This coordinate is the name of the learner with the same settings but without either instrument.
+        without = setting(ds, "without_intervention", name)
+        if without == base and setting(ds, other, name) == 0:
+            series.setdefault(float(setting(ds, instrument, name)), name)
+    return dict(sorted(series.items()))
+
+
 def learner_code(ds: xr.Dataset, name: str) -> str:
     """Deprecated and to be removed in 0.3: use ``ds.sel(learner=name)``, as learners are now selected by name."""
     warnings.warn(

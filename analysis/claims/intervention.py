@@ -32,7 +32,7 @@ from analysis.claims.points import diverged, first_and_last, has, points
 from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict, judged
 from analysis.evaluation import has_accuracy
-from analysis.schema import plain_learners, setting, trained_learners
+from analysis.schema import learners_by_weight, plain_learners, trained_learners
 from analysis.statistics import seed_means, slope_interval
 
 QUANTITY = "hg_ratio"  # |Hg| / |g|
@@ -40,21 +40,6 @@ QUANTITY = "hg_ratio"  # |Hg| / |g|
 INSTRUMENTS = {"dose": "SHOT", "penalty": "the penalty"}
 LEAST_POINTS = 3  # the least number of weights, or of checkpoints, for a slope
 LEAST_RANGE = 0.26  # halvings: a factor of 1.2 between the smallest and the largest curvature
-
-
-def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
-    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
-
-    instrument: the coordinate that holds the weight, "dose" or "penalty".
-    """
-    other = "penalty" if instrument == "dose" else "dose"
-    series = {0.0: base}
-    for name in trained_learners(ds):
-        # This coordinate is the name of the learner with the same settings but without either instrument.
-        without = setting(ds, "without_intervention", name)
-        if without == base and setting(ds, other, name) == 0:
-            series.setdefault(float(setting(ds, instrument, name)), name)
-    return dict(sorted(series.items()))
 
 
 def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:

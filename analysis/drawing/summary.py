@@ -14,7 +14,7 @@ import xarray as xr
 
 from analysis.evaluation import evaluation_scores
 from analysis.schema import DIVERGED, MEASURED
-from analysis.statistics import student_half_width
+from analysis.statistics import mean_over, student_half_width
 
 MAX_SEEDS_SHOWN = 4
 """The largest number of seeds that are drawn as thin lines and whose range is the band."""
@@ -76,12 +76,6 @@ def summarise(values: xr.DataArray) -> Summary:
     has_spread = per_seed.notnull().sum("seed") > 1
     low, high = per_seed.min("seed").where(has_spread), per_seed.max("seed").where(has_spread)
     return Summary(per_seed, mean, low, high, num_seeds)
-
-
-def mean_over(values: xr.DataArray, *dims: str) -> xr.DataArray:
-    """The mean over ``dims`` of the values that are not NaN; NaN where there are none, without numpy's warning."""
-    count = values.notnull().sum(list(dims))
-    return values.sum(list(dims)) / count.where(count > 0)
 
 
 def t_half_width(per_seed: xr.DataArray) -> xr.DataArray:
