@@ -12,7 +12,7 @@ of single probes and the inner products of gradients are left out, because other
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +215,9 @@ def _digest(path: Path) -> str:
 def runs_of(folder: Path, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], xr.Dataset]:
     """The measurements of those runs (learner, seed) among ``wanted`` that are kept in a folder."""
     wanted = list(wanted)
-    by_seed: dict[int, Sequence[str]] = {}
-    for learner, seed in wanted:
-        by_seed[seed] = [*by_seed.get(seed, ()), learner]
-    runs = {}
-    for seed, names in by_seed.items():
-        for name, run in open_seed(folder, seed).items():
-            if name in names:
-                runs[name, seed] = run
-    return runs
+    return {
+        (name, seed): run
+        for seed in dict.fromkeys(seed for _, seed in wanted)
+        for name, run in open_seed(folder, seed).items()
+        if (name, seed) in wanted
+    }

@@ -135,7 +135,7 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         if stopped is not None:
             yield f"trained: diverged at {stopped}"
     else:
-        learner, seed = run_of(study, path)
+        learner, seed = next(run for run in study.runs if study.run(*run).name == path.resolve().name)
         yield f"run of the learner {learner} with seed {seed}, of the study {study.config.name}: {path}"
         yield f"learner: {learner_description(study, learner)}"
         yield _set_up(study)
@@ -157,11 +157,6 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         yield f'next: ht.saved_checkpoints("{path}") reads the parameters'
     else:
         yield f"next: hessian-tools info {quote(str(study.path))}"
-
-
-def run_of(study: Study, path: Path) -> tuple[str, int]:
-    """The learner and the seed of the run in a folder of a study."""
-    return next(run for run in study.runs if study.run(*run).name == path.resolve().name)
 
 
 def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] | None:

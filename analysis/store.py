@@ -133,16 +133,12 @@ def refuse_damaged(path: Path) -> None:
 
 def is_complete(path: Path) -> bool:
     """True if every unit of a run is measured."""
-    with _readable(path):
-        return all(bool(np.all(zarr.open_array(path, path=flag, mode="r")[...] == 1)) for flag in FLAGS)
+    return all(_flags(path, flag).all() for flag in FLAGS)
 
 
 def any_done(path: Path) -> bool:
     """Whether any task of a run has been measured; False where there is no store."""
-    if not path.exists():
-        return False
-    with _readable(path):
-        return bool(np.any(zarr.open_array(path, path="done", mode="r")[...] == 1))
+    return path.exists() and bool(_flags(path, "done").any())
 
 
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
@@ -152,8 +148,13 @@ def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
     block: the positions of the unit's tasks; None for the unit that evaluates accuracy.
     """
     flag, place = _flag(checkpoint, block)
+    return bool(_flags(path, flag, place).all())
+
+
+def _flags(path: Path, flag: str, place: Any = ...) -> np.ndarray:
+    """True at each place of a flag that is set."""
     with _readable(path):
-        return bool(np.all(zarr.open_array(path, path=flag, mode="r")[place] == 1))
+        return np.asarray(zarr.open_array(path, path=flag, mode="r")[place]) == 1
 
 
 def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping[str, np.ndarray]) -> None:

@@ -6,15 +6,13 @@ Alpha rho is the inner step size alpha times rho, the curvature of the support l
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels
 from analysis.drawing.references import training_axis
-from analysis.drawing.style import MethodStyle, method_label
+from analysis.drawing.style import MethodStyle, method_label, shade
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy
 
@@ -38,10 +36,8 @@ QUANTITIES: Mapping[str, Callable[[xr.Dataset], xr.DataArray]] = {
 
 def styles(studies: Mapping[str, xr.Dataset]) -> dict[str, MethodStyle]:
     """A colour, from dark to light, and a marker for each study."""
-    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
-    ramp, last = mpl.colormaps["viridis"], max(len(studies) - 1, 1)
     return {
-        name: MethodStyle(to_hex(ramp(0.85 * index / last)), MARKERS[index % len(MARKERS)], "-")
+        name: MethodStyle(shade(index, len(studies) - 1), MARKERS[index % len(MARKERS)], "-")
         for index, name in enumerate(studies)
     }
 

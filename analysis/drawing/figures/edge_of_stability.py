@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
-from analysis.drawing.style import DARK, method_label
+from analysis.drawing.style import DARK, method_label, shade
 from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
@@ -52,8 +50,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     last = int(ds["inner_step"].max())
     ds, names = choice.part(ds), choice.learners
     steps = [int(step) for step in ds["inner_step"].values]
-    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
-    colors = {step: to_hex(mpl.colormaps["viridis"](0.85 * step / max(last, 1))) for step in steps}
+    colors = {step: shade(step, last) for step in steps}
     xlabel = r"along the gradient, $\alpha\rho$"
     with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
         for name, ax in zip(names, axes, strict=True):
