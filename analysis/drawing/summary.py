@@ -143,5 +143,6 @@ def tasks_per_seed(values: xr.DataArray) -> str:
 
 def _span_of(counts: xr.DataArray) -> str:
     """The smallest and the largest count above 0 as a text, such as '61-64', or '64' if they are equal."""
-    positive = counts.values[counts.values > 0]
+    # Without a dimension of tasks, a count is True or False.
+    positive = counts.values[counts.values > 0].astype(int)
     return "-".join(str(count) for count in dict.fromkeys((positive.min(), positive.max()))) if positive.size else "0"
