@@ -1,167 +1,27 @@
 """The command line. Modules that import torch are imported inside the commands, so that help appears at once."""
 
-import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from inspect import Parameter as InspectParameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter
+
+from analysis.command_errors import describe_os_error, exit_status, wrong_command
+from analysis.command_options import BeginOptions, ComputeOptions, FigureOptions, File, Folder, Trust
+from analysis.errors import UserError, shortened
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from analysis.claims import Verdict
-    from analysis.engines.engine import Engine
-    from analysis.engines.place import Place
     from analysis.progress import Reporter
     from analysis.study import Study
 
-
-Trust = Annotated[
-    bool,
-    Parameter(
-        negative="",  # there is no option --no-trust
-        help="Import the modules and files that the study names (network, quantities, claims), which runs their code.",
-    ),
-]
-
-
-def _whole_number(_: object, tokens: Sequence[Token]) -> int:
-    """The number of a token, as a converter of cyclopts, which itself would round 1.5 to 2."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is not a whole number; give one, such as 1") from None
-
-
-WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
-
-
-@Parameter(name="*")  # each field is an option of the command, without the name of this class before it
-@dataclass(frozen=True)
-class ComputeOptions:
-    """The options of every command that trains or measures."""
-
-    workers: Annotated[
-        WholeNumber | None,
-        Parameter(
-            help="Number of worker processes, with one thread each; 0 works in this process"
-            " [default: one per core; 0 for a small study; on a card, one per learner that fits in its memory]."
-        ),
-    ] = None
-    devices: Annotated[
-        str | None,
-        Parameter(
-            help="Devices of this machine, e.g. cuda:0,cuda:1, with one worker process for each of them; a card that is"
-            " listed twice has two, which share its memory."
-        ),
-    ] = None
-    cluster: Annotated[
-        Path | None,
-        Parameter(help="File with the settings of a SLURM cluster, in whose jobs the work runs (docs/cluster.md)."),
-    ] = None
-    dask: Annotated[
-        str | None, Parameter(help="Address of the scheduler of a Dask cluster on whose workers the work runs.")
-    ] = None
-    device: Annotated[
-        Literal["cpu", "cuda"],
-        Parameter(
-            help="Where the tensors live; with cuda, all seeds of a learner are trained together on the first card, and"
-            " several learners at once. --workers above the number of learners divides their seeds."
-        ),
-    ] = "cpu"
-    trust: Trust = False
-    yes: Annotated[
-        bool,
-        Parameter(negative="", help="Go on where the study would take over 10000 hours, or more memory than there is."),
-    ] = False
-    no_fsync: Annotated[
-        bool,
-        Parameter(
-            negative="", help="Do not wait until each file is on the disk; a power cut may then cost finished work."
-        ),
-    ] = False
-
-    @property
-    def place(self) -> "Place":
-        """Where the work runs."""
-        from analysis.engines.place import Place, parse_devices
-
-        return Place(self.workers, parse_devices(self.devices), self.cluster, self.dask)
-
-    @property
-    def kind_of_device(self) -> str:
-        """The device of the study, "cpu" or "cuda"."""
-        return self.place.device(self.device)
-
-    def session(self, study: "Study") -> "AbstractContextManager[tuple[Engine, Reporter]]":
-        """Lock the study's folder, and provide the engine that does the work, and the reporter."""
-        from analysis.pipeline import session
-
-        return session(study, place=self.place, progress=True, fsync=not self.no_fsync)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class BeginOptions:
-    """The options of every command that can begin a study."""
-
-    out: Annotated[Path | None, Parameter(help="Folder of the study [default: runs/NAME].")] = None
-    seeds: Annotated[
-        tuple[WholeNumber, ...] | None,
-        Parameter(
-            name=["--seeds", "--seed"],
-            consume_multiple=True,
-            help="Seeds, e.g. --seeds 0 1 2; more can be added later.",
-        ),
-    ] = None
-    claims: Annotated[Path | None, Parameter(help="Plan of the claims of a new study [default: the bundled one].")] = (
-        None
-    )
-    data: Annotated[
-        Path | None,
-        Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
-    ] = None
-
-    kept: Annotated[
-        Path | None,
-        Parameter(
-            name="--from",
-            help="Folder of kept results of this study, whose runs are not made again; or of a study whose trained "
-            "networks are taken over, to be measured in another way.",
-        ),
-    ] = None
-
-    dry_run: Annotated[
-        bool,
-        Parameter(
-            negative="", help="Only check everything, and say what would be run, in what time and on how much disk."
-        ),
-    ] = False
-
-    def prepare(self, source: Path, compute: ComputeOptions) -> "tuple[Study, str | None]":
-        """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
-        from analysis.pipeline import prepare
-
-        given = vars(self) | {"data": None if self.data is None else str(self.data)}
-        del given["dry_run"]  # the commands read this option themselves
-        return prepare(source, **given, device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
-
-
-# Paths rather than texts, so that a shell completes the names of files.
-File = Annotated[
-    Path,
-    Parameter(help="A study's YAML file, a bundled study (demo, quickdraw, ...), or the folder of a study."),
-]
-Folder = Annotated[Path, Parameter(help="Folder of a study.")]
-BEGIN, COMPUTE = BeginOptions(), ComputeOptions()
+BEGIN, COMPUTE, FIGURES = BeginOptions(), ComputeOptions(), FigureOptions()
 
 NEXT = """What to do next:
   hessian-tools demo               run a small study, which takes minutes
@@ -252,63 +112,26 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
 @command
 def test(folder: Folder, *, trust: Trust = False) -> None:
     """Only judge the claims, from measurements that exist."""
-    from analysis import pipeline
-    from analysis.folder import measurements, open_folder
+    from analysis.folder import measurements
+    from analysis.pipeline import test
 
-    opened = open_folder(folder, trust=trust)
-    with pipeline.session(opened, progress=True) as (_, reporter):
-        _say_verdicts(pipeline.test(opened, measurements(opened)), reporter)
+    with _at_work(folder, trust=trust) as (study, reporter):
+        _say_verdicts(test(study, measurements(study)), reporter)
 
 
 @command
 def figures(
     folder: Folder,
     *,
-    only: Annotated[
-        tuple[str, ...] | None,
-        Parameter(consume_multiple=True, help="Names of figures, such as alpha_rho, or of variables."),
-    ] = None,
-    learners: Annotated[
-        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Learners that are shown [default: a selection].")
-    ] = None,
-    steps: Annotated[
-        tuple[WholeNumber, ...] | None,
-        Parameter(consume_multiple=True, help="Points of the inner loop [default: all]."),
-    ] = None,
-    width: Annotated[
-        str | None,
-        Parameter(help="Inches, single, double, icml, icml-full, neurips, iclr or jmlr [default: by panels]."),
-    ] = None,
-    labels: Annotated[
-        tuple[str, ...] | None,
-        Parameter(consume_multiple=True, help='Other names for learners, such as fomaml="first-order MAML".'),
-    ] = None,
-    format: Annotated[
-        tuple[str, ...] | None, Parameter(consume_multiple=True, help="pdf, png, svg, or csv for the numbers.")
-    ] = None,
-    out: Annotated[Path | None, Parameter(help="Folder of figures drawn with options [default: FOLDER/paper].")] = None,
+    options: FigureOptions = FIGURES,
 ) -> None:
     """Only draw the figures: those of the report, or, with any option, figures of your own beside them."""
-    from analysis import pipeline
-    from analysis.folder import measurements, open_folder
-    from analysis.own_figures import own_figures
+    from analysis.folder import measurements
+    from analysis.pipeline import figures
 
-    opened = open_folder(folder)
-    with pipeline.session(opened, progress=True) as (_, reporter):
-        if (only, learners, steps, width, labels, format, out) == (None,) * 7:  # without any option
-            paths = pipeline.figures(opened, measurements(opened), reporter)
-        else:
-            paths = own_figures(
-                opened,
-                reporter,
-                only=only,
-                formats=format or ("pdf", "png"),
-                out=out or opened.path / "paper",
-                learners=learners,
-                steps=steps,
-                width=width,
-                labels=_labels_by_name(labels),
-            )
+    with _at_work(folder) as (study, reporter):
+        is_own = options != FIGURES
+        paths = options.draw(study, reporter) if is_own else figures(study, measurements(study), reporter)
         for path in paths:
             reporter.say(str(path))
 
@@ -324,7 +147,6 @@ def explore(
     ] = None,
 ) -> None:
     """Write an interactive page of the measurements so far: one file, which needs neither a server nor a network."""
-    from analysis.errors import UserError
     from analysis.explorer.explorer import explore as explore_study
     from analysis.folder import EXPLORER
 
@@ -340,24 +162,20 @@ def explore(
 @command
 def report(folder: Folder) -> None:
     """Only write report.html, from verdicts and figures that exist."""
-    from analysis import pipeline
-    from analysis.folder import measurements, open_folder
+    from analysis.folder import measurements
+    from analysis.pipeline import report
 
-    opened = open_folder(folder)
-    with pipeline.session(opened, progress=True) as (_, reporter):
-        reporter.say(str(pipeline.report(opened, measurements(opened))))
+    with _at_work(folder) as (study, reporter):
+        reporter.say(str(report(study, measurements(study))))
 
 
 @command
 def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept results.")]) -> None:
     """Write what claims, figures and report need of each finished seed into a small folder for a repository."""
-    from analysis import pipeline
-    from analysis.folder import open_folder
-    from analysis.keep import keep as keep_results
+    from analysis.keep import keep
 
-    opened = open_folder(folder)
-    with pipeline.session(opened, progress=True) as (_, reporter):
-        seeds = keep_results(opened, out, reporter)
+    with _at_work(folder) as (study, reporter):
+        seeds = keep(study, out, reporter)
         reporter.say(f"kept: seed {', '.join(map(str, seeds))} in {out}; next: hessian-tools test {out}")
 
 
@@ -418,7 +236,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
-        return _fail(_mistake(e), 2)
+        return _fail(wrong_command(e), 2)
     except UserError as e:
         return _fail(with_notes(e), 2)
     except KeyboardInterrupt:
@@ -428,68 +246,24 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
-        return _fail(with_notes(e, _describe(e)), 2)
+        return _fail(with_notes(e, describe_os_error(e)), 2)
     except Exception as e:
-        status = _status(e)
+        status = exit_status(e)
         if status is None:
             raise
         return _fail(with_notes(e), status)
     return status if isinstance(status, int) else 0
 
 
-def _mistake(error: CycloptsError) -> str:
-    """The message on a command line that does not fit the command, with the command that shows the help."""
-    command = " ".join(("hessian-tools", *(error.command_chain or ())))
-    message = " ".join(str(error).split())
-    if isinstance(error, UnusedCliTokensError):
-        message = f"'{command}' takes no further argument, but got {' '.join(error.unused_tokens or ())}"
-    elif isinstance(error, MissingArgumentError) and error.argument is not None:
-        # The first clause of the option's or argument's help says what is missing.
-        name, meaning = error.argument.name, (error.argument.parameter.help or "").partition(";")[0].removesuffix(".")
-        is_option = error.argument.field_info.kind is InspectParameter.KEYWORD_ONLY
-        lacking = f"{name} needs a value" if error.keyword else f"'{command}' needs {name if is_option else 'this'}"
-        message = f"{lacking}: {meaning[:1].lower()}{meaning[1:]}"
-    # A full stop is dropped before the semicolon, but not the three dots of a list that goes on.
-    return f"{message if message.endswith('...') else message.removesuffix('.')}; see {command} --help"
+@contextmanager
+def _at_work(folder: Path, *, trust: bool = False) -> "Iterator[tuple[Study, Reporter]]":
+    """Open a study's folder, and lock it for a command that neither trains nor measures."""
+    from analysis.folder import open_folder
+    from analysis.pipeline import session
 
-
-def _describe(error: OSError) -> str:
-    """The message on an error of the operating system."""
-    if error.filename is None and error.errno != errno.ENOSPC:
-        return f"{error.strerror or error}; run the same command again, which goes on from here"
-    place = error.filename or "the study folder"
-    if error.errno == errno.ENOSPC:
-        return f"no space left on the device ({place}); free some and run the same command"
-    return f"{place}: {error.strerror or error}; correct that, or choose another --out"
-
-
-def _status(error: Exception) -> int | None:
-    """The exit status of an error that is not a fault of this program; None for a fault of this program."""
-    from analysis.claims import NotMeasuredError, PlanError
-    from analysis.engines.remote import UnitFailed
-    from analysis.errors import UserError
-    from hessian_tools.loss import HiddenStateError
-    from hessian_tools.runs.files import DamagedFileError, FolderInUseError
-    from hessian_tools.runs.manifest import ForeignRunError
-    from hessian_tools.runs.worker_pool import WorkerLost
-
-    if isinstance(error, WorkerLost):
-        return 1
-    if isinstance(error, UnitFailed):
-        return _status(error.error) or 1
-    mistakes = (UserError, NotMeasuredError, HiddenStateError, PlanError)
-    unusable_files = (DamagedFileError, ForeignRunError, FolderInUseError)
-    return 2 if isinstance(error, (*mistakes, *unusable_files)) else None
-
-
-def _labels_by_name(labels: "Sequence[str] | None") -> dict[str, str] | None:
-    """The labels of learners by the learners' names, from words such as ``fomaml=first-order MAML``."""
-    from analysis.errors import UserError
-
-    for word in labels or ():
-        if "=" not in word:
-            raise UserError(f'--labels {word}: give a name and its label, such as {word}="first-order MAML"')
-    return None if labels is None else dict(word.split("=", 1) for word in labels)
+    study = open_folder(folder, trust=trust)
+    with session(study, progress=True) as (_, reporter):
+        yield study, reporter
 
 
 def _say_dry_run(study: "Study", plan: str | None, compute: ComputeOptions, *, only_train: bool = False) -> None:
@@ -508,8 +282,6 @@ def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    from analysis.errors import shortened
-
     print(shortened(f"hessian-tools: {text}"), file=sys.stderr)
     return status
 

@@ -4,7 +4,6 @@ The p-values of the primary verdicts of all studies are corrected for multiple t
 shows all studies.
 """
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from analysis.drawing import overlay
 from analysis.drawing.panels import save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_folder, open_verdicts, plan_of, stale_parts
-from analysis.report.page import DASH, Html, element, interval, join, number, page, row, table
+from analysis.report.page import DASH, Html, data_link, element, interval, join, number, page, row, table
 from analysis.report.verdicts import UNTRAINED_PASSES
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
@@ -104,35 +103,29 @@ def lines(comparison: Comparison) -> Iterator[str]:
     texts = {key: _texts(comparison, found) for key, found in comparison.rows.items()}
     width = max(len(_question(key)) for key in texts)
     columns = {name: max(len(name), *(len(text[name]) for text in texts.values())) for name in comparison.studies}
-    claim = ""
-    for key, found in comparison.rows.items():
-        if key[0] != claim:
-            claim = key[0]
-            title = next(iter(found.values())).title
-            yield f"{title[:1].upper()}{title[1:]}?"
-            yield "  ".join(["", " " * width, *(f"{name:<{size}}" for name, size in columns.items())]).rstrip()
-        cells = [f"{texts[key][name]:<{size}}" for name, size in columns.items()]
-        yield "  ".join(["", f"{_question(key):<{width}}", *cells]).rstrip()
+    for title, rows in _by_claim(comparison.rows):
+        yield f"{title[:1].upper()}{title[1:]}?"
+        yield "  ".join(["", " " * width, *(f"{name:<{size}}" for name, size in columns.items())]).rstrip()
+        for key in rows:
+            cells = [f"{texts[key][name]:<{size}}" for name, size in columns.items()]
+            yield "  ".join(["", f"{_question(key):<{width}}", *cells]).rstrip()
 
 
 def primary_table(comparison: Comparison) -> str:
     """The primary verdicts as a Markdown table: a row for each question, a column for each study that has any."""
-    found_in = {name for found in comparison.rows.values() for name, each in found.items() if each.kind == "primary"}
-    studies = [name for name in comparison.studies if name in found_in]
-    rows = ["Learner, baseline, comparison", *studies], ["---"] * (1 + len(studies))
-    text, claim = ["".join(f"| {cell} " for cell in cells) + "|" for cells in rows], ""
-    for key, found in comparison.rows.items():
-        primary = {name: verdict for name, verdict in found.items() if verdict.kind == "primary"}
-        if not primary:
-            continue
-        if key[0] != claim:
-            claim = key[0]
-            title = next(iter(primary.values())).title
-            text.append(f"| **{title[:1].upper()}{title[1:]}?** " + "| " * len(studies) + "|")
-        written = _texts(comparison, primary)
-        cells = [_question(key), *(written[name] for name in studies)]
-        text.append("".join(f"| {cell} " for cell in cells) + "|")
-    return "\n".join(text) + "\n"
+    primary = {
+        key: answers
+        for key, found in comparison.rows.items()
+        if (answers := {name: verdict for name, verdict in found.items() if verdict.kind == "primary"})
+    }
+    studies = [name for name in comparison.studies if any(name in answers for answers in primary.values())]
+    rows = [["Learner, baseline, comparison", *studies], ["---"] * (1 + len(studies))]
+    for title, answers_by_key in _by_claim(primary):
+        rows.append([f"**{title[:1].upper()}{title[1:]}?**", *[""] * len(studies)])
+        for key, answers in answers_by_key.items():
+            written = _texts(comparison, answers)
+            rows.append([_question(key), *(written[name] for name in studies)])
+    return "".join("".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n" for cells in rows)
 
 
 def write(comparison: Comparison, out: Path) -> Path:
@@ -156,7 +149,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Iterator[Html]:
-    names, rows = list(comparison.studies), comparison.rows
+    names = list(comparison.studies)
     num = max((v.num_corrected for verdicts in comparison.verdicts.values() for v in verdicts), default=0)
     yield element("h1", _title(comparison))
     yield element(
@@ -166,21 +159,28 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
         " seeds. A dash stands where a study does not answer a question.",
         css="lead",
     )
-    for claim in dict.fromkeys(key[0] for key in rows):
-        on_claim = {key: found for key, found in rows.items() if key[0] == claim}
-        any_verdict = next(iter(next(iter(on_claim.values())).values()))  # all of them have the title of the claim
-        yield element("h2", any_verdict.title)
+    for title, rows in _by_claim(comparison.rows):
+        yield element("h2", title)
         lines = [
             row([_question(key), *(_cell(found.get(name), comparison.verdicts[name]) for name in names)])
-            for key, found in on_claim.items()
+            for key, found in rows.items()
         ]
         yield table(["Learner, baseline, comparison", *names], lines, wide=True)
     for learner, png in pictures:
-        source = f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode('ascii')}"
-        picture = element("img", src=source, alt=f"{learner} in all studies", width="960")
+        picture = element(
+            "img", src=data_link(png.read_bytes(), "image/png"), alt=f"{learner} in all studies", width="960"
+        )
         caption = overlay.caption(comparison.studies, learner)
         # An img element has no end tag in HTML.
         yield element("figure", Html(picture.text.removesuffix("</img>")), element("figcaption", caption))
+
+
+def _by_claim(rows: dict[Key, dict[str, Verdict]]) -> Iterator[tuple[str, dict[Key, dict[str, Verdict]]]]:
+    """The statement of each claim, with those of the rows that are on it."""
+    for claim in dict.fromkeys(key[0] for key in rows):
+        on_claim = {key: found for key, found in rows.items() if key[0] == claim}
+        any_verdict = next(iter(next(iter(on_claim.values())).values()))  # all of them have the title of the claim
+        yield any_verdict.title, on_claim
 
 
 def _question(key: Key) -> str:

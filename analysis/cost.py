@@ -14,7 +14,8 @@ import torch
 from analysis.config import StepSizeSearch
 from analysis.engines.sharing import trains_together
 from analysis.errors import UserError
-from analysis.study import Problem, Study, StudyLearner
+from analysis.problem import Problem
+from analysis.study import Study, StudyLearner
 
 MAX_HOURS = 10_000  # of processor time: more than a year on one core
 MAX_OPTION = 10_000  # the largest whole number among the options of a network

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from analysis import kept
 from analysis.cost import bytes_on_disk, estimate, estimate_of_runs, is_on_card
 from analysis.engines.processes import Processes
 from analysis.folder import plan_to_begin
 from analysis.measure import is_measured, units
-from analysis.status import megabytes, meta_iteration
+from analysis.status import megabytes, meta_iteration, recorded_times
 from analysis.study import Study
-from analysis.times import PARTS, cpu_seconds, duration
+from analysis.times import duration
 from analysis.training import is_trained, refuse_changed_data, trained_in, units_of
 from hessian_tools.data import summary
 from hessian_tools.runs.worker_pool import WorkerPool
@@ -84,12 +83,12 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
     seconds, corrected = {}, False
     for part, shares in to_do.items():
         left = sum(share * estimates[learner][part] for (learner, _), share in shares.items())
-        took = sum(_recorded(study, run).get(part, 0.0) for run in study.runs)
+        took = sum(recorded_times(study, *run).get(part, 0.0) for run in study.runs)
         # The estimate of the work that took this time: the share that is done of each run with a recorded time.
         estimated = sum(
             (1.0 - shares.get((learner, seed), 0.0)) * estimates[learner][part]
             for learner, seed in study.runs
-            if _recorded(study, (learner, seed)).get(part)
+            if recorded_times(study, learner, seed).get(part)
         )
         if took and estimated:
             left, corrected = left * took / estimated, True
@@ -112,13 +111,3 @@ def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> s
 def _min_units(engine: object) -> int | None:
     """The ``min_units`` of an engine that is not entered yet; those of a cluster are known only once it is."""
     return engine.min_units if isinstance(engine, Processes) else None
-
-
-def _recorded(study: Study, run: Run) -> dict[str, float]:
-    """The processor time that a run has taken so far; for a kept run, the kept results hold it."""
-    learner, seed = run
-    if learner not in study.kept.get(seed, ()):
-        return cpu_seconds(study.run(*run))
-    folder = study.goes_on_from or study.path
-    times = kept.seed_facts(folder, seed)["runs"][learner].get("cpu_seconds", {})
-    return {part: float(times.get(part, 0.0)) for part in PARTS}

@@ -19,6 +19,11 @@ def score_name(ds: xr.Dataset) -> str:
     return "query accuracy" if has_accuracy(ds) else "query loss"
 
 
+def percent_scores(ds: xr.Dataset) -> xr.DataArray:
+    """The scores of ``evaluation_scores``, with accuracies in %."""
+    return evaluation_scores(ds) * (100 if has_accuracy(ds) else 1)
+
+
 def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
     """The score on every evaluation task at every checkpoint; NaN where the inner loop diverged."""
     name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"

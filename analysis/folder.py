@@ -247,6 +247,11 @@ def stale_parts(study: Study, ds: xr.Dataset) -> list[str]:
     return stale
 
 
+def command_of(part: str) -> str:
+    """The command that makes a part of a study anew; parts are called like their commands, except for the verdicts."""
+    return part.replace("verdicts", "test")
+
+
 def report_basis(study: Study) -> dict[str, str]:
     """The SHA-256 of the files besides the measurements on which a report rests; an absent file has an empty one."""
     files_below = {"verdicts": study.path / VERDICTS, "figures": study.figures / DRAWN}
@@ -279,13 +284,9 @@ def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
     All learners that are kept must be in the study. Where the data are on disk does not matter, because their digest is
     kept too.
     """
-    old, new = (_settings(each.config, portable=True) for each in (before, study))
-    for key in old:
-        if key != "seeds" and not _same(key, old[key], new.get(key)):
-            raise UserError(
-                f"{before.path} holds results of other settings: its {key} is {_short(old[key])}, yours"
-                f" {_short(new.get(key))}; {advice}"
-            )
+    difference = _difference(*(_portable_settings(each.config) for each in (before, study)))
+    if difference:
+        raise UserError(f"{before.path} holds results of other settings: its {difference}; {advice}")
     if None not in (before.step_size, study.step_size) and before.step_size != study.step_size:
         raise UserError(
             f"{before.path} holds results with the inner step size {before.step_size:g}, but that of {study.path} is"
@@ -295,23 +296,28 @@ def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
 
 def _refuse_another(study: Study, begun: StudyConfig) -> None:
     """Raise UserError unless the study is the one that was begun, perhaps with more seeds, learners or claims."""
-    old, new = _settings(begun), _settings(study.config)
-    for key in old:
-        if not _same(key, old[key], new.get(key)):
-            raise UserError(
-                f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new.get(key))};"
-                " choose another --out (only seeds, learners and claims may be added)"
-            )
+    difference = _difference(*(config.model_dump(mode="json") for config in (begun, study.config)))
+    if difference:
+        raise UserError(
+            f"{study.path} holds another study: its {difference}; choose another --out (only seeds, learners and claims"
+            " may be added)"
+        )
 
 
-def _settings(config: StudyConfig, *, portable: bool = False) -> dict[str, Any]:
-    """The settings of a study; if ``portable``, without the places of the data and of the user's own files."""
-    if not portable:
-        return config.model_dump(mode="json")
-    settings = with_own_files(config, lambda file: Path(file.name)).model_dump(mode="json")
+def _portable_settings(config: StudyConfig) -> dict[str, Any]:
+    """The settings of a study without its seeds, and without the places of the data and of the user's own files."""
+    settings = with_own_files(config, lambda file: Path(file.name)).model_dump(mode="json", exclude={"seeds"})
     for key in DATA_PATHS:
         settings["data"][key] = bool(settings["data"][key])  # only whether a path is given counts
     return settings
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting in which the study ``new`` does not continue the study ``old``, in words; "" if it does."""
+    for key in old:
+        if not _same(key, old[key], new.get(key)):
+            return f"{key} is {_short(old[key])}, yours {_short(new.get(key))}"
+    return ""
 
 
 def _same(key: str, old: Any, new: Any) -> bool:

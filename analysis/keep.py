@@ -89,13 +89,11 @@ def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
 
 def _runs(study: Study, seed: int) -> dict[str, xr.Dataset]:
     """The measurements of each learner of a seed, from the results that are kept already or from the run's store."""
-    learners = [name for name in study.learners if (name, seed) in study.runs]
-    from_before = kept.runs_of(study.path, [(name, seed) for name in learners if name in study.kept.get(seed, ())])
+    from_before = kept.open_seed(study.path, seed) if seed in study.kept else {}
     return {
-        name: from_before[name, seed]
-        if (name, seed) in from_before
-        else store.open_run(study.run(name, seed) / store.NAME)
-        for name in learners
+        name: from_before[name] if name in from_before else store.open_run(study.run(name, seed) / store.NAME)
+        for name in study.learners
+        if (name, seed) in study.runs
     }
 
 

@@ -12,7 +12,7 @@ of single probes and the inner products of gradients are left out, because other
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from xarray.backends import H5NetCDFStore
 
 from analysis.quantities import QUANTITIES, REQUIRED
 from analysis.schema import MEASURED, stack_runs
+from analysis.statistics import mean_over
 from hessian_tools.runs.files import DamagedFileError, read_json, write_atomic, write_json
 
 FOLDER = "seeds"
@@ -167,7 +168,7 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
 def _over_tasks(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """The mean over tasks and its standard error, without the tasks that have no value."""
     count = values.notnull().sum("task")
-    mean = values.sum("task") / count.where(count > 0)
+    mean = mean_over(values, "task")
     variance = ((values - mean) ** 2).sum("task") / (count - 1).where(count > 1)
     attrs = dict(values.attrs)
     attrs.pop("error_variable", None)
@@ -214,12 +215,9 @@ def _digest(path: Path) -> str:
 def runs_of(folder: Path, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], xr.Dataset]:
     """The measurements of those runs (learner, seed) among ``wanted`` that are kept in a folder."""
     wanted = list(wanted)
-    by_seed: dict[int, Sequence[str]] = {}
-    for learner, seed in wanted:
-        by_seed[seed] = [*by_seed.get(seed, ()), learner]
-    runs = {}
-    for seed, names in by_seed.items():
-        for name, run in open_seed(folder, seed).items():
-            if name in names:
-                runs[name, seed] = run
-    return runs
+    return {
+        (name, seed): run
+        for seed in dict.fromkeys(seed for _, seed in wanted)
+        for name, run in open_seed(folder, seed).items()
+        if (name, seed) in wanted
+    }

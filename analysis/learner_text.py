@@ -71,34 +71,27 @@ def _shot(shot: Shot) -> str:
     )
 
 
-def supervised_notes(study: Study) -> list[str]:
-    """A line for each supervised control, which shows whether ordinary training has the effects of meta-training."""
-    return [
+def notes_on_learners(study: Study) -> list[str]:
+    """What a reader must not overlook about learners that are unlike the others, one line each."""
+    loops = {name: learner.learner for name, learner in study.learners.items()}
+    # A supervised control shows whether ordinary training has the effects of meta-training.
+    notes = [
         f"{name} is a control: it was trained on all classes at once, not meta-trained. Its verdicts say what ordinary"
         " training does to the same quantities."
         for name, learner in study.learners.items()
         if learner.settings.algorithm == "supervised"
     ]
-
-
-def no_alpha_notes(study: Study) -> list[str]:
-    """A line for each learner whose inner steps are not one step size alpha times the gradient."""
-    return [
-        f"{name} has no alpha rho: {learner.learner.why_no_alpha}. Quantities scaled by alpha do not exist for"
+    notes += [
+        f"{name} has no alpha rho: {loop.why_no_alpha}. Quantities scaled by alpha do not exist for"
         " it; verdicts judge rho instead."
-        for name, learner in study.learners.items()
-        if learner.learner.why_no_alpha
+        for name, loop in loops.items()
+        if loop.why_no_alpha
     ]
-
-
-def partly_adapted_notes(study: Study) -> list[str]:
-    """One line for all learners whose inner loop moves only a part of the network."""
-    loops = {name: learner.learner for name, learner in study.learners.items()}
-    names = [name for name, loop in loops.items() if loop.moves or loop.latent is not None]
-    if not names:
-        return []
-    return [
-        f"The inner loop of {listed(names)} moves only a part of the network. Gradients and rho are those of that part;"
-        " |Hg|, eigenvalues, traces and random directions are those of the whole network, as for the other learners."
-        " Eigenvalues below 2 / alpha mean stable steps only for an inner loop that moves the whole network."
-    ]
+    if partly_adapted := [name for name, loop in loops.items() if loop.moves or loop.latent is not None]:
+        notes.append(
+            f"The inner loop of {listed(partly_adapted)} moves only a part of the network. Gradients and rho are those"
+            " of that part; |Hg|, eigenvalues, traces and random directions are those of the whole network, as for the"
+            " other learners. Eigenvalues below 2 / alpha mean stable steps only for an inner loop that moves the whole"
+            " network."
+        )
+    return notes

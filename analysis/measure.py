@@ -25,11 +25,12 @@ from analysis import store
 from analysis.config import LevelConfig
 from analysis.engines.engine import Engine
 from analysis.errors import UserError
+from analysis.problem import Problem
 from analysis.progress import Reporter
 from analysis.quantities import Points, Quantity
 from analysis.quantities.values import is_bundled, values_of
 from analysis.schema import DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
-from analysis.study import Problem, Study, StudyLearner
+from analysis.study import Study, StudyLearner
 from analysis.times import stopwatch
 from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training

@@ -14,7 +14,7 @@ from analysis.drawing.figures.study_figure import check_labels
 from analysis.drawing.figures.variable import drawable_variables
 from analysis.drawing.forest import forest
 from analysis.drawing.panels import FORMATS
-from analysis.drawing.style import Width, inches_of, labelled
+from analysis.drawing.style import inches_of, labelled
 from analysis.errors import UserError
 from analysis.folder import VERDICTS, measurements, open_verdicts
 from analysis.progress import Reporter
@@ -35,33 +35,17 @@ class _OwnForest:
 
     verdicts: Sequence[Verdict]
 
-    def check(
-        self,
-        ds: xr.Dataset,
-        *,
-        learners: Sequence[str] | None,
-        steps: Sequence[int] | None,
-        labels: Mapping[str, str] | None,
-        **_: Any,
-    ) -> None:
+    def choice(self, ds: xr.Dataset, *, learners: Any, steps: Any, labels: Any, **_: Any) -> None:
         if steps is not None:
             raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no choice of steps; leave steps out")
         check_labels(ds, labels)
         forest.data(self.verdicts, learners=learners)  # called for its error
 
-    def __call__(
-        self,
-        ds: xr.Dataset,
-        *,
-        learners: Sequence[str] | None,
-        width: Width | None,
-        labels: Mapping[str, str] | None,
-        **_: Any,
-    ) -> Figure:
+    def __call__(self, ds: xr.Dataset, *, learners: Any, width: Any, labels: Any, **_: Any) -> Figure:
         with labelled(labels):
             return forest(self.verdicts, learners=learners, width=width)
 
-    def save_data(self, ds: xr.Dataset, path_stem: Path, *, learners: Sequence[str] | None, **_: Any) -> Path:
+    def save_data(self, ds: xr.Dataset, path_stem: Path, *, learners: Any, **_: Any) -> Path:
         return forest.save_data(self.verdicts, path_stem, learners=learners)
 
 
@@ -70,7 +54,7 @@ def own_figures(
     reporter: Reporter,
     *,
     only: Sequence[str] | None,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     out: Path,
     learners: Sequence[str] | None,
     steps: Sequence[int] | None,
@@ -81,14 +65,14 @@ def own_figures(
 
     only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
         drawn with these options. The reporter says which cannot.
-    formats: pdf, png, svg, and csv for the numbers.
+    formats: pdf, png, svg, and csv for the numbers; None for pdf and png.
     The other arguments are those of ``analysis.figures``.
     """
     refuse_incomplete(study)
     choice: dict[str, Any] = {"learners": learners, "steps": steps, "width": width, "labels": labels}
     saved: list[Path] = []
     try:
-        chosen_formats = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        chosen_formats = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats or ("pdf", "png")]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
@@ -132,7 +116,7 @@ def _drawable(
     refused: dict[str, ValueError] = {}
     for name, figure in figures.items():
         try:
-            figure.check(ds, **choice)
+            figure.choice(ds, **choice)
         except ValueError as e:
             refused[name] = e
     if refused and (all_or_none or len(refused) == len(figures)):

@@ -266,10 +266,9 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
     stale = [part for part in folder.stale_parts(study, ds) if part != "report"]
     if stale:
-        command_of_part = stale[0].replace("verdicts", "test")  # other parts are called like their commands
         raise UserError(
             f"the {stale[0]} of {study.path} rest on other measurements than the present ones;"
-            f" run 'hessian-tools {command_of_part} {study.path}' first"
+            f" run 'hessian-tools {folder.command_of(stale[0])} {study.path}' first"
         )
     refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)

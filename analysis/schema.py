@@ -117,6 +117,9 @@ RUN_VARIABLES: tuple[Variable, ...] = (
 # The coordinates along ``learner`` that ``describe_learners`` adds; version 0.1 did not have the later ones.
 LATER_COORDINATES = ("dose", "penalty", "without_intervention", "control", "family", "algorithm", "first_order")
 LEARNER_COORDINATES = ("trained", "without_shot", "untrained_start", "no_alpha", *LATER_COORDINATES)
+# Those that hold numbers, with their types, and those that hold names of learners of the study; the others hold texts.
+NUMBERS = {"trained": np.int8, "dose": np.float64, "penalty": np.float64, "first_order": np.int8}
+NAMES = ("without_shot", "untrained_start", "without_intervention")
 
 
 def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
@@ -178,18 +181,11 @@ def describe_learners(
     *,
     trained: Mapping[str, bool],
     without_shot: Mapping[str, str],
-    untrained_start: Mapping[str, str] | None = None,
-    no_alpha: Mapping[str, str | None] | None = None,
-    dose: Mapping[str, float] | None = None,
-    penalty: Mapping[str, float] | None = None,
-    without_intervention: Mapping[str, str] | None = None,
-    control: Mapping[str, str] | None = None,
-    family: Mapping[str, str] | None = None,
-    algorithm: Mapping[str, str] | None = None,
-    first_order: Mapping[str, bool] | None = None,
+    **others: Mapping[str, Any],
 ) -> xr.Dataset:
     """Add coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
 
+    Each argument has a value for each learner, by its name:
     trained: True for a trained learner, False for an untrained control.
     without_shot: for a learner with SHOT (the penalty on the distance between the ends of few large and of many small
         inner steps; Lee, Yoo, Kwak 2023), the name of the learner that has the same settings except for SHOT; "" for
@@ -210,35 +206,31 @@ def describe_learners(
     first_order: True for a learner whose outer gradient treats the inner gradients as constants.
     """
     names = learner_names(ds)
-
-    def labels(by_learner: Mapping[str, str | None], allowed: Sequence[str | None]) -> tuple[str, np.ndarray]:
-        # The result is "" for a learner without a label and for a label that is not allowed, such as an absent learner.
-        # The array holds objects, because one of fixed-width strings cuts off a longer name that is written into it.
-        given = (by_learner.get(name) for name in names)
-        return "learner", np.array([label if label in allowed else "" for label in given], dtype=object)
-
-    def texts(by_learner: Mapping[str, str]) -> tuple[str, np.ndarray]:
-        return labels(by_learner, list(by_learner.values()))
-
-    def numbers(by_learner: Mapping[str, float] | None, dtype: type) -> tuple[str, np.ndarray]:
-        return "learner", np.array([(by_learner or {}).get(name, 0) for name in names], dtype=dtype)
-
-    starts = {name: name for name in names} if untrained_start is None else untrained_start
-    reasons = no_alpha or {}
-    controls = {name: "" if trained[name] else "untrained" for name in names} if control is None else control
-    return ds.assign_coords(
-        trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
-        without_shot=labels(without_shot, names),
-        untrained_start=labels(starts, names),
-        no_alpha=labels(reasons, [reason for reason in reasons.values() if reason]),
-        dose=numbers(dose, np.float64),
-        penalty=numbers(penalty, np.float64),
-        without_intervention=labels(without_shot if without_intervention is None else without_intervention, names),
-        control=texts(controls),
-        family=texts({name: name for name in names} if family is None else family),
-        algorithm=texts(algorithm or {}),
-        first_order=numbers(first_order, np.int8),
-    )
+    by_coordinate: dict[str, Mapping[str, Any]] = {
+        "trained": trained,
+        "without_shot": without_shot,
+        "untrained_start": {name: name for name in names},
+        "no_alpha": {},
+        "dose": {},
+        "penalty": {},
+        "without_intervention": without_shot,
+        "control": {name: "" if trained[name] else "untrained" for name in names},
+        "family": {name: name for name in names},
+        "algorithm": {},
+        "first_order": {},
+    }
+    coords = {}
+    for coordinate, by_learner in (by_coordinate | others).items():
+        values = [by_learner.get(name) for name in names]
+        if coordinate in NUMBERS:
+            array = np.array([value or 0 for value in values], dtype=NUMBERS[coordinate])
+        else:
+            is_name = coordinate in NAMES
+            texts = [value if value and (value in names or not is_name) else "" for value in values]
+            # Objects, because an array of fixed-width strings cuts off a longer name that is written into it.
+            array = np.array(texts, dtype=object)
+        coords[coordinate] = ("learner", array)
+    return ds.assign_coords(coords)
 
 
 def with_codes(ds: xr.Dataset) -> xr.Dataset:
@@ -311,6 +303,11 @@ def trained_learners(ds: xr.Dataset) -> list[str]:
     return [name for name, trained in zip(learner_names(ds), ds["trained"].values, strict=True) if trained]
 
 
+def shows_training(ds: xr.Dataset) -> bool:
+    """True if a trained learner can be compared with its start: at checkpoint 0 and at a later one."""
+    return bool(trained_learners(ds)) and ds.sizes["checkpoint"] > 1 and int(ds["checkpoint"][0]) == 0
+
+
 def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
     """Every pair (learner with SHOT, learner with the same settings except for SHOT) in the study."""
     names = learner_names(ds)
@@ -335,6 +332,21 @@ def intervened(ds: xr.Dataset, name: str) -> bool:
     """True for a learner that is trained with SHOT or with the penalty on the curvature."""
     coordinates = ("dose", "penalty", "without_shot", "without_intervention")
     return any(bool(setting(ds, coordinate, name)) for coordinate in coordinates)
+
+
+def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
+    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
+
+    instrument: the coordinate that holds the weight, "dose" or "penalty".
+    """
+    other = "penalty" if instrument == "dose" else "dose"
+    series = {0.0: base}
+    for name in trained_learners(ds):
+        # This coordinate is the name of the learner with the same settings but without either instrument.
+        without = setting(ds, "without_intervention", name)
+        if without == base and setting(ds, other, name) == 0:
+            series.setdefault(float(setting(ds, instrument, name)), name)
+    return dict(sorted(series.items()))
 
 
 def learner_code(ds: xr.Dataset, name: str) -> str:

@@ -6,13 +6,7 @@ from typing import Any
 from analysis import kept
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
-from analysis.learner_text import (
-    OPTIMISERS,
-    learner_description,
-    no_alpha_notes,
-    partly_adapted_notes,
-    supervised_notes,
-)
+from analysis.learner_text import OPTIMISERS, learner_description, notes_on_learners
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
 from analysis.times import cpu_seconds
@@ -95,9 +89,7 @@ def notes(study: Study) -> list[str]:
     """Notes that a reader must not overlook, on learners that are unlike the others and on runs that diverged."""
     diverged = {run: environment_of(study, *run)["diverged"] for run in study.runs}  # the meta-iteration, or None
     return [
-        *supervised_notes(study),
-        *no_alpha_notes(study),
-        *partly_adapted_notes(study),
+        *notes_on_learners(study),
         *_warm_starts(study),
         *(
             f"{learner}, seed {seed}, diverged at meta-iteration {step}: its later checkpoints hold no numbers."

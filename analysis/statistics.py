@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import xarray as xr
 from scipy.special import stdtr
 
 from hessian_tools.intervals import check_confidence, student_t
@@ -38,6 +39,11 @@ class Interval:
     num: int
     p: float = math.nan
 
+    @property
+    def half_width(self) -> float:
+        """Half the distance between the bounds; NaN without bounds."""
+        return (self.high - self.low) / 2
+
 
 def seed_means(effects: np.ndarray) -> np.ndarray:
     """For each seed, the mean of its finite effects; NaN for a seed that has none.
@@ -48,6 +54,12 @@ def seed_means(effects: np.ndarray) -> np.ndarray:
     total = np.where(finite, effects, 0.0).sum(axis=-1)
     num = finite.sum(axis=-1)
     return np.where(num > 0, total / np.maximum(num, 1), np.nan)
+
+
+def mean_over(values: xr.DataArray, *dims: str) -> xr.DataArray:
+    """The mean over ``dims`` of the values that are not NaN; NaN where there are none, without numpy's warning."""
+    count = values.notnull().sum(list(dims))
+    return values.sum(list(dims)) / count.where(count > 0)
 
 
 def student_half_width(sd: float, num: int, *, confidence: float = 0.95) -> float:

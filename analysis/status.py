@@ -10,7 +10,17 @@ import numpy as np
 
 from analysis import store
 from analysis.claims.verdict import Verdict, counted, final_outcome
-from analysis.folder import EXPLORER, README, REPORT, STUDY, VERDICTS, measurements, open_verdicts, stale_parts
+from analysis.folder import (
+    EXPLORER,
+    README,
+    REPORT,
+    STUDY,
+    VERDICTS,
+    command_of,
+    measurements,
+    open_verdicts,
+    stale_parts,
+)
 from analysis.kept import FOLDER as KEPT
 from analysis.kept import seed_facts
 from analysis.learner_text import learner_description
@@ -94,11 +104,8 @@ def describe(study: Study) -> Iterator[str]:
     verdicts = open_verdicts(study.path) if (study.path / VERDICTS).exists() else None
     drawn = sorted({path.stem for suffix in ("pdf", "png") for path in study.figures.glob(f"*.{suffix}")})
     report = study.path / REPORT
-    missing = [
-        part
-        for part, made in (("verdicts", verdicts is not None), ("figures", bool(drawn)), ("report", report.exists()))
-        if not made or part in outdated
-    ]
+    made = {"verdicts": verdicts is not None, "figures": bool(drawn), "report": report.exists()}
+    missing = [part for part, exists in made.items() if not exists or part in outdated]
     to_do = f"all is measured; to do: {', '.join(missing)}" if missing else "complete"
     state = to_do if complete else "not complete"
     yield f"study {config.name} ({config.digest[:12]}) in {study.path}: {state}"
@@ -107,7 +114,7 @@ def describe(study: Study) -> Iterator[str]:
     losses = f"; also on other losses: {', '.join(config.measure.losses)}" if config.measure.losses else ""
     yield f"quantities: {_listed(config.measure.quantities)}{losses}"
     yield from _rows_of_learners(study, states)
-    old = {part: " (of older measurements)" if part in outdated else "" for part in ("verdicts", "figures", "report")}
+    old = {part: " (of older measurements)" if part in outdated else "" for part in made}
     outcomes = "none yet" if verdicts is None else counted(verdicts) or "none"
     yield f"verdicts: {outcomes}{old['verdicts']}"
     yield f"figures: {_listed(drawn) or 'none yet'}{old['figures']}"
@@ -129,7 +136,7 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         if stopped is not None:
             yield f"trained: diverged at {stopped}"
     else:
-        learner, seed = run_of(study, path)
+        learner, seed = next(run for run in study.runs if study.run(*run).name == path.resolve().name)
         yield f"run of the learner {learner} with seed {seed}, of the study {study.config.name}: {path}"
         yield f"learner: {learner_description(study, learner)}"
         yield _set_up(study)
@@ -153,19 +160,13 @@ def describe_run(path: Path, study: Study | None) -> Iterator[str]:
         yield f"next: hessian-tools info {quote(str(study.path))}"
 
 
-def run_of(study: Study, path: Path) -> tuple[str, int]:
-    """The learner and the seed of the run in a folder of a study."""
-    return next(run for run in study.runs if study.run(*run).name == path.resolve().name)
-
-
 def more_seeds(verdicts: Sequence[Verdict], num_seeds: int) -> tuple[int, int] | None:
     """A number of seeds with which more verdicts would probably be decided, and how many; None if there is none.
 
     The first is twice the present number of seeds or, if that would decide none, the smallest number that would.
     """
     undecided = [v for v in verdicts if final_outcome(v) == "inconclusive"]
-    needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None]
-    needed = [number for number in needed if number > num_seeds]
+    needed = [v.seeds_to_decide for v in undecided if v.seeds_to_decide is not None and v.seeds_to_decide > num_seeds]
     if not needed:
         return None
     number = max(2 * num_seeds, min(needed))
@@ -224,15 +225,19 @@ def _row(study: Study, states: Mapping[tuple[str, int], RunState]) -> tuple[str,
     """The cells of a row: how far the runs are, by seeds where these differ, and the processor time of their parts."""
     seconds = dict.fromkeys(PARTS, 0.0)
     for learner, seed in states:
-        if learner in study.kept.get(seed, ()):
-            times = seed_facts(study.path, seed)["runs"][learner].get("cpu_seconds", {})
-        else:
-            times = cpu_seconds(study.run(learner, seed))
-        for part, time in times.items():
+        for part, time in recorded_times(study, learner, seed).items():
             seconds[part] += time
     trained = _by_seed({run: state.trained for run, state in states.items()})
     measured = _by_seed({run: state.measured for run, state in states.items()})
     return trained, measured, *(duration(time) if time else "-" for time in seconds.values())
+
+
+def recorded_times(study: Study, learner: str, seed: int) -> dict[str, float]:
+    """The processor time that each part of a run has taken so far; for a kept run, the kept results hold it."""
+    if learner not in study.kept.get(seed, ()):
+        return cpu_seconds(study.run(learner, seed))
+    facts = seed_facts(study.goes_on_from or study.path, seed)
+    return dict(facts["runs"][learner].get("cpu_seconds", {}))
 
 
 def _by_seed(states: Mapping[tuple[str, int], str]) -> str:
@@ -307,8 +312,7 @@ def _what_next(study: Study, *, complete: bool, missing: Sequence[str], verdicts
         yield f"next: {_command(study, 'study')}  (with --dry-run, only says what is left to do)"
         return
     if missing:
-        command = missing[0].replace("verdicts", "test")
-        yield f"next: {_command(study, command)}"
+        yield f"next: {_command(study, command_of(missing[0]))}"
         return
     yield f"next: open {study.path / REPORT}"
     yield f"      {_command(study, 'explore')}"

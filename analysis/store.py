@@ -133,16 +133,12 @@ def refuse_damaged(path: Path) -> None:
 
 def is_complete(path: Path) -> bool:
     """True if every unit of a run is measured."""
-    with _readable(path):
-        return all(bool(np.all(zarr.open_array(path, path=flag, mode="r")[...] == 1)) for flag in FLAGS)
+    return all(_flags(path, flag).all() for flag in FLAGS)
 
 
 def any_done(path: Path) -> bool:
     """Whether any task of a run has been measured; False where there is no store."""
-    if not path.exists():
-        return False
-    with _readable(path):
-        return bool(np.any(zarr.open_array(path, path="done", mode="r")[...] == 1))
+    return path.exists() and bool(_flags(path, "done").any())
 
 
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
@@ -152,8 +148,13 @@ def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
     block: the positions of the unit's tasks; None for the unit that evaluates accuracy.
     """
     flag, place = _flag(checkpoint, block)
+    return bool(_flags(path, flag, place).all())
+
+
+def _flags(path: Path, flag: str, place: Any = ...) -> np.ndarray:
+    """True at each place of a flag that is set."""
     with _readable(path):
-        return bool(np.all(zarr.open_array(path, path=flag, mode="r")[place] == 1))
+        return np.asarray(zarr.open_array(path, path=flag, mode="r")[place]) == 1
 
 
 def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping[str, np.ndarray]) -> None:
@@ -164,8 +165,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
     """
     flag, place = _flag(checkpoint, block)
     blank = {}
-    for name in _array_names(path):
-        description = json.loads((path / name / "zarr.json").read_bytes())
+    for name, description in _arrays(path).items():
         if name not in FLAGS and _in_unit(tuple(description.get("dimension_names") or ()), evaluation=block is None):
             blank[name] = np.array(np.nan if description["data_type"].startswith("float") else 0)
     _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
@@ -197,7 +197,7 @@ def faults(path: Path) -> Iterator[Fault]:
         return
     # A version that lists more than the zarr.json files also wrote the records of units; see DIGESTS.
     has_records = any(not name.endswith("zarr.json") for name in recorded)
-    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    arrays = _arrays(path)
     # For each flagged unit, the checksums of its chunks by variable, as its record has them; empty without a record.
     measured: dict[_UnitIndex | None, dict[str, str]] = {}
     # The flags come first, because they say which chunks of the other variables must exist.
@@ -290,6 +290,11 @@ def _array_names(path: Path) -> list[str]:
     return sorted(file.parent.name for file in path.glob("*/zarr.json"))
 
 
+def _arrays(path: Path) -> dict[str, dict[str, Any]]:
+    """The description of each array of a store, as its zarr.json has it, by the array's name."""
+    return {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+
+
 def _descriptions(path: Path) -> list[Path]:
     """The files that describe a store and its arrays."""
     files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
@@ -307,7 +312,7 @@ def _write_record(path: Path, checkpoint: int, block: slice | None) -> None:
 
     A block of tasks that takes several chunks gets a record for each of them, as its flag has a chunk for each.
     """
-    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    arrays = _arrays(path)
     chunks_of_tasks: Iterable[int | None] = [None]
     if block is not None:
         _, length = arrays["done"]["chunk_grid"]["configuration"]["chunk_shape"]  # checkpoints and tasks of a chunk

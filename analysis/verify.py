@@ -14,7 +14,18 @@ from pathlib import Path
 
 from analysis import kept, store
 from analysis.errors import UserError
-from analysis.folder import CLAIMS, DRAWN, REPORT, STUDY, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
+from analysis.folder import (
+    CLAIMS,
+    DRAWN,
+    REPORT,
+    STUDY,
+    VERDICTS,
+    command_of,
+    measurements,
+    open_verdicts,
+    plan_of,
+    stale_parts,
+)
 from analysis.progress import Reporter
 from analysis.record import record_of
 from analysis.study import Study
@@ -166,10 +177,9 @@ def _stale(study: Study) -> Iterator[str]:
     """A line for each part of a study that was made from other files than the present ones."""
     for part in stale_parts(study, measurements(study)):
         verb, basis = ("rests", "measurements, verdicts or figures") if part == "report" else ("rest", "measurements")
-        command = part.replace("verdicts", "test")
         yield (
-            f"the {part} of {study.path} {verb} on other {basis} than the present ones; run 'hessian-tools {command}"
-            f" {study.path}'"
+            f"the {part} of {study.path} {verb} on other {basis} than the present ones; run"
+            f" 'hessian-tools {command_of(part)} {study.path}'"
         )
 
 

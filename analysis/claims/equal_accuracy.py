@@ -26,6 +26,7 @@ from analysis.claims.points import diverged, points, shot_pairs
 from analysis.claims.verdict import Verdict, conclude
 from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.schema import alpha_steps
+from analysis.statistics import mean_over, seed_means
 
 CLAIM = "shot-equal-accuracy"
 
@@ -51,7 +52,7 @@ def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             for steps, rows in step_groups(ds, plan):
                 means = [curve[:, :, :, rows].mean(axis=-1) for curve in curves]  # [seed, checkpoint, task]
                 keep = np.isfinite(means[0]).all(axis=1) & np.isfinite(means[1]).all(axis=1)
-                per_seed = [_task_mean(mean, keep) for mean in means]  # [seed, checkpoint]
+                per_seed = [seed_means(np.where(keep[:, None], mean, np.nan)) for mean in means]  # [seed, checkpoint]
                 values = at_equal_score(*per_seed, *(scores.sel(learner=one).values for one in pair))
                 num_unmatched = int((keep.any(axis=1) & ~np.isfinite(values[0] - values[1])).sum())
                 comparison = compare_seeds(*values, keep, has_diverged, num_unmatched_seeds=num_unmatched)
@@ -66,9 +67,7 @@ def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 def mean_scores(ds: xr.Dataset) -> xr.DataArray:
     """The mean accuracy (for regression, the mean query loss) on the evaluation tasks: (learner, seed, checkpoint)."""
-    scores = evaluation_scores(ds)
-    count = scores.notnull().sum("evaluation_task")
-    return (scores.sum("evaluation_task") / count.where(count > 0)).transpose("learner", "seed", "checkpoint")
+    return mean_over(evaluation_scores(ds), "evaluation_task").transpose("learner", "seed", "checkpoint")
 
 
 def curvature_curve(ds: xr.Dataset, name: str, learner: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,10 +107,3 @@ def _where_last(values: np.ndarray, score: np.ndarray, level: np.ndarray) -> np.
         between = values[:, index] + weight * (values[:, index + 1] - values[:, index])
         at_level = np.where(passes, between, at_level)
     return np.asarray(np.where(score[:, -1] == level, values[:, -1], at_level))
-
-
-def _task_mean(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """The mean over the tasks in ``keep`` [seed, task] of values [seed, checkpoint, task]: [seed, checkpoint]."""
-    num = keep.sum(axis=1)[:, None]
-    total = np.where(keep[:, None], values, 0.0).sum(axis=-1)
-    return np.where(num > 0, total / np.maximum(num, 1), np.nan)

@@ -32,29 +32,14 @@ from analysis.claims.points import diverged, first_and_last, has, points
 from analysis.claims.sentence import number
 from analysis.claims.verdict import Verdict, judged
 from analysis.evaluation import has_accuracy
-from analysis.schema import plain_learners, setting, trained_learners
-from analysis.statistics import slope_interval
+from analysis.schema import learners_by_weight, plain_learners, trained_learners
+from analysis.statistics import seed_means, slope_interval
 
 QUANTITY = "hg_ratio"  # |Hg| / |g|
 # The coordinate of the Dataset that holds an instrument's weight, and the instrument in words.
 INSTRUMENTS = {"dose": "SHOT", "penalty": "the penalty"}
 LEAST_POINTS = 3  # the least number of weights, or of checkpoints, for a slope
 LEAST_RANGE = 0.26  # halvings: a factor of 1.2 between the smallest and the largest curvature
-
-
-def learners_by_weight(ds: xr.Dataset, base: str, instrument: str) -> dict[float, str]:
-    """The learners of a series by their weight, from the smallest weight on; ``base`` has the weight 0.
-
-    instrument: the coordinate that holds the weight, "dose" or "penalty".
-    """
-    other = "penalty" if instrument == "dose" else "dose"
-    series = {0.0: base}
-    for name in trained_learners(ds):
-        # This coordinate is the name of the learner with the same settings but without either instrument.
-        without = setting(ds, "without_intervention", name)
-        if without == base and setting(ds, other, name) == 0:
-            series.setdefault(float(setting(ds, instrument, name)), name)
-    return dict(sorted(series.items()))
 
 
 def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -183,10 +168,8 @@ def _halvings_of_series(
 
 def _halvings(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Minus the logarithm (base 2) of the mean over the tasks in ``keep``, both [seed, task]: [seed]."""
-    num = keep.sum(axis=1)
-    total = np.where(keep, values, 0.0).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(-np.log2(np.where(num > 0, total / np.maximum(num, 1), np.nan)))
+        return np.asarray(-np.log2(seed_means(np.where(keep, values, np.nan))))
 
 
 def _kind(instrument: str) -> str:

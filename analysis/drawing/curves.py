@@ -120,6 +120,19 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
     training_axis(ax, ds["checkpoint"].values)
 
 
+def over_training_by_step(
+    ds: xr.Dataset, axes: Sequence[Axes], summary: Summary, *, num_diverged: xr.DataArray, last: int
+) -> None:
+    """Draw a summary that also has the dimension inner_step, with a panel for each point of the inner loop.
+
+    last: the number of the last point of the study's inner loop, at which the network is adapted.
+    """
+    for position, (step, ax) in enumerate(zip(ds["inner_step"].values, axes, strict=True)):
+        over_training(ds, ax, summary.at(inner_step=position), num_diverged=num_diverged)
+        adapted = f"adapted (after {step} step{'s' * int(step != 1)})"
+        ax.set_title(adapted if 0 < step == last else f"step {step}")
+
+
 def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
     """Group the named learners by their untrained networks: those of the learners in one group have equal values.
 
@@ -165,12 +178,20 @@ def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]
         level = float(start.sel(learner=group[0]))
         if any(np.isclose(level, control_mean, rtol=1e-4, atol=1e-9) for control_mean in control_means):
             continue
-        color, label = CONTROL_STYLE.color, "untrained"
-        if len(groups) > 1 or control_means:
-            color, label = method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
+        color, label = _untrained_look(group, is_only=len(groups) == 1 and not control_means)
         look: dict[str, Any] = {"color": color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
         lines.append(ax.axhline(level, label=label, gid=f"untrained:{group[0]}", zorder=2.5, **look))
     return lines
+
+
+def _untrained_look(group: Sequence[str], *, is_only: bool) -> tuple[str, str]:
+    """The colour and the legend text of the untrained network from which the learners of a group start.
+
+    The only untrained network is grey; of several, each has the colour of its first learner.
+    """
+    if is_only:
+        return CONTROL_STYLE.color, "untrained"
+    return method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
 
 
 def against(ds: xr.Dataset, ax: Axes, x: np.ndarray, summary: Summary) -> list[Line2D]:
@@ -188,10 +209,7 @@ def against(ds: xr.Dataset, ax: Axes, x: np.ndarray, summary: Summary) -> list[L
     groups = alike_at_start(ds, summary.mean.transpose("learner", "checkpoint", ...), compared)
     entries = []
     for group in groups:
-        # The only untrained network is grey; of several, each has the colour of its first learner.
-        color, label = CONTROL_STYLE.color, "untrained"
-        if len(groups) > 1:
-            color, label = method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
+        color, label = _untrained_look(group, is_only=len(groups) == 1)
         style = MethodStyle(color, "o", CONTROL_STYLE.linestyle)
         start = summary.at(learner=names.index(group[0]), checkpoint=0)
         curve(ax, x, start, style=style, name=f"first:{group[0]}", filled=False)
@@ -323,20 +341,22 @@ def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -
 
 def where_shown(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
     """The means at the states that the maps show, and NaN at all other states."""
-    shown = xr.zeros_like(means, dtype=bool)
-    for state in maps:
-        shown[state.position] = True
-    return means.where(shown)
+    return means.where(_mask(means, [state.position for state in maps]))
 
 
 def state_mask(ds: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
     """True [learner, checkpoint] at the states that ``draw_states`` draws of the quantity ``values``."""
+    states = [state for name in panel_learners(ds) for state in first_and_last_states(ds, values, name)]
+    return _mask(values, [state.position for state in states])
+
+
+def _mask(values: xr.DataArray, positions: Sequence[dict[str, int]]) -> xr.DataArray:
+    """True [learner, checkpoint] at the given positions along these axes of ``values``."""
     axes = {dim: values[dim] for dim in ("learner", "checkpoint")}
-    drawn = xr.DataArray(np.zeros([len(axis) for axis in axes.values()], dtype=bool), axes)
-    for name in panel_learners(ds):
-        for state in first_and_last_states(ds, values, name):
-            drawn[state.position] = True
-    return drawn
+    mask = xr.DataArray(np.zeros([len(axis) for axis in axes.values()], dtype=bool), axes)
+    for position in positions:
+        mask[position] = True
+    return mask
 
 
 def along_steps(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
+from typing import TypedDict, Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,10 +23,9 @@ from matplotlib.transforms import blended_transform_factory
 from analysis.claims.sentence import measure
 from analysis.claims.verdict import Verdict, counted, final_outcome
 from analysis.drawing import style
-from analysis.drawing.panels import ShownFigure
+from analysis.drawing.panels import ShownFigure, save_table
 from analysis.drawing.style import DARK, GREY, Width, method_label
 from hessian_tools.entries import checked
-from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 MAX_ROWS = 60
@@ -49,6 +49,13 @@ INCHES_A_CHARACTER = 0.047  # the mean width of a character of a label; those of
 TICKS = (-100, -10, -1, 0, 1, 10, 100)
 
 
+class Chosen(TypedDict, total=False):
+    """The arguments with which a user chooses verdicts; ``ForestPlot`` describes them."""
+
+    claims: Sequence[str] | None
+    learners: Sequence[str] | None
+
+
 @dataclass(frozen=True)
 class ForestPlot:
     """The forest plot of a study's verdicts: calling it draws it, and its methods are those of ``analysis.figures``.
@@ -65,29 +72,14 @@ class ForestPlot:
     def __repr__(self) -> str:
         return "<figure forest: The effect of every verdict with its interval, on one axis.>"
 
-    def __call__(
-        self,
-        verdicts: Sequence[Verdict],
-        *,
-        claims: Sequence[str] | None = None,
-        learners: Sequence[str] | None = None,
-        width: Width | None = None,
-    ) -> Figure:
+    def __call__(self, verdicts: Sequence[Verdict], *, width: Width | None = None, **chosen: Unpack[Chosen]) -> Figure:
         """Draw the figure; its height follows from the number of verdicts.
 
         width: the width in print, as for all figures; None is one column of a paper.
         """
-        shown = _chosen(verdicts, claims, learners)
-        inches = style.inches_of(width or "single")
-        return _draw_figure(shown, inches)
+        return _draw_figure(_chosen(verdicts, **chosen), style.inches_of(width or "single"))
 
-    def data(
-        self,
-        verdicts: Sequence[Verdict],
-        *,
-        claims: Sequence[str] | None = None,
-        learners: Sequence[str] | None = None,
-    ) -> pd.DataFrame:
+    def data(self, verdicts: Sequence[Verdict], **chosen: Unpack[Chosen]) -> pd.DataFrame:
         """The numbers behind the figure, with one verdict in a row.
 
         ``effect``, ``low`` and ``high`` are in the units of the quantity; ``drawn``, ``drawn low`` and ``drawn high``
@@ -95,36 +87,20 @@ class ForestPlot:
         correction for many comparisons, if the verdict was corrected.
         """
         rows = []
-        for v in _chosen(verdicts, claims, learners):
+        for v in _chosen(verdicts, **chosen):
             drawn = dict(zip(("drawn", "drawn low", "drawn high"), _scaled(v), strict=True))
             names = ("claim", "learner", "baseline", "steps", "comparison", "quantity", "kind")
             numbers = {"effect": v.effect, "low": v.low, "high": v.high, "margin": v.margin}
             rows.append({name: getattr(v, name) for name in names} | numbers | drawn | {"outcome": final_outcome(v)})
         return pd.DataFrame(rows)
 
-    def save_data(
-        self,
-        verdicts: Sequence[Verdict],
-        path_stem: Path | str,
-        *,
-        claims: Sequence[str] | None = None,
-        learners: Sequence[str] | None = None,
-    ) -> Path:
+    def save_data(self, verdicts: Sequence[Verdict], path_stem: Path | str, **chosen: Unpack[Chosen]) -> Path:
         """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
-        path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
-        table = self.data(verdicts, claims=claims, learners=learners)
-        write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        return path
+        return save_table(self.data(verdicts, **chosen), path_stem)
 
-    def caption(
-        self,
-        verdicts: Sequence[Verdict],
-        *,
-        claims: Sequence[str] | None = None,
-        learners: Sequence[str] | None = None,
-    ) -> str:
+    def caption(self, verdicts: Sequence[Verdict], **chosen: Unpack[Chosen]) -> str:
         """The caption, which says how the figure is read, and how many verdicts it leaves out."""
-        shown = _chosen(verdicts, claims, learners)
+        shown = _chosen(verdicts, **chosen)
         parts = [
             "The effect of each comparison with its interval over seeds, in units of the smallest effect of interest"
             " and with the claimed direction to the right. A claim is supported (circles) where the whole interval lies"
@@ -146,7 +122,7 @@ class ForestPlot:
     def needs(self, verdicts: Sequence[Verdict]) -> str | None:
         """The reason why the figure cannot be drawn; None if it can."""
         try:
-            _chosen(verdicts, None, None)
+            _chosen(verdicts)
         except ValueError as e:
             return str(e)
         return None
@@ -159,7 +135,9 @@ for _method in ("__call__", "data", "save_data", "caption"):
 forest = ForestPlot()
 
 
-def _chosen(verdicts: Sequence[Verdict], claims: Sequence[str] | None, learners: Sequence[str] | None) -> list[Verdict]:
+def _chosen(
+    verdicts: Sequence[Verdict], *, claims: Sequence[str] | None = None, learners: Sequence[str] | None = None
+) -> list[Verdict]:
     """The verdicts that are drawn, grouped by claim in the order in which the claims first appear."""
     if not verdicts:
         raise ValueError("there are no verdicts; run 'hessian-tools test' on the study first")

@@ -142,8 +142,12 @@ def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: 
     diverged units in a figure that does not draw task units.
     """
     on_divergence = diverged_sentence(ds) if diverged is None else diverged
-    parts = (*sentences, _sample_sentence(values), _band_sentence(values), on_divergence, warm_start_sentence(ds))
-    return " ".join(part for part in parts if part)
+    return joined(*sentences, _sample_sentence(values), _band_sentence(values), on_divergence, warm_start_sentence(ds))
+
+
+def joined(*sentences: str) -> str:
+    """The sentences as one text, without those that are empty."""
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def diverged_sentence(ds: xr.Dataset) -> str:

@@ -4,51 +4,40 @@ Alpha rho is the inner step size alpha times rho, the curvature of the support l
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels
 from analysis.drawing.references import training_axis
-from analysis.drawing.style import MethodStyle, method_label
+from analysis.drawing.style import MethodStyle, method_label, shade
 from analysis.drawing.summary import measured, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy
 
 MARKERS = "o^sDvP"
 
+
+def _mean_over_steps(ds: xr.Dataset, name: str, steps: slice) -> xr.DataArray:
+    """The mean of a variable over some inner steps; NaN in a study that did not measure it."""
+    values = measured(ds, name) if name in ds else measured(ds, "alpha_rho") * np.nan
+    return values.isel(inner_step=steps).mean("inner_step")
+
+
 # The quantities by their labels; each is a function of a study's Dataset with the dimensions learner, seed, checkpoint
 # and, for a quantity along the inner loop, task. Step 0 and later steps are never averaged into one number.
 QUANTITIES: Mapping[str, Callable[[xr.Dataset], xr.DataArray]] = {
-    r"$\alpha\rho$, step 0": lambda ds: _step_0(ds, "alpha_rho"),
-    r"$\alpha\rho$, later steps": lambda ds: _later_steps(ds, "alpha_rho"),
-    r"$\alpha\,|Hg|\,/\,|g|$, step 0": lambda ds: _step_0(ds, "alpha_hg_ratio"),
-    r"$\alpha\,|Hg|\,/\,|g|$, later steps": lambda ds: _later_steps(ds, "alpha_hg_ratio"),
-    "query accuracy": evaluation_scores,
-}
-
-
-def _step_0(ds: xr.Dataset, name: str) -> xr.DataArray:
-    return _values(ds, name).isel(inner_step=0)
-
-
-def _later_steps(ds: xr.Dataset, name: str) -> xr.DataArray:
-    return _values(ds, name).isel(inner_step=slice(1, None)).mean("inner_step")
-
-
-def _values(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """The values of a variable at the points of the inner loop; NaN in a study that did not measure it."""
-    return measured(ds, name) if name in ds else measured(ds, "alpha_rho") * np.nan
+    rf"{label}, {words}": partial(_mean_over_steps, name=name, steps=steps)
+    for label, name in ((r"$\alpha\rho$", "alpha_rho"), (r"$\alpha\,|Hg|\,/\,|g|$", "alpha_hg_ratio"))
+    for words, steps in (("step 0", slice(0, 1)), ("later steps", slice(1, None)))
+} | {"query accuracy": evaluation_scores}
 
 
 def styles(studies: Mapping[str, xr.Dataset]) -> dict[str, MethodStyle]:
     """A colour, from dark to light, and a marker for each study."""
-    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
-    ramp, last = mpl.colormaps["viridis"], max(len(studies) - 1, 1)
     return {
-        name: MethodStyle(to_hex(ramp(0.85 * index / last)), MARKERS[index % len(MARKERS)], "-")
+        name: MethodStyle(shade(index, len(studies) - 1), MARKERS[index % len(MARKERS)], "-")
         for index, name in enumerate(studies)
     }
 

@@ -10,6 +10,7 @@ from textwrap import wrap
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +19,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from analysis.drawing import style
-from hessian_tools.runs.files import write_atomic
+from hessian_tools.runs.files import write_atomic, write_text
 from hessian_tools.validation import check_choice
 
 MIN_PANEL_WIDTH = 1.6
@@ -162,6 +163,13 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
         paths.append(_write(figure, stem, f".{form}"))
         figure.set_layout_engine("none")  # writing the first file has laid it out; a second layout could differ
     return tuple(paths)
+
+
+def save_table(table: pd.DataFrame, path_stem: Path | str) -> Path:
+    """Write the numbers of a figure as CSV, to six digits; returns the path, which is ``path_stem`` with ".csv"."""
+    path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return path
 
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:

@@ -9,15 +9,13 @@ combination of labels of the other axes of points.
 from dataclasses import dataclass
 from itertools import product
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from analysis.drawing.labelled import axis_label
-from analysis.drawing.style import DARK
+from analysis.drawing.style import DARK, shade
 
 MAX_SERIES = 8
 """The largest number of series whose colours can be told apart."""
@@ -49,15 +47,12 @@ def split(ds: xr.Dataset, dims: tuple[str, ...]) -> list[Series]:
             f"{num_series} curves ({', '.join(dims)}) cannot be told apart; choose up to {MAX_SERIES}: "
             f"plot(ds.isel({dims[0]}=[...])) with ds = to_xarray(result)"
         )
-    # Viridis grows lighter evenly and is safe for colour-blind readers. Its yellow end vanishes on white, so the last
-    # 15 % of it are not used.
-    ramp = mpl.colormaps["viridis"]
     series = []
     for index, positions in enumerate(combinations):
         part = ds.isel(dict(zip(dims, positions, strict=True)))
         words = [f"{dim.replace('_', ' ')} {part[dim].item()}" for dim in dims]
         label = ", ".join([ds.attrs["label"], *words] if "label" in ds.attrs else words)
-        color = ds.attrs.get("color", DARK) if num_series == 1 else to_hex(ramp(0.85 * index / (num_series - 1)))
+        color = ds.attrs.get("color", DARK) if num_series == 1 else shade(index, num_series - 1)
         series.append(Series(part, color, label))
     return series
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 import matplotlib as mpl
+from matplotlib.colors import to_hex
 
 from hessian_tools.validation import did_you_mean
 
@@ -99,6 +100,15 @@ def method_style(name: str) -> MethodStyle:
     color = _SPARE_COLORS[number % len(_SPARE_COLORS)]
     marker = _SPARE_MARKERS[number // 64 % len(_SPARE_MARKERS)]
     return MethodStyle(color, marker, _SPARE_LINES[number // 4096 % len(_SPARE_LINES)])
+
+
+def shade(index: int, last: int) -> str:
+    """The colour of one of several things in an order: dark for the index 0, and light for the index ``last``.
+
+    It is of viridis, which grows lighter evenly and is safe for colour-blind readers. Its yellow end vanishes on white,
+    so the last 15 % of it are not used.
+    """
+    return to_hex(mpl.colormaps["viridis"](0.85 * index / max(last, 1)))
 
 
 _OWN_LABELS: ContextVar[Mapping[str, str]] = ContextVar("own labels", default={})  # noqa: B039 (it is never changed)

@@ -6,6 +6,7 @@ few seeds, such an interval would be so wide that it says little (t = 12.7 for t
 still be told apart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import xarray as xr
 
 from analysis.evaluation import evaluation_scores
 from analysis.schema import DIVERGED, MEASURED
-from analysis.statistics import student_half_width
+from analysis.statistics import mean_over, student_half_width
 
 MAX_SEEDS_SHOWN = 4
 """The largest number of seeds that are drawn as thin lines and whose range is the band."""
@@ -36,18 +37,18 @@ class Summary:
 
     def at(self, **positions: int) -> "Summary":
         """The summary at given positions along its dimensions, as ``isel`` takes them, with the same kind of band."""
-        per_seed, mean, low, high = (part.isel(positions) for part in (self.per_seed, self.mean, self.low, self.high))
-        return Summary(per_seed, mean, low, high, self.num_seeds)
+        return self._each(lambda part: part.isel(positions))
 
     def where(self, mask: xr.DataArray) -> "Summary":
         """The summary with NaN where ``mask`` is False, with the same kind of band."""
-        per_seed, mean, low, high = (part.where(mask) for part in (self.per_seed, self.mean, self.low, self.high))
-        return Summary(per_seed, mean, low, high, self.num_seeds)
+        return self._each(lambda part: part.where(mask))
 
     def select(self, learners: list[str]) -> "Summary":
         """The summary of the named learners, in this order, with the same kind of band."""
-        parts = (self.per_seed, self.mean, self.low, self.high)
-        per_seed, mean, low, high = (part.sel(learner=learners) for part in parts)
+        return self._each(lambda part: part.sel(learner=learners))
+
+    def _each(self, change: Callable[[xr.DataArray], xr.DataArray]) -> "Summary":
+        per_seed, mean, low, high = map(change, (self.per_seed, self.mean, self.low, self.high))
         return Summary(per_seed, mean, low, high, self.num_seeds)
 
     @property
@@ -75,12 +76,6 @@ def summarise(values: xr.DataArray) -> Summary:
     has_spread = per_seed.notnull().sum("seed") > 1
     low, high = per_seed.min("seed").where(has_spread), per_seed.max("seed").where(has_spread)
     return Summary(per_seed, mean, low, high, num_seeds)
-
-
-def mean_over(values: xr.DataArray, *dims: str) -> xr.DataArray:
-    """The mean over ``dims`` of the values that are not NaN; NaN where there are none, without numpy's warning."""
-    count = values.notnull().sum(list(dims))
-    return values.sum(list(dims)) / count.where(count > 0)
 
 
 def t_half_width(per_seed: xr.DataArray) -> xr.DataArray:
@@ -138,19 +133,16 @@ def seed_counts(values: xr.DataArray) -> str:
     if "learner" not in values.dims:
         return str(seeds_with_values(values))
     has_value = values.notnull().any([dim for dim in values.dims if dim not in ("learner", "seed")])
-    counts = has_value.sum("seed").values
-    counts = counts[counts > 0]
-    if counts.size == 0:
-        return "0"
-    low, high = int(counts.min()), int(counts.max())
-    return str(high) if low == high else f"{low}-{high}"
+    return _span_of(has_value.sum("seed"))
 
 
 def tasks_per_seed(values: xr.DataArray) -> str:
     """The number of tasks in each seed's mean: '64', '61-64' if it varies, or '0' if nothing was measured."""
-    counts = values.notnull().sum([dim for dim in TASK_DIMS if dim in values.dims]).values
-    counts = counts[counts > 0]
-    if counts.size == 0:
-        return "0"
-    low, high = int(counts.min()), int(counts.max())
-    return str(low) if low == high else f"{low}-{high}"
+    return _span_of(values.notnull().sum([dim for dim in TASK_DIMS if dim in values.dims]))
+
+
+def _span_of(counts: xr.DataArray) -> str:
+    """The smallest and the largest count above 0 as a text, such as '61-64', or '64' if they are equal."""
+    # Without a dimension of tasks, a count is True or False.
+    positive = counts.values[counts.values > 0].astype(int)
+    return "-".join(str(count) for count in dict.fromkeys((positive.min(), positive.max()))) if positive.size else "0"

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
-from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.evaluation import has_accuracy, percent_scores
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import has_seed, learner_names, with_seeds_of
 from analysis.statistics import mean_interval, seed_means
@@ -19,7 +19,7 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
     The table compares each learner's last checkpoint with its checkpoint 0. If there are no values, a sentence says so.
     """
     is_accuracy = has_accuracy(ds)
-    values = evaluation_scores(ds) * (100 if is_accuracy else 1)
+    values = percent_scores(ds)
     if not bool(values.notnull().any()):
         any_done = bool((ds["evaluation_done"] == 1).any())
         return element("p", "Every evaluation diverged." if any_done else "No held-out task was evaluated.")
@@ -87,12 +87,11 @@ def _cells(columns: Sequence[np.ndarray], decimals: int, confidence: float, limi
     widest = limits[1] - limits[0]  # the largest possible difference
     for values, sign, (least, most) in zip(columns, ("", "", "+"), (limits, limits, (-widest, widest)), strict=True):
         interval = mean_interval(values, confidence=confidence)
-        half_width = (interval.high - interval.low) / 2
         text = f"{interval.mean:{sign}.{decimals}f}" if np.isfinite(interval.mean) else DASH
         if interval.low < least or interval.high > most:
             low, high = max(interval.low, least), min(interval.high, most)
             text += f" ({low:{sign}.{decimals}f} to {high:{sign}.{decimals}f})"
-        elif np.isfinite(half_width):
-            text += f" ± {half_width:.{decimals}f}"
+        elif np.isfinite(interval.half_width):
+            text += f" ± {interval.half_width:.{decimals}f}"
         cells.append(element("span", text.replace("-", MINUS), css="num"))
     return cells

@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 
 from analysis.drawing.style import method_label
-from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.evaluation import has_accuracy, percent_scores
 from analysis.report.page import DASH, Html, element, interval, number, row, table
-from analysis.schema import shot_pairs, trained_learners, with_seeds_of
+from analysis.schema import shot_pairs, shows_training, trained_learners, with_seeds_of
 from analysis.statistics import Interval, mean_interval, seed_means
 
 # The levels of the second table, as fractions of the way from the untrained network to the best mean of the study.
@@ -52,7 +52,7 @@ def shot_differences(ds: xr.Dataset, with_shot: str, without: str) -> np.ndarray
     A score is an accuracy in %, or for regression a loss. A difference is NaN where the inner loop of at least one of
     the two learners diverged.
     """
-    last = _values(with_seeds_of(ds, with_shot, without)).isel(checkpoint=-1)
+    last = percent_scores(with_seeds_of(ds, with_shot, without)).isel(checkpoint=-1)
     last = last.transpose("learner", "seed", "evaluation_task")
     return last.sel(learner=with_shot).values - last.sel(learner=without).values
 
@@ -122,7 +122,7 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     levels = accuracy_levels(ds)
     if not levels:
         return None
-    accuracy, values = has_accuracy(ds), _values(ds)
+    accuracy, values = has_accuracy(ds), percent_scores(ds)
     unit = " %" if accuracy else ""
     task_axis = values.get_axis_num("evaluation_task")
     half_widths = np.apply_along_axis(_half_width, task_axis, values.values, confidence)
@@ -139,7 +139,8 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     rows = []
     for name in trained_learners(ds):
         reached = [meta_iterations(ds, name, level) for level in levels]
-        rows.append(row((method_label(name), *(", ".join(_iteration(step) for step in steps) for steps in reached))))
+        cells = [", ".join(DASH if step is None else f"{step:.0f}" for step in steps) for steps in reached]
+        rows.append(row((method_label(name), *cells)))
     return table(("Learner", *(f"{number(level)}{unit}" for level in levels)), rows, caption=caption)
 
 
@@ -149,10 +150,9 @@ def accuracy_levels(ds: xr.Dataset) -> list[float]:
     The list is empty if no learner is trained, if there is no checkpoint 0, or if no mean is better than the untrained
     network's.
     """
-    names = trained_learners(ds)
-    if not names or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
+    if not shows_training(ds):
         return []
-    means = _values(ds).sel(learner=names).mean("evaluation_task").mean("seed")
+    means = percent_scores(ds).sel(learner=trained_learners(ds)).mean("evaluation_task").mean("seed")
     start = float(means.isel(checkpoint=0).mean())
     best = float(means.max() if has_accuracy(ds) else means.min())
     improves = best > start if has_accuracy(ds) else best < start
@@ -164,7 +164,7 @@ def meta_iterations(ds: xr.Dataset, name: str, level: float) -> list[float | Non
 
     The level is an accuracy in %, or for regression a loss. None means that the seed never reaches it.
     """
-    means = _values(with_seeds_of(ds, name)).sel(learner=name).mean("evaluation_task")
+    means = percent_scores(with_seeds_of(ds, name)).sel(learner=name).mean("evaluation_task")
     sign = 1 if has_accuracy(ds) else -1  # losses fall to a level, so their negatives rise to its negative
     steps = ds["checkpoint"].values
     return [crossing(steps, sign * curve, sign * level) for curve in means.transpose("seed", "checkpoint").values]
@@ -187,22 +187,12 @@ def crossing(steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.n
     return None
 
 
-def _values(ds: xr.Dataset) -> xr.DataArray:
-    """The score of every evaluation: an accuracy in %, or for regression a loss."""
-    return evaluation_scores(ds) * (100 if has_accuracy(ds) else 1)
-
-
 def _half_width(values: np.ndarray, confidence: float) -> float:
     """Half the width of the interval of the mean of one seed's values [task] at one checkpoint."""
-    over_tasks = mean_interval(values, confidence=confidence)
-    return (over_tasks.high - over_tasks.low) / 2
+    return mean_interval(values, confidence=confidence).half_width
 
 
 def _difference_cells(difference: Interval) -> tuple[Html, Html]:
     """The cells of a mean difference and of its interval."""
     mean, ends = number(difference.mean, signed=True), interval(difference.low, difference.high)
     return element("span", mean, css="num"), element("span", ends, css="num")
-
-
-def _iteration(step: float | None) -> str:
-    return DASH if step is None else f"{step:.0f}"

@@ -15,7 +15,7 @@ from analysis.evaluation import has_accuracy, score_name
 from analysis.quantities.variants import VARIANTS
 from analysis.report.page import DASH, MINUS, Child, Html, element, join, number, row, section, table
 from analysis.report.scale import seed_ends
-from analysis.schema import trained_learners
+from analysis.schema import shows_training, trained_learners
 from analysis.statistics import mean_interval
 
 _EXPLORATORY = (
@@ -44,9 +44,9 @@ def other_quantities_section(ds: xr.Dataset, *, confidence: float = 0.95) -> lis
     As the table compares the first checkpoint with the last one, it is also empty without a trained learner or without
     checkpoint 0.
     """
-    learners = trained_learners(ds)
-    if not learners or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
+    if not shows_training(ds):
         return []
+    learners = trained_learners(ds)
     lines, numbers_of_seeds = [], dict[str, set[int]]()
     for quantity in quantities(ds):
         text = element("div", element("b", f"{quantity.title}."), " ", quantity.meaning)
@@ -92,7 +92,7 @@ def _cell(untrained: np.ndarray, trained: np.ndarray, confidence: float) -> Chil
     if not untrained.size:
         return DASH
     difference = mean_interval(trained - untrained, confidence=confidence)
-    half_width = (difference.high - difference.low) / 2
+    half_width = difference.half_width
     levels = f"{number(float(untrained.mean()))} \N{RIGHTWARDS ARROW} {number(float(trained.mean()))}"
     change = number(difference.mean, signed=True)
     if np.isfinite(half_width) and half_width > 0:

@@ -1,5 +1,6 @@
 """Writes HTML without a template engine: elements that escape their text, readable numbers, and the whole page."""
 
+import base64
 import html
 import math
 import re
@@ -37,6 +38,11 @@ def element(tag: str, *children: Child, css: str = "", **attributes: str) -> Htm
 def join(children: Iterable[Child], separator: str = "") -> Html:
     """The children as one piece of HTML, with ``separator`` between them; plain strings are escaped."""
     return Html(separator.join(c.text if isinstance(c, Html) else html.escape(c, quote=False) for c in children))
+
+
+def data_link(content: bytes, kind: str) -> str:
+    """A link that holds the content itself; ``kind`` is its MIME type, such as "image/png"."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def bullets(items: Iterable[Child]) -> Html:

@@ -7,7 +7,7 @@ SHOT is the penalty on the distance between the ends of few large inner steps (t
 reference).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from analysis import paper_numbers as paper
 from analysis.config import LearnerConfig, StudyConfig
 from analysis.drawing import selection
 from analysis.drawing.style import method_label
-from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.evaluation import has_accuracy, percent_scores
 from analysis.report.page import DASH, MINUS, Html, element, row, section, table
 from analysis.schema import learner_names, setting, shot_pairs
 from analysis.statistics import Interval, mean_interval, seed_means
@@ -52,7 +52,7 @@ class _Accuracies:
 
     def __init__(self, ds: xr.Dataset, config: StudyConfig, confidence: float) -> None:
         self.ds, self.config, self.confidence = ds, config, confidence
-        self.scores = 100 * evaluation_scores(ds).transpose("learner", "seed", "checkpoint", "evaluation_task")
+        self.scores = percent_scores(ds).transpose("learner", "seed", "checkpoint", "evaluation_task")
         # A control or a learner with the penalty on the curvature is none of the paper's.
         self.names = [
             name
@@ -204,43 +204,31 @@ def _transfer(study: _Accuracies) -> Html | None:
 
 def _distances(study: _Accuracies) -> Html | None:
     """The paper's comparison of SHOT's distances, for the first learner that has two or more of them."""
-    for base, variants in _variants(study).items():
-        by_distance: dict[str, str] = {}
-        for name, shot in variants.items():
-            by_distance.setdefault(shot.distance, name)
-        if len(by_distance) < 2:
-            continue
-        rows = [
-            row(
-                (
-                    DISTANCES.get(kind, kind.replace("_", " ")),
-                    study.paper_accuracy(paper.DISTANCES.get(kind)),
-                    *_cells(study, name),
-                )
+    base, by_distance = _variants(study, lambda shot: shot.distance)
+    rows = [
+        row(
+            (
+                DISTANCES.get(kind, kind.replace("_", " ")),
+                study.paper_accuracy(paper.DISTANCES.get(kind)),
+                *_cells(study, name),
             )
-            for kind, name in by_distance.items()
-        ]
-        return _variant_table(study, base, "SHOT's distance", "the distance that SHOT penalises", "mini", rows)
-    return None
+        )
+        for kind, name in by_distance.items()
+    ]
+    return _variant_table(study, base, "SHOT's distance", "the distance that SHOT penalises", rows)
 
 
 def _weights(study: _Accuracies) -> Html | None:
     """The paper's sweep over the weight of SHOT, for the first learner that has two or more weights beside 0."""
-    for base, variants in _variants(study).items():
-        by_weight: dict[float, str] = {0.0: base}
-        for name, shot in variants.items():
-            by_weight.setdefault(shot.weight, name)
-        if len(by_weight) < 3:
-            continue
-        rows = []
-        for weight in sorted(by_weight.keys() | paper.WEIGHTS.keys()):
-            number = f"{paper.WEIGHTS[weight]:.2f}" if weight in paper.WEIGHTS else DASH
-            ours = _cells(study, by_weight[weight]) if weight in by_weight else (DASH, DASH)
-            # The sign of a weight becomes a real minus sign, and that of its exponent, as in 1e-05, does not.
-            rows.append(row((f"{weight:g}".replace("-", MINUS, 1) if weight < 0 else f"{weight:g}", number, *ours)))
-        what = "the weight of SHOT, of which the paper has the positive ones"
-        return _variant_table(study, base, "Weight", what, "mini", rows, paper_shots="5-shot")
-    return None
+    base, by_weight = _variants(study, lambda shot: shot.weight, of_base=0.0)
+    rows = []
+    for weight in sorted(by_weight.keys() | paper.WEIGHTS.keys()) if by_weight else ():
+        number = f"{paper.WEIGHTS[weight]:.2f}" if weight in paper.WEIGHTS else DASH
+        ours = _cells(study, by_weight[weight]) if weight in by_weight else (DASH, DASH)
+        # The sign of a weight becomes a real minus sign, and that of its exponent, as in 1e-05, does not.
+        rows.append(row((f"{weight:g}".replace("-", MINUS, 1) if weight < 0 else f"{weight:g}", number, *ours)))
+    what = "the weight of SHOT, of which the paper has the positive ones"
+    return _variant_table(study, base, "Weight", what, rows, paper_shots="5-shot")
 
 
 def _steps(study: _Accuracies) -> Html | None:
@@ -248,19 +236,13 @@ def _steps(study: _Accuracies) -> Html | None:
 
     It is shown for the first learner that has two or more pairs of these numbers.
     """
-    for base, variants in _variants(study).items():
-        by_steps: dict[tuple[int, int], str] = {}
-        for name, shot in variants.items():
-            by_steps.setdefault(shot.counts(study.config.inner.steps), name)
-        if len(by_steps) < 2:
-            continue
-        rows = [
-            row((f"T = {steps[0]}, R = {steps[1]}", study.paper_accuracy(paper.STEPS.get(steps)), *_cells(study, name)))
-            for steps, name in sorted(by_steps.items())
-        ]
-        what = "the numbers of steps of SHOT's target (T) and reference (R)"
-        return _variant_table(study, base, "Steps", what, "mini", rows)
-    return None
+    base, by_steps = _variants(study, lambda shot: shot.counts(study.config.inner.steps))
+    rows = [
+        row((f"T = {steps[0]}, R = {steps[1]}", study.paper_accuracy(paper.STEPS.get(steps)), *_cells(study, name)))
+        for steps, name in sorted(by_steps.items())
+    ]
+    what = "the numbers of steps of SHOT's target (T) and reference (R)"
+    return _variant_table(study, base, "Steps", what, rows)
 
 
 def _distance_alone(study: _Accuracies) -> Html | None:
@@ -296,24 +278,36 @@ def _leo(study: _Accuracies) -> Html | None:
     return table(header, rows, caption=caption)
 
 
-def _variants(study: _Accuracies) -> dict[str, dict[str, Any]]:
-    """For each learner without SHOT, the learners that differ from it only in SHOT as a penalty, with its settings."""
-    variants: dict[str, dict[str, Any]] = {}
+def _variants(
+    study: _Accuracies, setting_of: Callable[[Any], Any], *, of_base: Any = None
+) -> tuple[str, dict[Any, str]]:
+    """The first learner without SHOT of which the study has two or more variants, and the variants by their setting.
+
+    A variant differs from that learner only in SHOT as a penalty; of equal ones, the first stays.
+    setting_of: the setting that tells variants apart. of_base: its value for the learner without SHOT, which is then
+        one of the results. Without such a learner the results are empty.
+    """
+    variants: dict[str, dict[Any, str]] = {}
     for name, base in shot_pairs(study.ds):
-        if name in study.names and study.use_of_shot(name) == "SHOT_r":
-            variants.setdefault(base, {})[name] = study.settings(name).shot
-    return variants
+        shot = study.settings(name).shot
+        if name in study.names and study.use_of_shot(name) == "SHOT_r" and shot is not None:
+            of_learner = variants.setdefault(base, {} if of_base is None else {of_base: base})
+            of_learner.setdefault(setting_of(shot), name)
+    least = 2 if of_base is None else 3
+    return next(((base, found) for base, found in variants.items() if len(found) >= least), ("", {}))
 
 
 def _variant_table(
-    study: _Accuracies, base: str, column: str, what: str, data: str, rows: Sequence[Html], *, paper_shots: str = ""
-) -> Html:
-    """The table of a variation of SHOT, next to the paper's numbers.
+    study: _Accuracies, base: str, column: str, what: str, rows: Sequence[Html], *, paper_shots: str = ""
+) -> Html | None:
+    """The table of a variation of SHOT, next to the paper's numbers on miniImageNet; None without rows.
 
     base: the learner without SHOT. column: the heading of the first column. what: the setting that varies, in words.
-    data: the paper's data set. paper_shots: "5-shot" if the paper varies this with five support images per class alone.
+    paper_shots: "5-shot" if the paper varies this with five support images per class alone.
     """
-    head = study.paper_head(data)
+    if not rows:
+        return None
+    head = study.paper_head("mini")
     if paper_shots:
         head = head.replace(study.paper_shots, paper_shots)
     caption = (
@@ -344,8 +338,7 @@ def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
     if not interval.num:
         return element("span", DASH, css="num")
     text = f"{interval.mean:{'+' if signed else ''}.1f}".replace("-", MINUS)
-    half = (interval.high - interval.low) / 2
-    return element("span", f"{text} ± {half:.1f}" if interval.num > 1 else text, css="num")
+    return element("span", f"{text} ± {interval.half_width:.1f}" if interval.num > 1 else text, css="num")
 
 
 def _learner_label(method: str, use: str) -> str:

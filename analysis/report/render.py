@@ -1,6 +1,5 @@
 """The report of a study: one HTML page with the answer in words first, then the figures, then the tables."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,7 +20,7 @@ from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
 from analysis.report.other_quantities import other_quantities_section
-from analysis.report.page import DASH, Html, bullets, contents, element, number, page, row, section, table
+from analysis.report.page import DASH, Html, bullets, contents, data_link, element, number, page, row, section, table
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import UNTRAINED_PASSES, answer, verdict_tables
@@ -85,11 +84,15 @@ def render(
     body = [
         section("The answer of this study"),
         answer(verdicts),
-        *_explorer(explorer),
+        *([_explorer(explorer)] if explorer else []),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
         *_figures(ds, figures, verdicts, effects, embed=embed),
         *_verdicts(verdicts, confidence),
-        *_unjudged(unjudged or {}),
+        *(
+            [element("h3", "Claims that were not judged"), bullets(map(": ".join, unjudged.items()))]
+            if unjudged
+            else []
+        ),
         *scale_section(ds),
         section(f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
         accuracy_table(ds, confidence=confidence),
@@ -162,19 +165,10 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
     return [section("Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
 
-def _explorer(name: str | None) -> list[Html]:
-    """The paragraph that leads to the explorer's page; nothing if there is none."""
-    if name is None:
-        return []
+def _explorer(name: str) -> Html:
+    """The paragraph that leads to the explorer's page."""
     link = element("a", name, href=name)
-    return [element("p", "All measurements behind this page, with sliders over meta-training and inner steps: ", link)]
-
-
-def _unjudged(reasons: Mapping[str, str]) -> list[Html]:
-    """The heading and the list of the claims without a verdict; nothing if there are none."""
-    if not reasons:
-        return []
-    return [element("h3", "Claims that were not judged"), bullets(f"{claim}: {why}" for claim, why in reasons.items())]
+    return element("p", "All measurements behind this page, with sliders over meta-training and inner steps: ", link)
 
 
 def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:
@@ -208,7 +202,10 @@ def _figures(
         caption = known[name].caption(ds) if name in known else name
         parts.append(_figure(position, name, path, caption, embed=embed))
     files = "Beside the picture of each figure there are a PDF, at its size in print, and its numbers (CSV)."
-    return [section("Figures"), element("p", files, css="soft"), *parts, *_left_out(ds)]
+    if reasons := left_out(ds):
+        listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+        parts.append(element("p", f"Not drawn: {listed}.", css="soft"))
+    return [section("Figures"), element("p", files, css="soft"), *parts]
 
 
 def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, css_width: int | None = None) -> Html:
@@ -219,9 +216,8 @@ def _figure(position: int, name: str, path: Path, caption: str, *, embed: bool, 
     picture_bytes = Path(path).read_bytes()
     if css_width is None:
         css_width = round(int.from_bytes(picture_bytes[16:20], "big") * _CSS_PIXELS)  # where a PNG holds its width
-    kind = "svg+xml" if path.suffix == ".svg" else "png"
-    content = base64.b64encode(picture_bytes).decode("ascii")
-    source = f"data:image/{kind};base64,{content}" if embed else f"figures/{path.name}"
+    kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"
+    source = data_link(picture_bytes, kind) if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{css_width}">')
     if css_width > WIDE_PICTURE:
@@ -239,18 +235,8 @@ def _file(path: Path, *, embed: bool) -> Html:
     """
     name = element("code", path.name)
     if embed and path.suffix == ".csv" and path.exists() and path.stat().st_size < MAX_EMBEDDED:
-        content = base64.b64encode(path.read_bytes()).decode("ascii")
-        return element("a", name, href=f"data:text/csv;base64,{content}", download=path.name)
+        return element("a", name, href=data_link(path.read_bytes(), "text/csv"), download=path.name)
     return element("a", name, href=f"figures/{path.name}") if path.exists() and not embed else name
-
-
-def _left_out(ds: xr.Dataset) -> list[Html]:
-    """A paragraph on the figures that the study has no data for; nothing if all were drawn."""
-    reasons = left_out(ds)
-    if not reasons:
-        return []
-    listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
-    return [element("p", f"Not drawn: {listed}.", css="soft")]
 
 
 def _methods(ds: xr.Dataset) -> list[Html | str]:

@@ -13,7 +13,7 @@ from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import measured
 from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, section, table
-from analysis.schema import alpha_steps, trained_learners
+from analysis.schema import alpha_steps, shows_training, trained_learners
 from analysis.statistics import seed_means
 
 _WHY = (
@@ -70,8 +70,7 @@ def seed_ends(values: xr.DataArray, steps: slice) -> tuple[np.ndarray, np.ndarra
 
 def scale_section(ds: xr.Dataset) -> list[Html]:
     """The heading, an explanation and the table; empty without a trained learner or without checkpoint 0."""
-    learners = trained_learners(ds)
-    if not learners or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
+    if not shows_training(ds):
         return []
     caption = (
         f"Each pair of columns shows untrained \u2192 trained (meta-iteration {int(ds['checkpoint'][-1])}), and the "
@@ -79,7 +78,7 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
         "that diverged before or after training are left out. "
         f"{warm_start_sentence(ds)}"
     )
-    rows = [line for name in learners for line in _learner_rows(ds, name)]
+    rows = [line for name in trained_learners(ds) for line in _learner_rows(ds, name)]
     return [section("Scale"), element("p", _WHY), table(_HEADER, rows, caption=caption.rstrip())]
 
 
@@ -100,17 +99,15 @@ def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
     The name is "" if no ratio exists, or if the norms are not measured. Biases are not considered, because they start
     at 0.
     """
+    unknown = Change(float("nan"), float("nan"))
     if "layer_norm" not in ds:
-        return "", Change(float("nan"), float("nan"))
+        return "", unknown
     layers = ds["layer"].attrs["flag_meanings"].split()
     weights = [index for index, layer in enumerate(layers) if layer.endswith("weight")] or range(len(layers))
     norms = measured(ds, "layer_norm").sel(learner=learner)
     changes = {layers[index]: change(norms.isel(layer=index), _FIRST) for index in weights}
     growths = {layer: growth for layer, growth in changes.items() if np.isfinite(growth.ratio)}
-    if not growths:
-        return "", Change(float("nan"), float("nan"))
-    layer = max(growths, key=lambda layer: growths[layer].ratio)
-    return layer, growths[layer]
+    return max(growths.items(), key=lambda item: item[1].ratio, default=("", unknown))
 
 
 def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:

@@ -115,6 +115,7 @@ def test_the_time_that_is_left_follows_from_the_time_of_what_is_done(monkeypatch
     from analysis.study_file import load_study
 
     study = build(load_study("micro"), "runs/micro")
-    monkeypatch.setattr(dry_run, "_recorded", lambda study, run: {"train": 10.0} if run == ("maml", 0) else {})
+    times = {("maml", 0): {"train": 10.0}}
+    monkeypatch.setattr(dry_run, "recorded_times", lambda study, *run: times.get(run, {}))
     line = dry_run._time(study, None, {"train": {("maml", 0): 0.5}})  # half of one run has taken ten seconds
     assert line == "time: 10 s of processor time (training 10 s); by the times so far"

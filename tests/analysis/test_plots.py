@@ -18,7 +18,7 @@ from analysis.drawing import style
 from analysis.drawing.curves import learner_style
 from analysis.drawing.figures import FIGURES, save
 from analysis.drawing.legend import band_label
-from analysis.drawing.summary import measured, probe_error, summarise, t_half_width
+from analysis.drawing.summary import measured, probe_error, summarise, t_half_width, tasks_per_seed
 from analysis.schema import MEASURED
 from hessian_tools.rng import numpy_stream
 
@@ -192,3 +192,11 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
         save(Broken(), tmp_path / "figure")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.pdf"]
     assert (tmp_path / "figure.pdf").read_bytes() == b"old"
+
+
+def test_measurements_that_are_means_over_tasks_count_as_one_task():
+    means = xr.DataArray([[0.5, np.nan], [0.7, 0.1]], dims=("learner", "seed"))
+    assert (tasks_per_seed(means), tasks_per_seed(means * np.nan)) == ("1", "0")
+    tasks = means.expand_dims(task=3)
+    assert tasks_per_seed(tasks) == "3"
+    assert tasks_per_seed(tasks.where(xr.DataArray([[1, 1], [0, 1], [1, 1]], dims=("task", "learner")) == 1)) == "2-3"

@@ -5,7 +5,7 @@ The first line of a module's docstring is the title of its figure. Each module h
 - ``draw(ds, choice)`` and ``caption(ds, choice)``;
 - ``numbers(ds, choice)``: the numbers that are drawn;
 - ``learners(ds)``: the learners that are shown unless the user chooses others;
-- ``HAS_STEPS``: whether the user can choose which points of the inner loop are shown;
+- ``HAS_STEPS = True``, if the user can choose which points of the inner loop are shown;
 - ``needs(ds)``: the reason why a study's figure cannot be drawn, or None.
 
 A ``StudyFigure`` makes a module callable and checks what the user chose. ``analysis.figures`` has these objects by
@@ -13,51 +13,23 @@ name.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 
 import xarray as xr
 
-from analysis.drawing.figures import (
-    accuracy,
-    alignment,
-    alpha_rho,
-    alpha_sweep,
-    curvature_accuracy,
-    curvature_loss,
-    directions,
-    dose_response,
-    edge_of_stability,
-    eigenvalues,
-    layer_blocks,
-    layers,
-    loss_surfaces,
-    meta_gradients,
-    spectra,
-)
 from analysis.drawing.figures.study_figure import StudyFigure
 from analysis.drawing.figures.variable import drawable_variables, over_training, own_variables
 from analysis.drawing.panels import save
 from hessian_tools.validation import did_you_mean, some_of
 
+_NAMES = (
+    *("alpha_rho", "eigenvalues", "alignment", "accuracy", "directions", "curvature_loss", "curvature_accuracy"),
+    *("alpha_sweep", "dose_response", "meta_gradients", "edge_of_stability", "spectra", "layers", "layer_blocks"),
+    "loss_surfaces",
+)
+_MODULES = {name: import_module(f"{__name__}.{name}") for name in _NAMES}
 FIGURES: Mapping[str, StudyFigure] = {
-    name: StudyFigure(name, module, str(module.__doc__).splitlines()[0])
-    for module in (
-        alpha_rho,
-        eigenvalues,
-        alignment,
-        accuracy,
-        directions,
-        curvature_loss,
-        curvature_accuracy,
-        alpha_sweep,
-        dose_response,
-        meta_gradients,
-        edge_of_stability,
-        spectra,
-        layers,
-        layer_blocks,
-        loss_surfaces,
-    )
-    for name in (module.__name__.rpartition(".")[2],)  # the module's name without its packages
+    name: StudyFigure(name, module, str(module.__doc__).splitlines()[0]) for name, module in _MODULES.items()
 }
 """The figures by their names, in the order of the report."""
 

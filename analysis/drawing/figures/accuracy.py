@@ -14,9 +14,6 @@ from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.paper_numbers import DATA, LEARNERS
 from analysis.schema import learner_names
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because the accuracy is that after the whole inner loop."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

@@ -14,9 +14,6 @@ from analysis.drawing.summary import Summary, diverged_units, mean_over, measure
 from analysis.paper_numbers import MEAN_COSINES
 from analysis.schema import learner_names
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because its quantities are those of a whole inner loop."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
@@ -78,6 +75,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
             "not defined: this figure shows nothing."
         )
     shown = choice.part(ds)
+    of_the_paper = "; ".join(f"for {learner} {values}" for learner, values in MEAN_COSINES.items())
     return legend.caption_of(
         shown,
         mean_over(measured(shown, "cos_displacement"), "inner_step"),
@@ -89,12 +87,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
         "Dotted lines are untrained networks. At a small inner learning rate their A is near 1 as well, so the effect "
         "of training is the difference from this line, not from 0.",
-        f"The left half of figure 3 of Lee, Yoo and Kwak (2023), on other data, has {_of_the_paper()}. In the "
+        f"The left half of figure 3 of Lee, Yoo and Kwak (2023), on other data, has {of_the_paper}. In the "
         "paper an epoch is 100 meta-iterations, and K = 3.",
         selection.shown_sentence(ds, choice.learners),
     )
-
-
-def _of_the_paper() -> str:
-    """The mean cosines that the paper reports, by learner."""
-    return "; ".join(f"for {learner} {values}" for learner, values in MEAN_COSINES.items())

@@ -12,7 +12,6 @@ from analysis.schema import learner_names, only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -39,13 +38,9 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     ds = choice.part(ds)
     summary = _summary(ds)
     num_diverged, num_tried = diverged_units(ds)
-    steps = [int(step) for step in ds["inner_step"].values]
     options: dict[str, Any] = {"row_height": 1.75, "width": choice.width}
-    with panels.grid(len(steps), xlabel="meta-iteration", **options) as (figure, axes):
-        for position, (step, ax) in enumerate(zip(steps, axes, strict=True)):
-            curves.over_training(ds, ax, summary.at(inner_step=position), num_diverged=num_diverged)
-            adapted = f"adapted (after {step} step{'s' * (step != 1)})"
-            ax.set_title(adapted if 0 < step == last else f"step {step}")
+    with panels.grid(ds.sizes["inner_step"], xlabel="meta-iteration", **options) as (figure, axes):
+        curves.over_training_by_step(ds, axes, summary, num_diverged=num_diverged, last=last)
         # All panels share the y axis of the first one.
         remark = references.curvature_axis(axes[0], *summary.span)
         label = r"threshold $\alpha\rho = 2$"

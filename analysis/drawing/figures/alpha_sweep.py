@@ -10,9 +10,6 @@ from analysis.drawing.summary import Summary, diverged_units, measured, summaris
 from analysis.evaluation import has_accuracy, score_name
 from analysis.schema import learner_names, trained_learners
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because the accuracy is that after the whole inner loop."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

@@ -18,9 +18,6 @@ from analysis.drawing.summary import Summary, diverged_units, mean_over, measure
 from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, only_with_alpha
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

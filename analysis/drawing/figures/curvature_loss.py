@@ -24,9 +24,6 @@ LEAST_SHARE = 0.7
 QUANTITIES = {"alpha_rho": r"$\alpha\rho$", "alpha_hg_ratio": r"$\alpha\,|Hg|\,/\,|g|$"}
 GROUPS = {"step 0": slice(0, 1), "later steps": slice(1, None)}
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

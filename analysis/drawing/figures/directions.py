@@ -28,7 +28,6 @@ LOOKS = {
 }
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

@@ -19,7 +19,7 @@ from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import CONTROL_STYLE, method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, summarise
 from analysis.evaluation import evaluation_scores, score_name
-from analysis.schema import learner_names, setting, trained_learners, untrained_start
+from analysis.schema import learner_names, learners_by_weight, plain_learners, setting, untrained_start
 
 WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
 """The coordinates of a study's Dataset that hold a weight, and the label of each one's axis."""
@@ -27,9 +27,6 @@ MIN_WEIGHTS = 3
 """The smallest number of different weights, 0 among them, that make a series."""
 
 RATIO = "alpha |Hg| / |g|"
-
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -115,7 +112,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         for kind in WEIGHTS
         for name, learners in _series(ds, kind).items()
     ]
-    sentences = (
+    return legend.joined(
         f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
         "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
         f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
@@ -125,7 +122,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(ds)}.",
         f"The learners and their weights: {'; '.join(lists)}.",
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
@@ -134,17 +130,10 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     Of learners with equal weights, which differ in another setting of the intervention, the first one is taken. A
     series of fewer than ``MIN_WEIGHTS`` different weights is left out.
     """
-    other = next(kind for kind in WEIGHTS if kind != weight)
-    series: dict[str, dict[float, str]] = {}
-    for name in trained_learners(ds):
-        if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
-            base = selection.base(ds, name)
-            # The base comes first, because a learner whose start SHOT has pre-trained has the weight 0 too.
-            learners = series.setdefault(base, {0.0: base})
-            learners.setdefault(float(setting(ds, weight, name)), name)
+    series = {base: learners_by_weight(ds, base, weight) for base in plain_learners(ds)}
     return {
-        name: {learners[key]: key for key in sorted(learners)}
-        for name, learners in series.items()
+        base: {name: key for key, name in learners.items()}
+        for base, learners in series.items()
         if len(learners) >= MIN_WEIGHTS
     }
 

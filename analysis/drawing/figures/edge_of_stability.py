@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice
-from analysis.drawing.style import DARK, method_label
+from analysis.drawing.style import DARK, method_label, shade
 from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import only_with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
@@ -22,7 +20,6 @@ STEP_MARKERS = "os^Dv<>ph*"
 """The marker of each inner step; further steps begin with the first one again."""
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -53,8 +50,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     last = int(ds["inner_step"].max())
     ds, names = choice.part(ds), choice.learners
     steps = [int(step) for step in ds["inner_step"].values]
-    # The last 15 % of viridis are not used, because its yellow end vanishes on white.
-    colors = {step: to_hex(mpl.colormaps["viridis"](0.85 * step / max(last, 1))) for step in steps}
+    colors = {step: shade(step, last) for step in steps}
     xlabel = r"along the gradient, $\alpha\rho$"
     with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
         for name, ax in zip(names, axes, strict=True):
@@ -87,7 +83,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says over what the means are."""
     drawn = choice.part(ds)
     values = measured(drawn, "alpha_rho")
-    sentences = (
+    return legend.joined(
         "The edge of stability: alpha times the largest eigenvalue (y) against alpha rho (x), for each inner step, as "
         "paths from the first checkpoint (open marker) to the last one (filled).",
         "Above the horizontal line the largest eigenvalue exceeds 2 / alpha, and gradient descent is unstable in its "
@@ -102,7 +98,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         legend.no_alpha_sentence(ds),
         selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _path(ax: Axes, alpha_rho: Summary, alpha_lambda: Summary, name: str, step: int, color: str) -> None:

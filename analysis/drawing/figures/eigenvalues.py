@@ -22,7 +22,6 @@ DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "
 _MARKER_SHARE = 0.012  # half the size of a marker as a share of the y axis: 1.75 pt of about 145 pt
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:

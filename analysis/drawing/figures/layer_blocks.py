@@ -6,9 +6,6 @@ from matplotlib.figure import Figure
 from analysis.drawing.figures import layers as maps
 from analysis.drawing.figures.study_figure import Choice, Numbers
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
-
 SHOWN: maps.Maps = {
     "hg_ratio_layer": "|Hg| / |g| of each tensor",
     "trace_layer": "trace of each tensor",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis.drawing import panels, selection
+from analysis.drawing import legend, panels, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import mean_over, measured, seeds_with_values, summarise
@@ -24,9 +24,6 @@ OPACITY = 0.75
 
 MIN_CELL = 0.35
 """The figure's width per column, in inches, below which cells have no numbers, because the numbers would overlap."""
-
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because step 0 and the later steps have separate panels."""
 
 MAX_HEIGHT = 10.0
 """The height in inches above which the last maps are left out, so that the figure still fits a printed page."""
@@ -95,7 +92,7 @@ def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
     """Return the caption, which also says what an empty cell means."""
     values = measured(ds, next(name for name in shown if selection.lacks(ds, name) is None))
     left_out = len(_all_maps(ds, choice.learners, shown)) - len(_maps(ds, choice.learners, shown))
-    sentences = (
+    return legend.joined(
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
         f"{'; '.join(_maps(ds, choice.learners, shown))}.",
@@ -110,7 +107,6 @@ def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
         else "",
         selection.shown_sentence(ds, choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _map_height(names: list[str]) -> float:

@@ -22,9 +22,6 @@ MAX_LEARNERS = 3
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and what the row's label says of its directions."""
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because the surfaces are those around its start."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
@@ -79,7 +76,7 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the units of the axes are and over what the means are."""
     values = measured(ds, "loss_surface")
     sample = values.isel(surface_x=0, surface_y=0)
-    sentences = (
+    return legend.joined(
         "The support loss around theta_0, at the first and the last checkpoint, along the descent direction -g_0 (x) "
         "and a random direction (y), which is the same for all learners.",
         "Above, the unit of both axes is the length of the first inner step, so that the cross is its end.",
@@ -91,7 +88,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
         selection.shown_sentence(ds, choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _means(ds: xr.Dataset) -> dict[str, xr.DataArray]:

@@ -8,9 +8,6 @@ from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, measured, summarise
 from analysis.schema import learner_names
 
-HAS_STEPS = False
-"""Whether the user can choose points of the inner loop: no, because a meta-gradient belongs to the whole inner loop."""
-
 
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""

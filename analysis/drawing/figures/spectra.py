@@ -25,7 +25,6 @@ SMALLEST_FRACTION = 1e-4
 """The smallest density that is drawn, as a fraction of the largest density; smaller densities are white."""
 
 HAS_STEPS = True
-"""Whether the user can choose points of the inner loop."""
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -67,8 +66,9 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the variable that is drawn and says over what the means are."""
     drawn = choice.part(ds)
     values = measured(drawn, "density")
-    checkpoints = _last_checkpoints(drawn, values, choice.learners)
-    sentences = (
+    ends = [curves.first_and_last_states(drawn, values, name)[-1] for name in choice.learners]
+    checkpoints = {int(drawn["checkpoint"][state.checkpoint]) for state in ends}
+    return legend.joined(
         "The spectrum of the support loss's Hessian along the inner loop, before meta-training and after it "
         f"(meta-iteration {', '.join(map(str, sorted(checkpoints)))}): the {values.attrs.get('long_name', 'density')}.",
         "Each learner is beside its own untrained network. The y axis is linear around 0 and logarithmic beyond, as "
@@ -80,12 +80,6 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         legend.no_alpha_sentence(ds),
         selection.shown_sentence(only_with_alpha(ds), choice.learners),
     )
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _last_checkpoints(ds: xr.Dataset, values: xr.DataArray, names: list[str]) -> set[int]:
-    """The last checkpoints at which the learners have values."""
-    return {int(ds["checkpoint"][curves.first_and_last_states(ds, values, name)[-1].checkpoint]) for name in names}
 
 
 def _heat_map(ax: Axes, values: xr.DataArray, norm: LogNorm) -> Any:

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from analysis.drawing.panels import save_table
 from analysis.drawing.style import Width, inches_of, labelled
 from analysis.drawing.summary import Summary
 from analysis.schema import learner_names
 from hessian_tools.entries import checked
-from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, Summary | xr.DataArray]
 """The numbers that a figure draws, by their names in plain words: means over seeds with bands, or plain numbers."""
+
+
+class Chosen(TypedDict, total=False):
+    """The arguments with which a user chooses what a figure shows; ``StudyFigure`` describes them."""
+
+    learners: Sequence[str] | None
+    steps: Sequence[int] | None
+    width: Width | None
+    labels: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -73,30 +82,14 @@ class StudyFigure:
     def __repr__(self) -> str:
         return f"<figure {self.name}: {self.title}>"
 
-    def __call__(
-        self,
-        ds: xr.Dataset,
-        *,
-        learners: Sequence[str] | None = None,
-        steps: Sequence[int] | None = None,
-        width: Width | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Figure:
+    def __call__(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> Figure:
         """Draw the figure; it is not registered with pyplot, so it need not be closed."""
-        choice = self._choice(ds, learners, steps, width, labels)
-        with labelled(labels):
+        choice = self.choice(ds, **chosen)
+        with labelled(chosen.get("labels")):
             figure: Figure = self.module.draw(ds, choice)
         return figure
 
-    def data(
-        self,
-        ds: xr.Dataset,
-        *,
-        learners: Sequence[str] | None = None,
-        steps: Sequence[int] | None = None,
-        width: Width | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> pd.DataFrame:
+    def data(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> pd.DataFrame:
         """The numbers behind the figure, as a table with one number in each row.
 
         The column ``quantity`` says what the number is. Columns such as ``learner``, ``checkpoint`` and ``inner_step``
@@ -104,36 +97,16 @@ class StudyFigure:
         over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
         means of single seeds. Numbers that were not measured have no row.
         """
-        return tabulated(self.module.numbers(ds, self._choice(ds, learners, steps, width, labels)))
+        return tabulated(self.module.numbers(ds, self.choice(ds, **chosen)))
 
-    def save_data(
-        self,
-        ds: xr.Dataset,
-        path_stem: Path | str,
-        *,
-        learners: Sequence[str] | None = None,
-        steps: Sequence[int] | None = None,
-        width: Width | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Path:
+    def save_data(self, ds: xr.Dataset, path_stem: Path | str, **chosen: Unpack[Chosen]) -> Path:
         """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
-        path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
-        table = self.data(ds, learners=learners, steps=steps, width=width, labels=labels)
-        write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        return path
+        return save_table(self.data(ds, **chosen), path_stem)
 
-    def caption(
-        self,
-        ds: xr.Dataset,
-        *,
-        learners: Sequence[str] | None = None,
-        steps: Sequence[int] | None = None,
-        width: Width | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> str:
+    def caption(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> str:
         """The caption, which says what is drawn, over what the means are, and what the bands and bars are."""
-        choice = self._choice(ds, learners, steps, width, labels)
-        with labelled(labels):
+        choice = self.choice(ds, **chosen)
+        with labelled(chosen.get("labels")):
             return str(self.module.caption(ds, choice))
 
     def needs(self, ds: xr.Dataset) -> str | None:
@@ -141,7 +114,7 @@ class StudyFigure:
         reason: str | None = self.module.needs(ds)
         return reason
 
-    def check(
+    def choice(
         self,
         ds: xr.Dataset,
         *,
@@ -149,19 +122,8 @@ class StudyFigure:
         steps: Sequence[int] | None = None,
         width: Width | None = None,
         labels: Mapping[str, str] | None = None,
-    ) -> None:
-        """Raise ValueError, as a call would, if the figure cannot be drawn with these arguments."""
-        self._choice(ds, learners, steps, width, labels)
-
-    def _choice(
-        self,
-        ds: xr.Dataset,
-        learners: Sequence[str] | None,
-        steps: Sequence[int] | None,
-        width: Width | None,
-        labels: Mapping[str, str] | None,
     ) -> Choice:
-        """What the figure shows by these arguments, which are checked here."""
+        """What the figure shows by these arguments; raises ValueError, as a call would, if it cannot be drawn."""
         if (reason := self.needs(ds)) is not None:
             raise ValueError(f"the figure {self.name} cannot be drawn: {reason}")
         if width is not None:
@@ -184,7 +146,7 @@ class StudyFigure:
 
 
 # ``checked`` checks the arguments when a user calls the method, as it does for the library's functions.
-for _method in ("__call__", "check", "data", "save_data", "caption"):
+for _method in ("__call__", "data", "save_data", "caption"):
     setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
 
 
@@ -201,7 +163,7 @@ def _steps(ds: xr.Dataset, figure: StudyFigure, steps: Sequence[int] | None) -> 
     """The checked steps, in rising order."""
     if steps is None:
         return None
-    if not figure.module.HAS_STEPS:
+    if not getattr(figure.module, "HAS_STEPS", False):
         raise ValueError(f"steps={list(steps)}: the figure {figure.name} has no choice of steps; leave steps out")
     last = int(ds["inner_step"].max())
     wrong = [step for step in steps if step not in range(last + 1)]

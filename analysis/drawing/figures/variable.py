@@ -74,16 +74,12 @@ class OverTraining:
         ds = choice.part(ds)
         summary = self._summary(ds)
         num_diverged, num_tried = diverged_units(ds)
-        steps = [int(step) for step in ds["inner_step"].values] if self.HAS_STEPS else []
-        num_panels = max(1, len(steps))
+        num_panels = ds.sizes["inner_step"] if self.HAS_STEPS else 1
         with panels.grid(num_panels, xlabel="meta-iteration", row_height=1.75, width=choice.width) as (figure, axes):
-            for position, ax in enumerate(axes):
-                part = summary.at(inner_step=position) if steps else summary
-                curves.over_training(ds, ax, part, num_diverged=num_diverged)
-                if steps:
-                    step = steps[position]
-                    adapted = f"adapted (after {step} step{'s' * (step != 1)})"
-                    ax.set_title(adapted if 0 < step == last else f"step {step}")
+            if self.HAS_STEPS:
+                curves.over_training_by_step(ds, axes, summary, num_diverged=num_diverged, last=last)
+            else:
+                curves.over_training(ds, axes[0], summary, num_diverged=num_diverged)
             _scale(axes, summary)
             panels.left_labels(axes, "\n".join(wrap(self.meaning, LABEL_WIDTH)))
             notes = legend.notes(summary.per_seed, num_diverged, num_tried)
