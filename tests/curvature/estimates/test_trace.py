@@ -6,7 +6,7 @@ import torch
 from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
 from torch import Tensor
 
-from hessian_tools.curvature import Hessian, hessian, rademacher, trace
+from hessian_tools.curvature import Hessian, estimate_of, hessian, rademacher, trace
 
 NAMES = ("decaying", "indefinite", "outliers")
 
@@ -129,6 +129,15 @@ def test_tolerances_add_probes_until_met() -> None:
     torch.testing.assert_close(fixed.stderr, estimate.stderr)
     absolute = trace(operator(A), num_probes=16, atol=float(estimate.stderr.max()) * 1.001)
     assert absolute.converged.all()
+
+
+def test_a_tolerance_is_the_larger_of_the_two_also_of_a_negative_trace() -> None:
+    def is_met(atol: float | None, rtol: float | None) -> bool:
+        return bool(estimate_of(torch.tensor([-9.0, -11.0]), atol, rtol).converged)  # -10 with the error 1
+
+    assert is_met(1.01, None) and not is_met(0.99, None)
+    assert is_met(None, 0.101) and not is_met(None, 0.099)
+    assert is_met(1.01, 0.05) and is_met(0.5, 0.101) and not is_met(0.9, 0.09)
 
 
 def test_tolerances_stop_at_max_probes() -> None:
