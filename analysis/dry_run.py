@@ -7,10 +7,11 @@ from analysis.cost import bytes_on_disk, estimate, estimate_of_runs, is_on_card
 from analysis.engines.processes import Processes
 from analysis.folder import plan_to_begin
 from analysis.measure import is_measured, units
+from analysis.networks import trained_in
 from analysis.status import megabytes, meta_iteration, recorded_times
 from analysis.study import Study
 from analysis.times import duration
-from analysis.training import is_trained, refuse_changed_data, trained_in, units_of
+from analysis.training import is_trained, refuse_changed_data, units_of
 from hessian_tools.data import summary
 from hessian_tools.runs.worker_pool import WorkerPool
 

@@ -18,10 +18,10 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from analysis import kept, store
+from analysis import kept, networks, store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
-from analysis.config import StepSizeSearch, StudyConfig
+from analysis.config import StudyConfig
 from analysis.config.base import LARGEST, SMALLEST
 from analysis.errors import UserError
 from analysis.record import record_of
@@ -58,10 +58,14 @@ def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -
 
 
 def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", trust: bool = False) -> Study:
-    """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
-    return build(
+    """The study of a configuration in a folder, with what earlier commands have left there.
+
+    That is the step size that a search has chosen, the kept results, and the folder whose networks are taken over.
+    """
+    study = build(
         config, path, device=device, step_size=chosen_step_size(path), kept=kept.kept_learners(path), trust=trust
     )
+    return replace(study, networks_from=networks.source_of(path))
 
 
 def chosen_step_size(path: Path) -> float | None:
@@ -91,8 +95,12 @@ def going_on_from(study: Study, path: Path) -> Study:
         )
     before = open_folder(path)
     if not kept.kept_learners(path):
-        if study.step_size is None and before.step_size is not None:
-            study = study.with_step_size(before.step_size)
+        if study.config.inner != before.config.inner:
+            raise UserError(
+                f"--from {path}: its networks were trained with the inner loop {_short(before.config.inner)}, yours is"
+                f" {_short(study.config.inner)};\ntake its settings, or leave --from out, which trains networks anew"
+            )
+        study = study if before.step_size is None else study.with_step_size(before.step_size)
         return replace(study, networks_from=path)
     refuse_other_settings(study, before, advice="leave --from out, or take the settings that are kept")
     present = study_in_folder(study.config, study.path, device=study.device)  # with what its own folder keeps already
@@ -142,11 +150,11 @@ def begin(study: Study, *, claims: str | None = None) -> None:
     """
     plan = plan_to_begin(study, claims)
     write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
+    networks.write_source(study)
     source = study.goes_on_from or study.networks_from
     if source is not None:
-        searched = isinstance(study.config.inner.step_size, StepSizeSearch)
-        for file in [*(source / kept.FOLDER).glob("seed-*.*"), *([source / STEP_SIZE] if searched else [])]:
-            if file.exists():  # the search of that study may not have ended
+        for file in [*(source / kept.FOLDER).glob("seed-*.*"), source / STEP_SIZE]:
+            if file.exists():  # there is no file of the step size where no search has chosen it
                 write_atomic(study.path / file.relative_to(source), partial(shutil.copyfile, file))
 
 

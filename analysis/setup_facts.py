@@ -7,6 +7,7 @@ from analysis import kept
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
 from analysis.learner_text import OPTIMISERS, learner_description, notes_on_learners
+from analysis.networks import source_of
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
 from analysis.times import cpu_seconds
@@ -31,9 +32,11 @@ def facts(study: Study) -> dict[str, str]:
         protocol = f" ({TRANSDUCTIVE if measure_settings.transductive else INDUCTIVE}); classes never trained on"
     else:
         described_data, protocol = f"{tasks['summary']} regression", ""
+    source = source_of(study.path)
+    trained = f"; trained in the study in {source.name}, from which they were taken over" if source else ""
     return {
         "Data": described_data,
-        "Network": f"{config.network.name}, {tasks['num_params']:,} parameters",
+        "Network": f"{config.network.name}, {tasks['num_params']:,} parameters{trained}",
         "Learners": "; ".join(f"{name}: {learner_description(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
         "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"

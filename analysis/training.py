@@ -7,7 +7,7 @@ at any moment and started again.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -20,9 +20,10 @@ from analysis.engines.engine import Engine
 from analysis.engines.sharing import training_jobs
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
+from analysis.networks import NOT_OF_TRAINING, OF_THIS_STUDY, take_network, trained_in
 from analysis.progress import Reporter
 from analysis.study import Study
-from analysis.times import stopwatch, take_times
+from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
@@ -30,8 +31,6 @@ from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, meta_train_runs, saved_checkpoints
 
-# The settings of a run that do not change how its network is trained. What the data are is compared by their digests.
-NOT_OF_TRAINING = frozenset(("measure", "quantity_sources", "data"))
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
 STEP_SIZE_TRIALS = ".step-size"  # the folder of the results of the step sizes that were tried
@@ -141,63 +140,47 @@ def record_run_ownership(study: Study) -> None:
     """
     refuse_changed_data(study, study.runs)
     refuse_other_step_size(study)
-    sources: dict[str, Any] = {}
-    if ":" in study.config.network.name:
-        sources["network_source"] = study.source_digest(study.config.network.name)
-    own = [target for target in study.config.measure.quantities if ":" in target]
-    if own:
-        sources["quantity_sources"] = {target: study.source_digest(target) for target in own}
+    sources = _digests_of_own_code(study)
     facts = environment(device=study.device) | {
         "threads": 1,  # every process that trains or measures computes on one thread, whatever this one does
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs_to_train:
-        if own:
+        if "quantity_sources" in sources:
             _take_changed_quantities(study, learner, seed, sources["quantity_sources"])
         identity = run_settings(study, learner, seed) | sources
         if trained_in(study, learner, seed) is not study:
-            _take_network(study, learner, seed, identity, facts)
+            take_network(study, learner, seed, identity, facts)
         record_ownership(study.run(learner, seed), "config", identity, facts=facts)
 
 
-def trained_in(study: Study, learner: str, seed: int) -> Study:
-    """The study in whose folder a run is or will be trained: the one whose networks are taken over, where it has it."""
-    if study.networks_from is None or (study.run(learner, seed) / MANIFEST).exists():
-        return study
-    other = replace(study, path=study.networks_from)
-    return other if (other.run(learner, seed) / MANIFEST).exists() else study
-
-
 def refuse_other_training(study: Study) -> None:
-    """Raise UserError if a run in ``study.networks_from`` was trained with other settings than this study has."""
+    """Raise UserError if a network that is to be taken over was trained in another way than in this study."""
+    sources = _digests_of_own_code(study)
     for learner, seed in study.runs_to_train:
         other = trained_in(study, learner, seed)
         if other is study:
             continue
-        begun, wanted = entries(other.run(learner, seed)).get("config", {}), run_settings(study, learner, seed)
-        for key in set(wanted) - NOT_OF_TRAINING:
-            if begun.get(key) != json.loads(json.dumps(wanted[key])):
+        begun = entries(other.run(learner, seed)).get("config", {})
+        wanted = json.loads(json.dumps(run_settings(study, learner, seed) | sources))  # as JSON returns it
+        for key in wanted:
+            if key not in NOT_OF_TRAINING and begun.get(key) != wanted[key]:
                 raise UserError(
                     f"--from {study.networks_from}: {learner} seed {seed} was trained there with another {key};\n"
                     "take its settings, or leave --from out, which trains the networks anew"
                 )
 
 
-def _take_network(study: Study, learner: str, seed: int, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Copy what a run was trained to from the folder ``study.networks_from``; its measurements stay there.
-
-    The manifest is written last, so that an interrupted copy is made again. It keeps what is known of the training, and
-    takes over how this study measures, where its data are, and its plan of the claims.
-    """
-    source, run = trained_in(study, learner, seed).run(learner, seed), study.run(learner, seed)
-    left_out = shutil.ignore_patterns(store.NAME, MANIFEST, "times*.jsonl", ".*")
-    shutil.copytree(source, run, dirs_exist_ok=True, ignore=left_out)
-    take_times(source, run, "train")
-    recorded = entries(source)
-    changed = {key: identity[key] for key in NOT_OF_TRAINING if key in identity}
-    config = {**recorded["config"], **changed}
-    write_json(run / MANIFEST, {**recorded, "config": config, "claims_digest": facts["claims_digest"]})
+def _digests_of_own_code(study: Study) -> dict[str, Any]:
+    """The digests of the user's own network and quantities, by their names in a manifest."""
+    sources: dict[str, Any] = {}
+    if ":" in study.config.network.name:
+        sources["network_source"] = study.source_digest(study.config.network.name)
+    own = [target for target in study.config.measure.quantities if ":" in target]
+    if own:
+        sources["quantity_sources"] = {target: study.source_digest(target) for target in own}
+    return sources
 
 
 def _take_changed_quantities(study: Study, learner: str, seed: int, present: dict[str, str]) -> None:
@@ -261,12 +244,15 @@ def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:
 def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
     """Raise UserError if the data are not those with which one of the runs was begun."""
     for learner, seed in runs:
-        path = trained_in(study, learner, seed).run(learner, seed) / MANIFEST
+        trained = trained_in(study, learner, seed)
+        path = trained.run(learner, seed) / MANIFEST
         recorded = entries(path.parent)
         if learner in study.kept.get(seed, ()):
             folder = study.goes_on_from or study.path
             path, recorded = kept.files(folder, seed)[1], kept.seed_facts(folder, seed)
         for name, present in _data_digests(study).items():
+            if trained is not study and name in OF_THIS_STUDY:
+                continue  # a network that is taken over may be measured on other held-out tasks
             before = recorded.get(name, present)  # version 0.1 recorded only data_digest
             if before != present:
                 data = study.config.data

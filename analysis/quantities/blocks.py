@@ -30,33 +30,33 @@ def measure(points: Points) -> Values:
 def curvature_of_blocks(points: Points, scale: Tensor) -> dict[str, Tensor]:
     """The curvature of each block of D H D along the block's part of D g, by the names of the variables of ``measure``.
 
-    scale: the diagonal of D [task, step, param]; with ones these are the blocks of H itself. In the coordinates
+    scale: the diagonal of D [task, step, param]; with ones these are the blocks of H itself. The errors are NaN
+    where it is 0 anywhere, as for a filter of norm 0. In the coordinates
     theta / D the gradient is D g and the Hessian D H D.
 
     The errors are those of rounding: H is symmetric, so z'(H v) and v'(H z) would be equal in exact arithmetic. Their
     difference estimates the error of the product with v, where z is the gradient or a probe (see
     ``gradient_curvature``). The same number estimates the error of rho and of |Hg| / |g|.
     """
-    layout = points.loss.layout
-    g = scale * points.gradient_on(points.examples)
-    parts = tensor_parts(layout, g)  # [task, step, param, tensor]
-    scaled = scale[..., None]
-    h_parts = scaled * points.unflatten(points.hessian @ (scaled * parts).flatten(0, 1))
+    layout, d = points.loss.layout, scale[..., None]
+    parts = tensor_parts(layout, scale * points.gradient_on(points.examples))  # [task, step, param, tensor]
+    h_parts = d * points.unflatten(points.hessian @ (d * parts).flatten(0, 1))
     probes = points.probes.unsqueeze(1).expand_as(points.products.hz)
-    z = torch.cat([points.gradients[..., None], probes], -1) / scaled
-    hz = torch.cat([points.products.hg[..., None], points.products.hz], -1) * scaled
+    # The vectors whose products with D H D are known: D^-1 z, for the gradient and the probes as z.
+    z = torch.cat([points.gradients[..., None], probes], -1) / d
+    hz = d * torch.cat([points.products.hg[..., None], points.products.hz], -1)
 
-    owned = tensor_parts(layout, torch.ones_like(g)).bool()
-    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=g.device)
-    # Each block is a set of tensors. The gradients of its tensors, and their products, add up to the block's.
-    tensors = torch.eye(len(layout.names), dtype=torch.bool, device=g.device)
+    # The tensors of each block: one alone, those of the head, and those of the body.
+    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=z.device)
+    blocks = [*torch.eye(len(layout.names), dtype=torch.bool, device=z.device), is_head, ~is_head]
+    rows_of_tensors = tensor_parts(layout, torch.ones_like(scale[0, 0])) > 0  # [param, tensor]
     rho, ratio, error = [], [], []
-    for block in (*tensors, is_head, ~is_head):
+    for block in blocks:
         g_b, hg_b = parts[..., block].sum(-1), h_parts[..., block].sum(-1)
         curvature = curvature_along(g_b, hg_b)
-        rows = owned[..., block].any(-1)
         rho.append(curvature.rho)
-        ratio.append(curvature_along(g_b, torch.where(rows, hg_b, 0.0)).hg_ratio)
+        in_block = torch.where(rows_of_tensors[:, block].any(-1), hg_b, 0.0)
+        ratio.append(curvature_along(g_b, in_block).hg_ratio)
         error.append(rounding_error(curvature.hg_ratio, product_asymmetry(hg_b, g_b, hz, z)))
     values: dict[str, Tensor] = {}
     for name, of_blocks in (("rho_{}", rho), ("rho_{}_error", error), ("hg_ratio_{}", ratio)):
@@ -93,7 +93,7 @@ def curvature_variables(suffix: str = "", words: str = "") -> tuple[Variable, ..
             point_variable(
                 f"rho_{end}{suffix}", f"curvature along {owner} part of the gradient{words}", *extra, error=error
             ),
-            point_variable(error, f"float32 error of that curvature, estimated as the error of rho is{words}", *extra),
+            point_variable(error, f"float32 error of the curvature of {owner} block{words}", *extra),
             point_variable(
                 f"hg_ratio_{end}{suffix}", f"|H_bb g_b| / |g_b| of {owner} block{words}", *extra, error=error
             ),

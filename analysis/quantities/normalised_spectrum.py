@@ -56,7 +56,7 @@ QUANTITY = Quantity(
         point_variable("lambda_max_normalised_residual", "|DHDv - lambda v| of the largest eigenvalue of D H D"),
         point_variable(
             "lambda_min_normalised",
-            "smallest algebraic eigenvalue of D H D, in the same coordinates",
+            "smallest algebraic eigenvalue of D H D, in coordinates in which filters have unit norm",
             error="lambda_min_normalised_residual",
         ),
         point_variable("lambda_min_normalised_residual", "|DHDv - lambda v| of the smallest eigenvalue of D H D"),

@@ -33,8 +33,8 @@ def curvature_along_rotations(points: Points, scale: Tensor) -> Estimate:
         )
         for task, g in zip(points.tasks, scale * points.gradients, strict=True)
     ]
-    v, scaled = torch.stack(rotated), scale[..., None]
-    hv = scaled * points.unflatten(points.hessian @ (scaled * v).flatten(0, 1))
+    v, d = torch.stack(rotated), scale[..., None]
+    hv = d * points.unflatten(points.hessian @ (d * v).flatten(0, 1))
     return estimate_of(curvature_along(v.mT, hv.mT).rho)  # v is [task, step, param, vector]
 
 

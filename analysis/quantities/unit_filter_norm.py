@@ -34,7 +34,8 @@ QUANTITY = Quantity(
             error="rho_rotated_normalised_stderr",
         ),
         point_variable(
-            "rho_rotated_normalised_stderr", "standard error of the mean of that curvature over random rotations"
+            "rho_rotated_normalised_stderr",
+            "standard error of the curvature along random rotations of the gradient at unit filter norm",
         ),
     ),
     measure=measure,

@@ -11,7 +11,7 @@ import yaml
 from simulated_studies import simulated_study
 
 import analysis
-from analysis import kept
+from analysis import kept, networks, training
 from analysis.claims import judge, load_plan
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
@@ -24,6 +24,7 @@ from analysis.study import build
 from analysis.study_file import study_of
 from analysis.times import cpu_seconds, stopwatch
 from hessian_tools.runs.files import DamagedFileError, read_json, write_json
+from hessian_tools.train import meta_train_runs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FACTS = {"study": "simulated"}
@@ -237,32 +238,79 @@ def test_a_study_goes_on_from_kept_seeds(whole, kept_folder, tmp_path, capsys):
     assert content[0] == content[1]
 
 
+def begun_from(folder: Path, path: Path, **changes: object) -> list[str]:
+    """The command that measures the networks of the study in a folder by other settings, in the file ``path``."""
+    path.write_text(yaml.safe_dump(settings(**changes), sort_keys=False))
+    return ["study", str(path), "--out", str(path.with_suffix("")), "--from", str(folder), "--workers", "0"]
+
+
+@pytest.fixture
+def trained(whole, tmp_path) -> Path:
+    """A copy of ``whole`` whose training of one run is said to have taken 12.5 s."""
+    shutil.copytree(whole, tmp_path / "trained")
+    times = tmp_path / "trained" / "runs" / "maml-seed0" / "times.jsonl"
+    times.write_text('{"part": "train", "cpu_seconds": 12.5}\n{"part": "measure", "cpu_seconds": 50.0}\n')
+    return tmp_path / "trained"
+
+
+OTHER_MEASURE = yaml.safe_load(SETTINGS)["measure"] | {"quantities": ["blocks"]}
+
+
 @pytest.mark.heavy
-def test_trained_networks_are_measured_in_another_way(whole, tmp_path, capsys):
-    """With the same data and training; where these differ nothing is copied."""
-    other = tmp_path / "other.yaml"
-    measure = settings()["measure"] | {"quantities": ["blocks"]}
-    other.write_text(yaml.safe_dump(settings(measure=measure, seeds=[0, 1, 2])))
-    command = ["study", str(other), "--out", str(tmp_path / "out"), "--from", str(whole), "--workers", "0"]
+def test_trained_networks_are_measured_in_another_way(trained, tmp_path, capsys, monkeypatch):
+    """Other quantities, other held-out tasks and a third seed; only that seed is trained."""
+    data = settings()["data"] | {"test_queries": 2}
+    command = begun_from(trained, tmp_path / "more.yaml", measure=OTHER_MEASURE, seeds=[0, 1, 2], data=data)
     assert run([*command, "--dry-run"]) == 0
     assert "to train: 1 of 6 runs" in " ".join(capsys.readouterr().out.split())
+    in_training = []
+
+    def recorded(configs, **options):
+        in_training.extend(Path(config.folder).name for config in configs)
+        return meta_train_runs(configs, **options)
+
+    monkeypatch.setattr(training, "meta_train_runs", recorded)
     assert run(command) == 0
-    before, after = open_study(whole), open_study(tmp_path / "out")
+    assert set(in_training) == {"untrained-seed2", "maml-seed2"}
+    before, after = open_study(trained), open_study(tmp_path / "more")
     np.testing.assert_array_equal(after["rho"].sel(learner=before["learner"], seed=[0, 1]), before["rho"])
     assert "rho_head" in after and "rho_head" not in before
-    for file in whole.glob("runs/*/checkpoints/*"):  # they were copied, with their times, and not made once more
-        assert (tmp_path / "out" / file.relative_to(whole)).stat().st_mtime == file.stat().st_mtime
-    times = [cpu_seconds(folder / "runs" / "maml-seed0") for folder in (whole, tmp_path / "out")]
-    assert times[0].get("train", 0.0) == times[1].get("train", 0.0)
-    assert run(["verify", str(tmp_path / "out")]) == 0
-    assert run(command[:-4]) == 0  # it goes on without --from, and has nothing to do
+    assert cpu_seconds(tmp_path / "more" / "runs" / "maml-seed0")["train"] == 12.5
+    assert cpu_seconds(tmp_path / "more" / "runs" / "maml-seed0").get("measure", 0.0) < 50
+    assert "trained in the study in trained, from which" in (tmp_path / "more" / "report.html").read_text("utf-8")
+    assert run(["verify", str(tmp_path / "more")]) == 0
 
-    other.write_text(yaml.safe_dump(settings(measure=measure, inner={"steps": 2, "step_size": 0.2})))
-    capsys.readouterr()
-    assert run([*command[:2], "--out", str(tmp_path / "none"), *command[4:]]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "seed 0 was trained there with another step_size" in said
-    assert not (tmp_path / "none").exists()
+
+@pytest.mark.heavy
+def test_an_interrupted_copy_of_networks_is_made_again(trained, tmp_path, monkeypatch):
+    command = begun_from(trained, tmp_path / "more.yaml", measure=OTHER_MEASURE)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "take_times", interrupted)
+        assert run(command) == 1
+    assert open_folder(tmp_path / "more").networks_from == trained
+    assert run(["study", str(tmp_path / "more"), "--workers", "0"]) == 0  # it goes on without --from
+    np.testing.assert_array_equal(open_study(tmp_path / "more")["rho"], open_study(trained)["rho"])
+    assert not list((tmp_path / "more" / "runs").glob(".*.partial"))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inner": {"steps": 2, "step_size": 0.2}}, "its networks were trained with the inner loop"),
+        ({"train": {"checkpoints": [0, 2], "meta_batch": 2, "validation_tasks": 1}}, "with another train"),
+        ({"network": {"name": "mlp", "hidden": [5]}}, "with another network"),
+        ({"data": {"name": "quickdraw", "ways": 2, "shots": 1, "image_size": 8}}, "have changed since"),
+    ],
+)
+def test_networks_that_were_trained_in_another_way_are_refused(trained, tmp_path, capsys, changes, said):
+    assert run(begun_from(trained, tmp_path / "other.yaml", **changes)) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.heavy

@@ -87,7 +87,9 @@ def test_a_map_with_few_ratios_is_left_out(large):
     """The traces are negative in most tensors at step 0, where a ratio would mean nothing."""
     positive = (large["inner_step"] > 0) | (large["layer"] == 0)
     negative = large["layer_norm"].where(positive, -1.0)
-    figure = FIGURES["layer_blocks"](large.assign(trace_layer=negative), learners=["maml"])
+    study = large.assign(trace_layer=negative)
+    figure = FIGURES["layer_blocks"](study, learners=["maml"])
+    assert "left out: trace of each tensor, step 0." in FIGURES["layer_blocks"].caption(study, learners=["maml"])
     titles = [ax.get_title("left") for ax in figure.axes]
     assert "trace of each tensor, mean of the later steps" in titles
     assert "trace of each tensor, step 0" not in titles

@@ -255,10 +255,10 @@ def test_blocks_are_those_of_the_dense_hessian_within_their_errors(points: Point
             torch.testing.assert_close(value, true, rtol=1e-3, atol=1e-4)
             within[name].append(covered(value, error, true))
         assert (error < 1e-4 * H.flatten(2).norm(dim=-1)).all()
-    # The error is an estimate. It is too small most often for the bias of six entries.
-    for shares in within.values():
-        assert np.mean(shares) >= 0.95
-        assert min(shares) >= 0.8
+    assert min(within["rho_{}"]) >= 0.95
+    # The error is an estimate. For |Hg| / |g| it is too small most often in the bias of six entries.
+    assert min(within["hg_ratio_{}"]) >= 0.8
+    assert np.mean(within["hg_ratio_{}"]) >= 0.95
 
 
 def test_the_error_of_a_block_is_the_asymmetry_of_its_products(

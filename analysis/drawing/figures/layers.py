@@ -91,7 +91,9 @@ def draw(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> Figure:
 def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
     """Return the caption, which also says what an empty cell means."""
     values = measured(ds, next(name for name in shown if selection.lacks(ds, name) is None))
-    left_out = len(_all_maps(ds, choice.learners, shown)) - len(_maps(ds, choice.learners, shown))
+    maps = _all_maps(ds, choice.learners, shown)
+    empty = [title for title in maps if title not in _filled(maps)]
+    left_out = len(maps) - len(empty) - len(_maps(ds, choice.learners, shown))
     return legend.joined(
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
@@ -99,8 +101,8 @@ def caption(ds: xr.Dataset, choice: Choice, shown: Maps = SHOWN) -> str:
         "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone." if "rho_layer" in shown else "",
         "A ratio is that of means over "
         f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, "
-        "because the ratio would mean nothing, and a map where most cells would be empty is left out. A negative "
-        "number means that the curvature has changed its sign.",
+        "because the ratio would mean nothing. A negative number means that the curvature has changed its sign.",
+        f"Maps that would be mostly empty are left out: {'; '.join(empty)}." if empty else "",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
         f"With so many learners, {left_out} further maps are left out; choose fewer learners to see them."
         if left_out
@@ -115,16 +117,28 @@ def _map_height(names: list[str]) -> float:
 
 
 def _maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray]:
-    """The maps of ``_all_maps`` that fit a page."""
+    """The maps that are drawn: those that are not mostly empty, as many as fit a page."""
     fitting = max(1, int(MAX_HEIGHT / _map_height(names)))
-    return dict(list(_all_maps(ds, names, shown).items())[:fitting])
+    return dict(list(_filled(_all_maps(ds, names, shown)).items())[:fitting])
+
+
+def _filled(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The maps in which at least half of the cells have a ratio; all, if none has.
+
+    Those of norms are always among them: a tensor that starts at zero, such as a bias, has no ratio of norms.
+    """
+    filled = {
+        title: ratios
+        for title, ratios in maps.items()
+        if np.isfinite(ratios).mean() >= 0.5 or title.startswith(SHOWN["layer_norm"])
+    }
+    return filled or maps
 
 
 def _all_maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.ndarray]:
     """The ratio of trained to untrained [learner, layer] of each quantity that the study has, by its title.
 
-    The norms of tensors hardly change in an inner loop, so they are shown at step 0 alone. A map in which most cells
-    would be empty, such as that of traces which are negative in the untrained network, is left out if others remain.
+    The norms of tensors hardly change in an inner loop, so they are shown at step 0 alone.
     """
     maps = {}
     for name, words in shown.items():
@@ -135,8 +149,7 @@ def _all_maps(ds: xr.Dataset, names: list[str], shown: Maps) -> dict[str, np.nda
         if name != "layer_norm":
             later = mean_over(values.isel(inner_step=slice(1, None)), "inner_step")
             maps[f"{words}, mean of the later steps"] = _ratios(ds, names, later)
-    mostly_full = {title: ratios for title, ratios in maps.items() if np.isfinite(ratios).mean() > 0.5}
-    return mostly_full or maps
+    return maps
 
 
 def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarray:
