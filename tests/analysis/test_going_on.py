@@ -1,6 +1,7 @@
 """A study goes on from another folder: what it takes over from there and what it refuses, without any training."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 import yaml
 from small_study import SMALL_STUDY
 
-from analysis import kept, store, training
+from analysis import kept, networks, store
 from analysis.config import StudyConfig
 from analysis.errors import UserError
-from analysis.folder import CLAIMS, STEP_SIZE, STUDY, begin, going_on_from
+from analysis.folder import CLAIMS, STEP_SIZE, STUDY, begin, going_on_from, open_folder
 from analysis.study import Study, build
 from analysis.study_file import study_of
 from analysis.times import cpu_seconds
@@ -37,7 +38,8 @@ def trained(tmp_path: Path) -> Path:
     begin(study)
     record_run_ownership(study)
     run = study.run("maml", 1)
-    write_json(run / "manifest.json", entries(run) | {"training": {"seed": 1}, "claims_digest": "of that study"})
+    of_that_study = {"training": {"seed": 1}, "claims_digest": "that plan", "held_out_digest": "those tasks"}
+    write_json(run / "manifest.json", entries(run) | of_that_study)
     for file in ("checkpoints/0000002.safetensors", f"{store.NAME}/zarr.json", ".lock"):
         (run / file).parent.mkdir(exist_ok=True)
         (run / file).write_text(file)
@@ -65,10 +67,19 @@ def test_a_network_is_taken_over_with_its_time_and_without_its_measurements(trai
     recorded = entries(run)
     assert recorded["config"]["measure"]["tasks"] == 3
     assert recorded["training"] == {"seed": 1}
-    assert recorded["claims_digest"] == entries(study.run("maml", 0))["claims_digest"]
+    for name in ("claims_digest", "held_out_digest"):
+        assert recorded[name] == entries(study.run("maml", 0))[name]
     assert [path.name for path in study.run("maml", 0).iterdir()] == ["manifest.json"]
-    # Now the run is in the study's own folder, whatever becomes of the other one.
-    assert trained_in(study, "maml", 1) is study
+    assert trained_in(study, "maml", 1) is study  # now the run is in the study's own folder
+
+
+def test_a_study_goes_on_without_being_told_again_from_where(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    begin(going_on_from(build(config(), "new"), Path(trained.name)))
+    monkeypatch.chdir(trained)
+    assert open_folder("../new").networks_from == trained
+    shutil.move(trained, trained.with_name("moved"))
+    assert open_folder(trained.parent / "new").networks_from is None
 
 
 def test_a_copy_that_was_interrupted_is_made_again(trained, monkeypatch):
@@ -79,12 +90,15 @@ def test_a_copy_that_was_interrupted_is_made_again(trained, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
-        patched.setattr(training, "write_json", fail)
+        patched.setattr(networks, "write_json", fail)
         record_run_ownership(study)
-    assert (run / "checkpoints").exists() and not (run / "manifest.json").exists()
+    assert not run.exists()
+    (partial,) = run.parent.glob(".*")
+    (partial / "left.json").touch()  # a file that was there then, and is not now
     record_run_ownership(study)
     assert entries(run)["training"] == {"seed": 1}
     assert cpu_seconds(run) == {"train": 3.5}
+    assert not (run / "left.json").exists() and not partial.exists()
 
 
 @pytest.mark.parametrize(
@@ -92,8 +106,6 @@ def test_a_copy_that_was_interrupted_is_made_again(trained, monkeypatch):
     [
         ({"network": {"hidden": [4]}}, "network"),
         ({"train": {"meta_batch": 2}}, "train"),
-        ({"inner": {"step_size": 0.2}}, "step_size"),
-        ({"inner": {"steps": 2}}, "steps"),
         ({"learners": {"maml": {"first_order": True}}}, "learner"),
     ],
 )
@@ -111,22 +123,23 @@ def test_changed_data_are_found_where_the_network_was_trained(trained):
         record_run_ownership(going_on(trained))
 
 
-def test_the_step_size_is_taken_over_where_a_search_has_chosen_it(trained):
-    """A study that states its own step size keeps it, and needs no result of a search."""
+@pytest.mark.parametrize("inner", [{"step_size": 0.2}, {"steps": 2}, {"step_size": SEARCH}])
+def test_networks_of_another_inner_loop_are_refused(trained, inner):
+    with pytest.raises(UserError, match="its networks were trained with the inner loop .*, yours is"):
+        going_on(trained, inner=inner)
+    assert not (trained.parent / "new").exists()
+
+
+def test_the_step_size_that_a_search_has_chosen_is_taken_over(trained):
     searching = {"inner": {"step_size": SEARCH}}
     (trained / STUDY).write_text(yaml.safe_dump(config(seeds=[1], **searching).model_dump(mode="json")))
     new = trained.parent / "new"
     begin(going_on_from(build(config(**searching), new), trained))  # that search has not ended
-    assert sorted(path.name for path in new.iterdir()) == [CLAIMS, STUDY]
-
-    write_json(trained / STEP_SIZE, {"step_size": 0.3, "candidates": []})
-    fixed = going_on_from(build(config(), new), trained)
-    assert fixed.step_size == fixed.learners["maml"].learner.step_size == 0.1
-    begin(fixed)
     assert not (new / STEP_SIZE).exists()
-    searched = going_on_from(build(config(**searching), new), trained)
-    assert searched.step_size == searched.learners["maml"].learner.step_size == 0.3
-    begin(searched)
+    write_json(trained / STEP_SIZE, {"step_size": 0.3, "candidates": []})
+    study = going_on_from(build(config(**searching), new), trained)
+    assert study.step_size == study.learners["maml"].learner.step_size == 0.3
+    begin(study)
     assert read_json(new / STEP_SIZE)["step_size"] == 0.3
 
 
