@@ -122,6 +122,18 @@ def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large, name, p
     assert float(cell.get_text()) == pytest.approx(expected, abs=0.006)
 
 
+def test_a_learner_that_begins_from_another_is_compared_with_its_untrained_start_at_the_same_steps(large):
+    """It begins from values of 5, and ends at 2 and, after the first step, 4 times those of its untrained start."""
+    starts = [{"maml-shot": "maml"}.get(name, name) for name in learner_names(large)]
+    study = large.assign_coords(untrained_start=("learner", starts))
+    later = xr.where(study["inner_step"] > 0, 4.0, 2.0) * xr.ones_like(study["rho_layer"])
+    values = xr.where(study["checkpoint"] == 0, 5.0, later)
+    rho = xr.where(study["learner"] == "maml", 1.0, values).transpose(*study["rho_layer"].dims)
+    study["rho_layer"] = (rho.dims, rho.values, study["rho_layer"].attrs)
+    axes = FIGURES["layers"](study, learners=["maml-shot"]).axes
+    assert [{text.get_text() for text in ax.texts} for ax in axes[:2]] == [{"2.00"}, {"4.00"}]
+
+
 # ---- what the figures draw
 
 

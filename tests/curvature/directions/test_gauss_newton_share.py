@@ -98,3 +98,14 @@ def test_single_points_and_wrong_arguments() -> None:
         gauss_newton_share(replace(pairs, vectors=None), spectrum)
     with pytest.raises(ValueError, match="same points"):
         gauss_newton_share(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))
+
+
+def test_errors_of_negative_eigenvalues_are_positive_and_the_gap_below_the_last_value_of_g_is_known() -> None:
+    """H is diag(-4, 2, 0) up to residuals of 0.1, and G is diag(0, 0, 3)."""
+    e, yes = torch.eye(3), torch.ones(2, dtype=torch.bool)
+    residuals = torch.tensor([0.1, 0.1])
+    pairs = EigenPairs(torch.tensor([-4.0, 2.0]), residuals, yes, e[:, :2], torch.tensor(9), yes[0])
+    result = gauss_newton_share(pairs, Spectrum(torch.tensor([3.0]), torch.tensor(0.06), e[:, 2:]))
+    assert (result.share_error > 0).all()
+    # Sines of at most 0.1 / (4 - 2 - 0.1), from H, and 0.06 / (3 - 0.06), because all other eigenvalues of G are zero.
+    assert float(result.overlap_error[0]) == pytest.approx(0.1 / 1.9 + 0.06 / 2.94)

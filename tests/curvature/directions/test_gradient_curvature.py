@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import NETWORKS, Case, randn, seeded, small_conv, squared_error, tanh_mlp
+from cases import NETWORKS, Case, quadratic, randn, seeded, small_conv, squared_error, tanh_mlp
 from torch import Tensor, nn
 
 from hessian_tools.curvature import (
@@ -22,6 +22,7 @@ from hessian_tools.curvature import (
     product_asymmetry,
     rademacher,
     rho_normalised,
+    rounding_error,
     small_step_difference,
 )
 from hessian_tools.layout import flatten
@@ -106,6 +107,15 @@ def test_a_zero_gradient_gives_nan_and_zero_curvature_gives_zero() -> None:
     for numbers in (result.rho, result.hg_ratio, result.error):
         assert numbers.isnan().tolist() == [True, False] and float(numbers[1]) == 0
     assert result.grad_norm.tolist() == [0.0, 3.0]
+
+
+def test_a_product_with_a_zero_in_one_entry_has_rounding_errors() -> None:
+    A = randn(20, 30, 30, stream_name="A").float()
+    A = A + A.mT
+    A[:, 0], A[:, :, 0] = 0, 0
+    result = gradient_curvature(hessian(quadratic, randn(20, 30, stream_name="theta").float(), A))
+    eps_alone = rounding_error(result.hg_ratio, torch.zeros(20))
+    assert result.error is not None and (result.error > eps_alone).any()
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.99, 1.01, 3.0])

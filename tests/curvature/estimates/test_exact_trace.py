@@ -242,6 +242,17 @@ def test_a_point_that_is_not_finite_changes_no_other() -> None:
     assert estimate.converged.tolist() == [True, False, True]
 
 
+def test_a_criterion_that_is_not_finite_at_one_point_gives_nan_there() -> None:
+    """The Jacobian of the outputs is finite at all points."""
+    model = nn.Linear(2, 1)
+    theta, layout = flatten(model)
+    loss = make_loss(model, lambda outputs, y: ((outputs - y) ** 4).mean(), layout)
+    batch = randn(2, 2, 2, stream_name="x").float(), torch.tensor([[[0.0], [1.0]], [[0.0], [torch.nan]]])
+    estimate = trace(gauss_newton(loss, theta.expand(2, -1), batch), num_probes=4)
+    assert estimate.method == "outputs"
+    assert estimate.value.isnan().tolist() == [False, True]
+
+
 def test_wrong_arguments_are_refused_in_plain_words() -> None:
     case = LINEAR[0]
     H = hessian(case.loss, case.thetas, case.batch)
