@@ -155,7 +155,9 @@ def test_kept_results_are_taken_over_beside_those_of_the_own_folder(tmp_path):
     begin(build(config(**searching), tmp_path / "kept"))
     keep(tmp_path / "kept", 0, "maml", "anil")
     write_json(tmp_path / "kept" / STEP_SIZE, {"step_size": 0.3, "candidates": []})
-    (tmp_path / "kept" / "runs" / "maml-seed1").mkdir(parents=True)  # a study that went on has runs too
+    run = tmp_path / "kept" / "runs" / "maml-seed1"  # a study that went on from kept results has runs too
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
     new = tmp_path / "new"
     keep(new, 0, "maml")
     keep(new, 1, "maml")

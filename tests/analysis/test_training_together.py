@@ -154,6 +154,7 @@ def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_the_workers
     leo = SimpleNamespace(learner=SimpleNamespace(latent=Latent(4)))
     one_task = SimpleNamespace(train=SimpleNamespace(meta_batch=1))
     large = SimpleNamespace(layout=SimpleNamespace(numel=60_000_000))
+    huge = SimpleNamespace(layout=SimpleNamespace(numel=200_000_000))
 
     def seeds_of(min_units: int | None, **changes: Any) -> list[tuple[int, ...]]:
         return [unit.seeds for unit in units_of(SimpleNamespace(**(vars(card) | changes)), runs, min_units)]
@@ -166,6 +167,7 @@ def test_the_units_of_a_gpu_have_many_seeds_and_there_are_enough_for_the_workers
     assert seeds_of(3, learners=learners | {"shot": leo}) == [(0, 1, 2, 3, 4), (0,), (1,), (2,)]
     # Two runs of so many parameters may be held between outer steps, and not three.
     assert seeds_of(1, problem=large) == [(0, 3), (1, 4), (2,), (0, 2), (1,)]
+    assert seeds_of(1, problem=huge) == one_each  # not even one fits, but one at a time is tried
     for min_units in range(1, 12):
         units = units_of(card, runs, min_units)
         assert len(units) >= min(min_units, 8)

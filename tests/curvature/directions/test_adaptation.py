@@ -160,3 +160,10 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
             J @ V
     with pytest.raises(ValueError, match="tasks 0 to 1"):
         J.to_scipy(task=2)
+
+
+def test_fewer_tasks_fit_in_memory_where_all_steps_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram = adaptation_jacobian(operator(matrices()), 0.1, steps=K).gram
+    for at_once, expected in ((7, 2), (2, 1)):
+        monkeypatch.setattr(Hessian, "at_once", at_once)
+        assert gram.at_once == expected

@@ -6,7 +6,7 @@ from cases import SPECTRA, quadratic, symmetric
 from contract import close
 from torch import Tensor
 
-from hessian_tools.curvature import Hessian, adaptation_jacobian, hessian, singular_values
+from hessian_tools.curvature import Hessian, SingularValues, adaptation_jacobian, hessian, singular_values
 
 K = 3
 
@@ -49,6 +49,27 @@ def test_singular_values_against_dense(name: str) -> None:
     torch.testing.assert_close(s, truth[:, :5], rtol=1e-6, atol=0)
     assert (s.diff(dim=-1) <= 0).all()
     close(u.mT @ u, torch.eye(5, dtype=s.dtype).expand(2, 5, 5))
+
+
+def test_the_error_is_the_residual_of_the_unit_vector_of_both_halves() -> None:
+    """(u, v) / sqrt(2) is an approximate eigenvector of the symmetric matrix [[0, J], [J', 0]]."""
+    yes, one = torch.tensor([True]), torch.tensor(1)
+    result = SingularValues(
+        torch.ones(1), torch.tensor([3.0]), torch.tensor([4.0]), yes, None, None, one, torch.tensor(True)
+    )
+    assert float(result.error) == pytest.approx(5 / 2**0.5)
+
+
+def test_num_matvecs_counts_every_product_with_a_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, products = [], Hessian.products
+
+    def counted(H: Hessian, V: Tensor) -> Tensor:
+        columns.append(V.shape[-1])
+        return products(H, V)
+
+    monkeypatch.setattr(Hessian, "products", counted)
+    J = adaptation_jacobian(operator(matrices(tasks=1)), 0.05, steps=K)
+    assert singular_values(J, k=2).num_matvecs.tolist() == [sum(columns)]
 
 
 def test_too_few_products_are_reported_as_not_converged() -> None:
