@@ -130,6 +130,11 @@ def test_networks_of_another_inner_loop_are_refused(trained, inner):
     assert not (trained.parent / "new").exists()
 
 
+def test_held_out_tasks_differ_only_from_those_of_the_other_study(trained):
+    with pytest.raises(UserError, match="have changed since"):  # a study of its own has measured on "those tasks"
+        record_run_ownership(build(config(seeds=[1]), trained))
+
+
 def test_the_step_size_that_a_search_has_chosen_is_taken_over(trained):
     searching = {"inner": {"step_size": SEARCH}}
     (trained / STUDY).write_text(yaml.safe_dump(config(seeds=[1], **searching).model_dump(mode="json")))

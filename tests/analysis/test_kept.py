@@ -11,7 +11,7 @@ import yaml
 from simulated_studies import simulated_study
 
 import analysis
-from analysis import kept, networks, training
+from analysis import kept, networks, times, training
 from analysis.claims import judge, load_plan
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
@@ -360,6 +360,20 @@ def test_the_time_of_a_run_is_the_sum_of_its_lines(tmp_path):
         file.write('{"part": "train", "cpu_seconds": 1.25}\n{"part": "train", "cpu_seconds": 2}\n{"part": "tr')
     assert cpu_seconds(tmp_path)["train"] == 3.2
     assert "measure" not in cpu_seconds(tmp_path) or cpu_seconds(tmp_path)["measure"] < 1
+
+
+def test_a_stopwatch_records_a_share_of_the_time_since_its_last_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(times, "process_time", iter([1.0, 3.0, 7.0, 8.0, 10.0, 10.0, 11.0]).__next__)
+    record = stopwatch(tmp_path, "train")
+    record(0.25)
+    record()
+    assert cpu_seconds(tmp_path) == {"train": 0.5 + 4.0}
+    with times.apart("node-7"):
+        stopwatch(tmp_path, "measure")()
+    stopwatch(tmp_path, "measure")()
+    lines = {file.name: len(file.read_text().splitlines()) for file in tmp_path.iterdir()}
+    assert lines == {"times.jsonl": 3, "times-node-7.jsonl": 1}
+    assert cpu_seconds(tmp_path)["measure"] == 2.0 + 1.0
 
 
 # ---- what the repository holds

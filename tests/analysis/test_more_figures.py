@@ -134,6 +134,20 @@ def test_a_learner_that_begins_from_another_is_compared_with_its_untrained_start
     assert [{text.get_text() for text in ax.texts} for ax in axes[:2]] == [{"2.00"}, {"4.00"}]
 
 
+def test_a_tensor_has_no_column_where_it_starts_at_zero_in_every_learner(large):
+    """The first tensor does. The second one does in MAML alone."""
+    starts = xr.where((large["layer"] == 0) | ((large["layer"] == 1) & (large["learner"] == "maml")), 0.0, 1.0)
+    norms = xr.where(large["checkpoint"] == 0, starts, 1.0 + large["layer"]) * xr.ones_like(large["layer_norm"])
+    dims = large["layer_norm"].dims
+    study = large.drop_vars(["rho_layer", "rho_layer_normalised"])
+    study["layer_norm"] = (dims, norms.transpose(*dims).values, large["layer_norm"].attrs)
+    ax, _ = FIGURES["layers"](study, learners=["maml", "anil"]).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["MAML", "ANIL"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == large["layer"].attrs["flag_meanings"].split()[1:]
+    cells = {text.get_position(): text.get_text() for text in ax.texts}  # by (column, row)
+    assert cells == {(0, 1): "2.00", (1, 0): "3.00", (1, 1): "3.00", (2, 0): "4.00", (2, 1): "4.00"}
+
+
 # ---- what the figures draw
 
 
