@@ -93,6 +93,9 @@ def test_a_map_with_few_ratios_is_left_out(large):
     titles = [ax.get_title("left") for ax in figure.axes]
     assert "trace of each tensor, mean of the later steps" in titles
     assert "trace of each tensor, step 0" not in titles
+    half = large["layer_norm"].where(positive | (large["layer"] == 1), -1.0)  # of two of the four tensors
+    figure = FIGURES["layer_blocks"](large.assign(trace_layer=half), learners=["maml"])
+    assert "trace of each tensor, step 0" in [ax.get_title("left") for ax in figure.axes]
 
 
 def test_the_numbers_of_dark_cells_are_white(large):
