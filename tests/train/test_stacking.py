@@ -244,8 +244,9 @@ def test_an_error_of_one_run_names_it_and_the_other_runs_are_resumed(tmp_path, b
     assert sum(number for _, number in steps) == 3 * 4 - sum(reached)
 
 
-def test_an_error_in_the_validation_of_one_run_names_it(tmp_path, monkeypatch):
-    runs = of_seeds(replace(LINES, checkpoints=(1, 3)), folder=tmp_path)
+@pytest.mark.parametrize("batched", [True, False], ids=["together", "in turn"])
+def test_an_error_in_the_validation_of_one_run_names_it(tmp_path, monkeypatch, batched):
+    runs = of_seeds(replace(LINES, batched=batched, checkpoints=(1, 3)), folder=tmp_path)
     validate = loop.query_scores
 
     def scores(learner, loss, thetas, *rest, **options):
@@ -265,6 +266,20 @@ def test_an_error_in_the_validation_of_one_run_names_it(tmp_path, monkeypatch):
         " resumes seed 3 from meta-iteration 3, seed 5 from meta-iteration 3."
     )
     assert [checkpoints.checkpoint_path(run.folder, 1).exists() for run in runs] == [True] * 3
+
+
+def test_an_error_that_does_not_come_again_names_the_run_that_was_computed_alone(monkeypatch):
+    take, errors = loop.accumulate_gradient, [OSError("the disk was away")]
+
+    def step(config, loss, theta, meta_step, **options):
+        if (config.seed, meta_step) == (SEEDS[1], 2) and errors:
+            raise errors.pop()
+        return take(config, loss, theta, meta_step, **options)
+
+    monkeypatch.setattr(loop, "accumulate_gradient", step)
+    with pytest.raises(OSError, match="the disk was away") as raised:
+        together(of_seeds(replace(LINES, batched=False)))
+    assert raised.value.__notes__[0].startswith("It was raised by maml seed 5 at meta-iteration 3. The other runs")
 
 
 def test_an_error_at_the_beginning_of_a_run_names_it(tmp_path):
