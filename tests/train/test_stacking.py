@@ -19,6 +19,7 @@ from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import FolderInUseError
 from hessian_tools.train import Checkpoint, diverged_at, loop, meta_train_runs, outer
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.run import Run
 from hessian_tools.train.task_chunks import TaskChunks
 
 SEEDS = (3, 5, 7)
@@ -363,6 +364,16 @@ def test_runs_that_are_interrupted_together_resume_together_or_alone(tmp_path):
         saved = checkpoints.load(checkpoints.state_path(run.folder))["meta_step"]
         assert saved in (2, 3)
     assert_same([list(meta_train(runs[0])), *together(runs[1:])], expected)
+
+
+def test_the_state_is_on_disk_before_the_checkpoint_that_it_belongs_to(tmp_path, monkeypatch):
+    def stop(run: Run, checkpoint: Checkpoint) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(Run, "save_checkpoint", stop)
+    with pytest.raises(StoppedError):
+        list(meta_train(replace(LINES, checkpoints=(2,), folder=tmp_path)))
+    assert checkpoints.load(checkpoints.state_path(tmp_path))["meta_step"] == 2
 
 
 def test_a_folder_in_use_is_refused_and_the_locks_of_the_others_are_released(tmp_path):
