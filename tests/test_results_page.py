@@ -47,7 +47,10 @@ from hessian_tools.intervals import student_t
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
-PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in ("against", "by_data_set", "how_sure", "variants", "tuned", "geometry"))]
+PAGES = [
+    PAGE,
+    *(RESULTS / f"{name}.md" for name in ("against", "by_data_set", "how_sure", "variants", "tuned", "geometry")),
+]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
 REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|change|search|figure): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
