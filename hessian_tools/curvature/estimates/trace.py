@@ -265,7 +265,7 @@ def _samples(H: Operator, probes: Probes, counter: ProgressCounter) -> Float[Ten
         """The samples at some of the points of H. rows: the positions of these points."""
         # ``DrawnProbes`` are drawn anew for each part of the points, because kept for the next part they would take one
         # byte for each parameter and probe. Their stream is named by seed, path and column, so all parts have the same
-        # probes. Drawing them takes little time beside the products.
+        # probes.
         return (torch.cat(over_probes(part, rows, H, probes, counter, lambda Z, HZ: (Z * HZ).sum(-2)), dim=-1),)
 
     return part_by_part(H, part_samples)[0]
