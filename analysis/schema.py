@@ -204,7 +204,11 @@ def describe_learners(
         learner is a family of its own.
     algorithm: the name of the algorithm, such as maml or anil; "" where it is not known.
     first_order: True for a learner whose outer gradient treats the inner gradients as constants.
+
+    Raises TypeError for an argument of another name.
     """
+    if unknown := sorted(set(others) - set(LEARNER_COORDINATES)):
+        raise TypeError(f"{', '.join(unknown)}: no such argument; the names are {', '.join(LEARNER_COORDINATES)}")
     names = learner_names(ds)
     by_coordinate: dict[str, Mapping[str, Any]] = {
         "trained": trained,

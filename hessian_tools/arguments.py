@@ -227,7 +227,7 @@ WHOLE = {
 FLOATS = {
     "confidence": Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95"),
     **dict.fromkeys(POSITIVE.split(), Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")),
-    "max_memory": Rule(lambda v: _is_number(v) and v > 0, "a number of bytes, such as 4e9"),
+    "max_memory": Rule(lambda v: _is_number(v) and v >= 1, "a number of bytes, such as 4e9"),
     **dict.fromkeys(NOT_NEGATIVE.split(), Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")),
 }
 NONE = Rule(lambda v: v is None, "None")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import TypedDict, Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -49,13 +48,6 @@ INCHES_A_CHARACTER = 0.047  # the mean width of a character of a label; those of
 TICKS = (-100, -10, -1, 0, 1, 10, 100)
 
 
-class Chosen(TypedDict, total=False):
-    """The arguments with which a user chooses verdicts; ``ForestPlot`` describes them."""
-
-    claims: Sequence[str] | None
-    learners: Sequence[str] | None
-
-
 @dataclass(frozen=True)
 class ForestPlot:
     """The forest plot of a study's verdicts: calling it draws it, and its methods are those of ``analysis.figures``.
@@ -72,14 +64,27 @@ class ForestPlot:
     def __repr__(self) -> str:
         return "<figure forest: The effect of every verdict with its interval, on one axis.>"
 
-    def __call__(self, verdicts: Sequence[Verdict], *, width: Width | None = None, **chosen: Unpack[Chosen]) -> Figure:
+    def __call__(
+        self,
+        verdicts: Sequence[Verdict],
+        *,
+        claims: Sequence[str] | None = None,
+        learners: Sequence[str] | None = None,
+        width: Width | None = None,
+    ) -> Figure:
         """Draw the figure; its height follows from the number of verdicts.
 
         width: the width in print, as for all figures; None is one column of a paper.
         """
-        return _draw_figure(_chosen(verdicts, **chosen), style.inches_of(width or "single"))
+        return _draw_figure(_chosen(verdicts, claims=claims, learners=learners), style.inches_of(width or "single"))
 
-    def data(self, verdicts: Sequence[Verdict], **chosen: Unpack[Chosen]) -> pd.DataFrame:
+    def data(
+        self,
+        verdicts: Sequence[Verdict],
+        *,
+        claims: Sequence[str] | None = None,
+        learners: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
         """The numbers behind the figure, with one verdict in a row.
 
         ``effect``, ``low`` and ``high`` are in the units of the quantity; ``drawn``, ``drawn low`` and ``drawn high``
@@ -87,20 +92,33 @@ class ForestPlot:
         correction for many comparisons, if the verdict was corrected.
         """
         rows = []
-        for v in _chosen(verdicts, **chosen):
+        for v in _chosen(verdicts, claims=claims, learners=learners):
             drawn = dict(zip(("drawn", "drawn low", "drawn high"), _scaled(v), strict=True))
             names = ("claim", "learner", "baseline", "steps", "comparison", "quantity", "kind")
             numbers = {"effect": v.effect, "low": v.low, "high": v.high, "margin": v.margin}
             rows.append({name: getattr(v, name) for name in names} | numbers | drawn | {"outcome": final_outcome(v)})
         return pd.DataFrame(rows)
 
-    def save_data(self, verdicts: Sequence[Verdict], path_stem: Path | str, **chosen: Unpack[Chosen]) -> Path:
+    def save_data(
+        self,
+        verdicts: Sequence[Verdict],
+        path_stem: Path | str,
+        *,
+        claims: Sequence[str] | None = None,
+        learners: Sequence[str] | None = None,
+    ) -> Path:
         """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
-        return save_table(self.data(verdicts, **chosen), path_stem)
+        return save_table(self.data(verdicts, claims=claims, learners=learners), path_stem)
 
-    def caption(self, verdicts: Sequence[Verdict], **chosen: Unpack[Chosen]) -> str:
+    def caption(
+        self,
+        verdicts: Sequence[Verdict],
+        *,
+        claims: Sequence[str] | None = None,
+        learners: Sequence[str] | None = None,
+    ) -> str:
         """The caption, which says how the figure is read, and how many verdicts it leaves out."""
-        shown = _chosen(verdicts, **chosen)
+        shown = _chosen(verdicts, claims=claims, learners=learners)
         parts = [
             "The effect of each comparison with its interval over seeds, in units of the smallest effect of interest"
             " and with the claimed direction to the right. A claim is supported (circles) where the whole interval lies"

@@ -103,9 +103,10 @@ def meta_train_runs(
     Each run has its own folder, from which it is resumed as by ``meta_train``. A run that was saved further on than
     others waits for them. A run that diverges takes no more steps, and its last checkpoint is yielded again in place of
     its further ones, until no run is left. Raises ValueError where the configurations differ in other settings, and
-    the errors of ``meta_train``. An error ends all runs, after their states were saved. Where it is the error of some
-    runs alone, as of one whose task cannot be read, a note of the error (``__notes__``) names them, and says from where
-    the same call resumes the others.
+    the errors of ``meta_train``. An error ends all runs. Where it is raised by the gradient of an outer step or by a
+    validation, the states of all runs that have not ended are saved first, whatever the error is. Where it is the error
+    of some runs alone, as of one whose task cannot be read, a note of the error (``__notes__``) names them, and says
+    from where the same call resumes the others.
     """
     refuse_differing(configs)
     reports = [None] * len(configs) if progress is None else progress

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessian_tools.failures import is_out_of_memory
+from hessian_tools.failures import first_line, is_out_of_memory
 from hessian_tools.loss import Loss
 from hessian_tools.outputs import tensors_of
 from hessian_tools.random_states import restored_random_states
@@ -89,28 +89,40 @@ def name_of(config: TrainConfig) -> str:
 def naming_the_run(
     runs: Sequence[Run], all_runs: Sequence[Run], when: str, work_of: Callable[[Run], object]
 ) -> Iterator[None]:
-    """Adds a note to an error that is raised inside the block, where it is known which of several runs has raised it.
+    """Saves all runs where an error is raised inside the block, and notes in the error which of the runs has raised it.
 
     runs: the runs that are computed inside the block, which changes none of them. all_runs: those that are trained in
-    one call; where it is a single one, nothing is added. when: in words, for the note. work_of: does for one run alone
-    what the block does for all of them at once, which shows the run that is to blame.
+    one call. when: in words, for the note. work_of: does for one run alone what the block does for all of them at once,
+    which shows the run that is to blame.
 
-    All runs are saved before the error goes on, so that the same call resumes them.
+    The states of all runs that have not ended are saved, whatever the error is, so that the same call resumes them.
+    Where a state cannot be saved, a note of the error says so, and the error itself is the one that is raised. The note
+    on the runs that are to blame is added where there are several runs and only some of them fail by themselves.
     """
     try:
         yield
     except Exception as error:
+        # The states are saved first, because the work that is done again below to find the runs that are to blame may
+        # end the process.
+        saved = [run for run in all_runs if run.end is None and _is_saved(run, error)]
         # The memory that is enough for each run alone may be too little for all of them, so no run is to blame then.
         if len(all_runs) == 1 or (len(runs) > 1 and is_out_of_memory(error)):
             raise
         failed = runs if len(runs) == 1 else [run for run in runs if _fails(work_of, run)]
         # Where each of several runs fails by itself, the cause is something that they share.
         if failed and (len(failed) < len(runs) or len(runs) == 1):
-            for run in all_runs:
-                if run.end is None:
-                    run.save_state()
-            error.add_note(_note(failed, all_runs, when))
+            error.add_note(_note(failed, all_runs, saved, when))
         raise
+
+
+def _is_saved(run: Run, error: Exception) -> bool:
+    """Save the state of a run after an error, and return whether it is on disk; a failure is noted in that error."""
+    try:
+        run.save_state()
+    except Exception as failure:
+        error.add_note(f"The state of {name_of(run.config)} could not be saved: {first_line(failure)}")
+        return False
+    return run.config.folder is not None
 
 
 def _fails(work_of: Callable[[Run], object], run: Run) -> bool:
@@ -122,10 +134,19 @@ def _fails(work_of: Callable[[Run], object], run: Run) -> bool:
     return False
 
 
-def _note(failed: Sequence[Run], all_runs: Sequence[Run], when: str) -> str:
-    """In words, which runs have failed, and from where the others can be resumed."""
+def _note(failed: Sequence[Run], all_runs: Sequence[Run], saved: Sequence[Run], when: str) -> str:
+    """In words, which runs have failed, and from where the others can be resumed. saved: the runs that are on disk."""
     names = " and ".join(name_of(run.config) for run in failed)
     others = [run for run in all_runs if run.end is None and all(run is not each for each in failed)]
-    saved = [f"seed {run.config.seed} from meta-iteration {run.meta_step}" for run in others if run.config.folder]
-    resumed = f"the same call resumes {', '.join(saved)}" if saved else "they have no folder to be resumed from"
+    texts = [
+        f"seed {run.config.seed} from meta-iteration {run.meta_step}"
+        for run in others
+        if any(run is each for each in saved)
+    ]
+    if texts:
+        resumed = f"the same call resumes {', '.join(texts)}"
+    elif any(run.config.folder for run in others):
+        resumed = "their states could not be saved"
+    else:
+        resumed = "they have no folder to be resumed from"
     return f"It was raised by {names} {when}." + (f" The other runs were stopped; {resumed}." if others else "")

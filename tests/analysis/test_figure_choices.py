@@ -1,5 +1,6 @@
 """Tests of what a user may choose of a figure, and of the tables of the numbers behind figures."""
 
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,15 @@ def test_a_figure_that_the_disk_has_no_room_for_is_refused_as_such(tmp_path, for
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_what_a_user_may_choose() -> None:
+    for function in (figures.layers, figures.layers.data, figures.layers.save_data, figures.layers.caption):
+        assert [*signature(function).parameters][-4:] == ["learners", "steps", "width", "labels"]
+    forest = figures.forest
+    for method in (forest.data, forest.save_data, forest.caption):
+        assert [*signature(method).parameters][-2:] == ["claims", "learners"]
+    assert [*signature(forest).parameters] == ["verdicts", "claims", "learners", "width"]
 
 
 def test_every_figure_has_its_name_in_the_public_module(ds: xr.Dataset) -> None:

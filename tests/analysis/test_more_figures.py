@@ -300,6 +300,15 @@ def test_the_sweep_of_step_sizes_has_a_line_for_each_learner_and_its_untrained_n
     assert left_out(unswept)["alpha_sweep"] == "the study does not measure swept_query_accuracy"
 
 
+def test_losses_at_other_step_sizes_have_a_logarithmic_axis(ds):
+    losses = 4.0 * ds["swept_query_accuracy"]
+    regression = ds.drop_vars(["swept_query_accuracy", "evaluation_accuracy", "query_accuracy", "support_accuracy"])
+    (ax,) = FIGURES["alpha_sweep"](regression.assign(swept_query_loss=losses)).axes
+    assert ax.get_yscale() == "log"
+    (ax,) = FIGURES["alpha_sweep"](ds).axes
+    assert ax.get_yscale() == "linear"
+
+
 def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
     figure = FIGURES["curvature_accuracy"](ds)
     values = measured(ds, "alpha_hg_ratio").sel(learner="maml")

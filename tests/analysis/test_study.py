@@ -19,6 +19,7 @@ from analysis.progress import reporter_for
 from analysis.schema import (
     LEARNER_COORDINATES,
     begun_elsewhere,
+    describe_learners,
     learner_code,
     learner_names,
     shot_pairs,
@@ -175,6 +176,12 @@ def test_a_longer_name_can_be_written_into_a_coordinate_without_being_cut_off():
     ds = study_of_learners("maml")
     ds["without_shot"][{"learner": 2}] = "a-learner-with-a-longer-name"
     assert ds["without_shot"].values[2] == "a-learner-with-a-longer-name"
+
+
+def test_a_relation_of_learners_that_does_not_exist_is_refused_by_name():
+    ds = simulated_study()
+    with pytest.raises(TypeError, match=r"^famly: no such argument; the names are trained, without_shot, .*, family, "):
+        describe_learners(ds, trained={}, without_shot={}, famly={})
 
 
 def test_digests_are_taken_of_integer_codes_as_in_earlier_versions():

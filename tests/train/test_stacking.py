@@ -302,8 +302,12 @@ def test_without_folders_an_error_says_that_nothing_is_resumed():
 @pytest.mark.parametrize(
     ("error", "seeds"), [(torch.OutOfMemoryError("out of memory"), (5,)), (OSError("no disk"), SEEDS)]
 )
-def test_an_error_that_no_single_run_is_to_blame_for_names_none(monkeypatch, error, seeds):
+def test_an_error_that_no_single_run_is_to_blame_for_names_none_and_all_runs_are_resumed(
+    tmp_path, monkeypatch, error, seeds
+):
     """Memory that is short for all runs together, and a cause that all runs share."""
+    config = replace(LINES, checkpoints=(0, 4))
+    expected, runs = alone(of_seeds(config)), of_seeds(config, folder=tmp_path)
     take = loop.accumulate_gradient
 
     def step(config, loss, theta, meta_step, *, others=(), **options):
@@ -311,16 +315,42 @@ def test_an_error_that_no_single_run_is_to_blame_for_names_none(monkeypatch, err
             raise error
         return take(config, loss, theta, meta_step, others=others, **options)
 
-    monkeypatch.setattr(loop, "accumulate_gradient", step)
-    with pytest.raises(type(error)) as raised:
-        together(of_seeds(LINES))
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "accumulate_gradient", step)
+        with pytest.raises(type(error)) as raised:
+            together(runs)
     assert raised.value is error and not hasattr(error, "__notes__")
+    assert [checkpoints.load(checkpoints.state_path(run.folder))["meta_step"] for run in runs] == [2, 2, 2]
+    assert_same(together(runs), expected)
 
 
-def test_an_error_of_a_single_run_has_no_note():
+def test_an_error_of_a_single_run_has_no_note_and_the_run_is_resumed(tmp_path):
+    config = replace(LINES, checkpoints=(0, 4))
+    (run,) = of_seeds(replace(config, tasks=Unreadable("train", 3 * LINES.meta_batch)), [SEEDS[1]], tmp_path)
     with pytest.raises(OSError, match="task 9") as raised:
-        alone(of_seeds(replace(LINES, tasks=Unreadable("train", 3 * LINES.meta_batch))))
+        alone([run])
     assert not hasattr(raised.value, "__notes__")
+    assert checkpoints.load(checkpoints.state_path(run.folder))["meta_step"] == 3
+
+
+def test_where_a_state_cannot_be_saved_the_error_of_the_run_is_raised(tmp_path, monkeypatch):
+    runs = of_seeds(replace(LINES, tasks=Unreadable("train", 3 * LINES.meta_batch), checkpoints=(4,)), folder=tmp_path)
+    save = checkpoints.save
+
+    def without_room(path, *args, **facts):
+        if facts["seed"] == SEEDS[0]:
+            raise OSError("no space left")
+        save(path, *args, **facts)
+
+    monkeypatch.setattr(checkpoints, "save", without_room)
+    with pytest.raises(OSError, match="task 9 of train cannot be read") as raised:
+        together(runs)
+    assert raised.value.__notes__ == [
+        "The state of maml seed 3 could not be saved: no space left",
+        "It was raised by maml seed 5 at meta-iteration 4. The other runs were stopped; the same call resumes"
+        " seed 7 from meta-iteration 3.",
+    ]
+    assert [checkpoints.state_path(run.folder).exists() for run in runs] == [False, True, True]
 
 
 class StoppedError(Exception):

@@ -41,6 +41,8 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         ax.set_xscale("log")
         references.tick_at(ax.xaxis, factors)
         ax.set_ylabel(score_name(ds))
+        if not has_accuracy(ds):
+            ax.set_yscale("log")  # a loss may be a hundred times larger where the step size is too large
         lines = [references.own_step_size(ax), *(references.chance(ds, ax) if has_accuracy(ds) else [])]
         notes = legend.notes(summary.per_seed, *diverged_units(ds), has_crosses=False)
         entries = [*untrained_lines, *legend.learner_entries(ds.sel(learner=trained_learners(ds)))]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import xarray as xr
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, Summary | xr.DataArray]
 """The numbers that a figure draws, by their names in plain words: means over seeds with bands, or plain numbers."""
-
-
-class Chosen(TypedDict, total=False):
-    """The arguments with which a user chooses what a figure shows; ``StudyFigure`` describes them."""
-
-    learners: Sequence[str] | None
-    steps: Sequence[int] | None
-    width: Width | None
-    labels: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,8 @@ class StudyFigure:
     package ``analysis.drawing.figures``, whose docstring lists what such a module has, or an ``OverTraining``, which
     has the same for a variable of the study.
 
-    All methods take the same arguments, so that the same choice makes the picture, its caption and its numbers:
+    All methods take the same arguments, so that the same choice makes the picture, its caption and its numbers. Each
+    method spells them out, because help and completion in a notebook show only what stands in its signature:
     ds: the study's Dataset.
     learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
         of a large study; the caption then says which are shown. Learners are drawn in the order in which they are
@@ -82,14 +74,30 @@ class StudyFigure:
     def __repr__(self) -> str:
         return f"<figure {self.name}: {self.title}>"
 
-    def __call__(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> Figure:
+    def __call__(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Figure:
         """Draw the figure; it is not registered with pyplot, so it need not be closed."""
-        choice = self.choice(ds, **chosen)
-        with labelled(chosen.get("labels")):
+        choice = self.choice(ds, learners=learners, steps=steps, width=width, labels=labels)
+        with labelled(labels):
             figure: Figure = self.module.draw(ds, choice)
         return figure
 
-    def data(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> pd.DataFrame:
+    def data(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> pd.DataFrame:
         """The numbers behind the figure, as a table with one number in each row.
 
         The column ``quantity`` says what the number is. Columns such as ``learner``, ``checkpoint`` and ``inner_step``
@@ -97,16 +105,34 @@ class StudyFigure:
         over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
         means of single seeds. Numbers that were not measured have no row.
         """
-        return tabulated(self.module.numbers(ds, self.choice(ds, **chosen)))
+        choice = self.choice(ds, learners=learners, steps=steps, width=width, labels=labels)
+        return tabulated(self.module.numbers(ds, choice))
 
-    def save_data(self, ds: xr.Dataset, path_stem: Path | str, **chosen: Unpack[Chosen]) -> Path:
+    def save_data(
+        self,
+        ds: xr.Dataset,
+        path_stem: Path | str,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Path:
         """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
-        return save_table(self.data(ds, **chosen), path_stem)
+        return save_table(self.data(ds, learners=learners, steps=steps, width=width, labels=labels), path_stem)
 
-    def caption(self, ds: xr.Dataset, **chosen: Unpack[Chosen]) -> str:
+    def caption(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
         """The caption, which says what is drawn, over what the means are, and what the bands and bars are."""
-        choice = self.choice(ds, **chosen)
-        with labelled(chosen.get("labels")):
+        choice = self.choice(ds, learners=learners, steps=steps, width=width, labels=labels)
+        with labelled(labels):
             return str(self.module.caption(ds, choice))
 
     def needs(self, ds: xr.Dataset) -> str | None:

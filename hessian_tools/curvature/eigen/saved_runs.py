@@ -104,9 +104,9 @@ class SavedRun:
         tensors["at_breakdown"] = run.rule.memory
         about: dict[str, Any] = {"settings": self.settings, "product": self.product, "checksums": checksums}
         about |= {"size": basis.size, "num_restarted": basis.num_restarted, "steps": run.steps}
-        partial = at / f".{STATE}"
-        save_file(tensors, partial, metadata={"about": json.dumps(about)})
-        os.replace(partial, at / STATE)
+        unfinished = at / f".{STATE}"
+        save_file(tensors, unfinished, metadata={"about": json.dumps(about)})
+        os.replace(unfinished, at / STATE)
 
     def _read(self, run: BatchedLanczos, step: int) -> None:
         """Brings a run to the state that this process has saved at a step."""

@@ -168,7 +168,7 @@ def checked_engine(
         route = "compiled"
     if batching == "loop" and ENGINES.get(route) == "compiled":
         raise ValueError(f"route={route!r} takes points together; pass route='direct' or 'kept' with batching='loop'")
-    memory = MemoryBudget(None if max_memory is None else max(1, int(max_memory)))
+    memory = MemoryBudget(None if max_memory is None else int(max_memory))
     return Engine(route, batching, chunk, memory, compile)
 
 

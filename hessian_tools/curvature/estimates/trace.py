@@ -127,7 +127,7 @@ def trace(
     By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
     rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
     reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
-    All points share the probes that are drawn.
+    All points share the probes that are drawn, also where memory is too short to compute all points together.
     seed, path: name the random stream of the probes, see :func:`rademacher`.
     probes: your own probes, [param, probe] for all points or [point, param, probe], with independent entries of mean 0
     and variance 1; num_probes, atol, rtol and seed are then not used.
@@ -137,8 +137,9 @@ def trace(
     affine in each parameter tensor alone, because this Hessian has the trace of its Gauss-Newton part. ReLU networks
     without batch statistics are of this kind; :func:`is_multiaffine` recognises them.
 
-    Where a vector of length param takes more than 32 MiB (CUDA: 1/16 of the memory for products), probes are drawn and
-    multiplied one by one, so that their number does not matter for memory.
+    Probes are drawn a block at a time, so that their number does not matter for memory. Where a vector of length param
+    takes more than 32 MiB (CUDA: 1/16 of the memory for products), a block is a single probe. The points are divided
+    into parts that fit in memory, and each part draws the same probes anew.
     progress: called with (done, total) products or backward passes after each block; the total is an upper bound.
     Raises ValueError for fewer than two probes, and for probes with method="exact".
 
@@ -262,6 +263,9 @@ def _samples(H: Operator, probes: Probes, counter: ProgressCounter) -> Float[Ten
 
     def part_samples(part: Operator, rows: slice) -> tuple[Tensor]:
         """The samples at some of the points of H. rows: the positions of these points."""
+        # ``DrawnProbes`` are drawn anew for each part of the points, because kept for the next part they would take one
+        # byte for each parameter and probe. Their stream is named by seed, path and column, so all parts have the same
+        # probes.
         return (torch.cat(over_probes(part, rows, H, probes, counter, lambda Z, HZ: (Z * HZ).sum(-2)), dim=-1),)
 
     return part_by_part(H, part_samples)[0]

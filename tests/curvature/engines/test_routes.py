@@ -294,7 +294,7 @@ def test_pieces_have_nearly_equal_sizes_and_are_halved_when_memory_runs_out() ->
     assert MemoryBudget().in_pieces(9, lambda rows: rows.stop - rows.start, at_once=4) == [3, 3, 3]
 
 
-@pytest.mark.parametrize("bad", [0, -1, "4GB", True, float("nan")])
+@pytest.mark.parametrize("bad", [0, 0.5, -1, "4GB", True, float("nan")])
 def test_bad_memory_is_refused(bad: object) -> None:
     with without_type_checks(), pytest.raises(ValueError, match="a number of bytes, such as 4e9"):
         hessian(CONV.loss, CONV.thetas, CONV.batch, max_memory=bad)
