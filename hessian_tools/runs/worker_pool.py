@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch.multiprocessing import get_context
@@ -55,7 +55,7 @@ class WorkerPool:
         self._adapt = adapt or (lambda unit, worker: unit)
         self._started: list[_Worker] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error: object) -> None:
