@@ -27,6 +27,9 @@ class Processes(WorkerPool):
         super().__init__(workers, adapt=adapt)
         self.min_units = workers if min_units is None else min_units
 
+    def __enter__(self) -> "Processes":
+        return self
+
 
 def pool(study: Study, place: Place) -> Processes:
     """The worker processes of a study.
