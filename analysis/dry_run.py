@@ -42,6 +42,8 @@ def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool 
     goals = {run: study.learners[run[0]].checkpoints[-1] for run in study.runs_to_train}
     waiting = [run for run, share in to_do["train"].items() if share]
     steps = round(sum(share * goals[run] for run, share in to_do["train"].items()))
+    if study.networks_from is not None:
+        yield f"networks: taken over from {study.networks_from}, as far as it has them"
     if study.step_size is None:
         yield "before training: a search for the inner step size"
     yield f"to train: {len(waiting)} of {len(goals)} runs, {steps} of {sum(goals.values())} meta-iterations"

@@ -58,7 +58,10 @@ def is_trained(study: Study, learner: str, seed: int) -> bool:
 def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
     study = choose_step_size(study, engine, reporter)
+    taken_over = sum(trained_in(study, *run) is not study for run in study.runs_to_train)
     record_run_ownership(study)
+    if taken_over:
+        reporter.say(f"networks: {taken_over} taken over from {study.networks_from}, where they were trained")
     # The costliest runs come first, so that no worker begins one when the others have finished: those with the penalty
     # SHOT (``hessian_tools.inner.shot``), then those of second order, then those of first order.
     settings = study.config.learners

@@ -262,7 +262,9 @@ def test_trained_networks_are_measured_in_another_way(trained, tmp_path, capsys,
     data = settings()["data"] | {"test_queries": 2}
     command = begun_from(trained, tmp_path / "more.yaml", measure=OTHER_MEASURE, seeds=[0, 1, 2], data=data)
     assert run([*command, "--dry-run"]) == 0
-    assert "to train: 1 of 6 runs" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"networks: taken over from {trained}" in said
+    assert "to train: 1 of 6 runs" in said
     in_training = []
 
     def recorded(configs, **options):
@@ -271,6 +273,7 @@ def test_trained_networks_are_measured_in_another_way(trained, tmp_path, capsys,
 
     monkeypatch.setattr(training, "meta_train_runs", recorded)
     assert run(command) == 0
+    assert f"networks: 4 taken over from {trained}" in " ".join(capsys.readouterr().out.split())
     assert set(in_training) == {"untrained-seed2", "maml-seed2"}
     before, after = open_study(trained), open_study(tmp_path / "more")
     np.testing.assert_array_equal(after["rho"].sel(learner=before["learner"], seed=[0, 1]), before["rho"])
