@@ -205,6 +205,21 @@ def test_the_table_is_that_of_the_kept_verdicts():
     assert primary() in (RESULTS / "verdicts.md").read_text(encoding="utf-8")
 
 
+def test_the_counts_on_the_first_page_are_those_of_the_verdicts():
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for against, words in (
+        ("against the largest eigenvalue", "show no larger fall along the gradient than of the Hessian's largest"),
+        ("against random directions", "no larger one than along random directions"),
+    ):
+        compared = [
+            v.corrected_outcome or v.outcome
+            for study in KEPT
+            for v in verdicts(study)
+            if (v.claim, v.kind, v.comparison) == ("trajectory", "primary", against)
+        ]
+        assert f"{compared.count('not supported')} of {len(compared)} {words}" in text
+
+
 def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
     with (RESULTS / "transfer" / "accuracy.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
