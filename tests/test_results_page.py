@@ -12,8 +12,8 @@ do not see. Each of them names one number or several:
 * ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
   axis, names the mean of a variable over tasks and seeds;
 * ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean
-  over the later inner steps or a number for one step, names the mean over seeds of learner minus baseline and both
-  ends of its interval (Student t, 95 %);
+  over the later inner steps, or a number for one step or one multiple of the step size, names the mean over seeds of
+  learner minus baseline and both ends of its interval (Student t, 95 %);
 * ``<!-- change: STUDY VARIABLE LEARNER CHECKPOINT STEP -->`` likewise names the means at checkpoint 0 and at
   CHECKPOINT, the change between them and both ends of its interval;
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
@@ -112,12 +112,15 @@ def quoted(kind: str, words: str) -> list[str]:
 
 
 def of_seeds(study: str, variable: str, where: dict[str, Any], step: str = "") -> np.ndarray:
-    """The means of a variable over all but the seeds. step: "later", or the number of one inner step."""
+    """The means of a variable over all but the seeds.
+
+    step: "later", or the position of one inner step, or of one multiple of the step size.
+    """
     values = dataset(study)[variable].sel(where)
     if step == "later":
         values = values.isel(inner_step=slice(1, None)).mean("inner_step")
     elif step:
-        values = values.isel(inner_step=int(step))
+        values = values.isel({"alpha_factor" if "alpha_factor" in values.dims else "inner_step": int(step)})
     return values.mean([dim for dim in values.dims if dim != "seed"]).values
 
 
