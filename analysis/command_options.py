@@ -120,7 +120,6 @@ class BeginOptions:
         Path | None,
         Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
     ] = None
-
     kept: Annotated[
         Path | None,
         Parameter(
@@ -129,7 +128,6 @@ class BeginOptions:
             "networks are taken over, to be measured in another way.",
         ),
     ] = None
-
     dry_run: Annotated[
         bool,
         Parameter(
@@ -192,7 +190,7 @@ File = Annotated[
 Folder = Annotated[Path, Parameter(help="Folder of a study.")]
 
 
-def _labels_by_name(labels: "Sequence[str] | None") -> dict[str, str] | None:
+def _labels_by_name(labels: Sequence[str] | None) -> dict[str, str] | None:
     """The labels of learners by the learners' names, from words such as ``fomaml=first-order MAML``."""
     from analysis.errors import UserError
 

@@ -94,18 +94,17 @@ def going_on_from(study: Study, path: Path) -> Study:
             " the runs of a study"
         )
     before = open_folder(path)
+    with_its_step_size = study if before.step_size is None else study.with_step_size(before.step_size)
     if not kept.kept_learners(path):
         if study.config.inner != before.config.inner:
             raise UserError(
                 f"--from {path}: its networks were trained with the inner loop {_short(before.config.inner)}, yours is"
                 f" {_short(study.config.inner)};\ntake its settings, or leave --from out, which trains networks anew"
             )
-        study = study if before.step_size is None else study.with_step_size(before.step_size)
-        return replace(study, networks_from=path)
+        return replace(with_its_step_size, networks_from=path)
     refuse_other_settings(study, before, advice="leave --from out, or take the settings that are kept")
     present = study_in_folder(study.config, study.path, device=study.device)  # with what its own folder keeps already
-    study = study if before.step_size is None else study.with_step_size(before.step_size)
-    return replace(study, kept={**present.kept, **before.kept}, goes_on_from=path)
+    return replace(with_its_step_size, kept={**present.kept, **before.kept}, goes_on_from=path)
 
 
 def refuse_occupied(study: Study) -> None:

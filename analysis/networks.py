@@ -19,7 +19,8 @@ from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import entries
 
 RECORD = "networks.json"  # a file in the study's folder, which names the folder of the other study
-# The settings of a run, and the facts about it, that do not change how its network is trained.
+# The settings of a run, and the facts about it, that may differ from those with which its network was trained. Of the
+# data, the digest of the training tasks is compared in place of the settings (``training.refuse_changed_data``).
 NOT_OF_TRAINING = ("measure", "quantity_sources", "data")
 OF_THIS_STUDY = ("held_out_digest", "claims_digest")
 
@@ -45,16 +46,18 @@ def trained_in(study: Study, learner: str, seed: int) -> Study:
 
 
 def take_network(study: Study, learner: str, seed: int, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Copy what a run was trained to into the study's folder; its measurements stay where they are.
+    """Copy a trained run from the other study's folder into the folder of this one, without its measurements.
 
-    identity, facts: what the manifest of the run holds in this study. It keeps what is known of the training.
+    identity, facts: what the manifest of the run would hold in this study. The manifest of the copy takes from them
+    only what training does not depend on; all else is as the training has recorded it.
 
-    The copy appears in one step when it is whole, so that an interrupted copy is made again.
+    The copy appears under its name only when it is complete, so that an interrupted copy is made again.
     """
     source, run = trained_in(study, learner, seed).run(learner, seed), study.run(learner, seed)
     copy = run.with_name(f".{run.name}.partial")
     shutil.rmtree(copy, ignore_errors=True)
     left_out = (store.NAME, MANIFEST)
+    # The times of the other study's measurements are left out too, and so are hidden files, which are unfinished ones.
     for file in source.rglob("*"):
         parts = file.relative_to(source).parts
         if file.is_file() and parts[0] not in left_out and not parts[-1].startswith((".", "times")):

@@ -55,10 +55,11 @@ def trains_together(study: Study, learner: str) -> bool:
 def shared_out(
     runs: Sequence[Run], together: Container[str], *, at_least: int, at_most: int
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Jobs of as many runs of one learner as possible, but at least so many jobs, or one for each run.
+    """Divide runs into jobs of one learner each: as few jobs as possible, given as the learner and the seeds.
 
-    together: the learners whose runs can be trained together; each run of the others is a job. at_most: the largest
-    number of runs of a job.
+    together: the learners whose runs can be trained together; each run of the others is a job by itself.
+    at_least: the smallest number of jobs; where there are fewer runs, each of them is a job.
+    at_most: the largest number of runs in a job.
 
     >>> runs = [("maml", 0), ("maml", 1), ("maml", 2), ("maml", 3), ("leo", 0), ("leo", 1)]
     >>> shared_out(runs, ["maml"], at_least=1, at_most=8)
@@ -66,7 +67,7 @@ def shared_out(
     >>> shared_out(runs, ["maml"], at_least=4, at_most=8)
     [('maml', (0, 2)), ('maml', (1, 3)), ('leo', (0,)), ('leo', (1,))]
     """
-    groups: dict[tuple[str, int | None], list[int]] = {}
+    groups: dict[tuple[str, int | None], list[int]] = {}  # a run that is a job by itself has its seed in the key
     for learner, seed in runs:
         groups.setdefault((learner, None if learner in together else seed), []).append(seed)
     at_most = min(at_most, max(map(len, groups.values()), default=1))
@@ -75,8 +76,8 @@ def shared_out(
     jobs = []
     for (learner, _), seeds in groups.items():
         # The jobs of a learner have nearly equally many runs, so that their workers end at about the same time.
-        number = ceil(len(seeds) / at_most)
-        jobs += [(learner, tuple(seeds[i::number])) for i in range(number)]
+        num_jobs = ceil(len(seeds) / at_most)
+        jobs += [(learner, tuple(seeds[first::num_jobs])) for first in range(num_jobs)]
     return jobs
 
 

@@ -7,10 +7,15 @@ from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
 from analysis.schema import Variable, point_variable
 from hessian_tools.curvature import curvature_along, estimate_of, product_asymmetry, rounding_error, tensor_parts
+from hessian_tools.layout import ParamLayout
 
-# The names of a variable of blocks end in these; "layer" has an axis of parameter tensors.
-ENDS = ("layer", "head", "body")
-OWNERS = ("each parameter tensor's", "the head's", "the body's")
+# The names of variables contain one of these kinds of blocks. Each has the words for the owner of such a block, and the
+# further axis of its variables: there are as many blocks of kind "layer" as the network has parameter tensors.
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "layer": ("each parameter tensor's", ("layer",)),
+    "head": ("the head's", ()),
+    "body": ("the body's", ()),
+}
 
 
 def measure(points: Points) -> Values:
@@ -30,13 +35,13 @@ def measure(points: Points) -> Values:
 def curvature_of_blocks(points: Points, scale: Tensor) -> dict[str, Tensor]:
     """The curvature of each block of D H D along the block's part of D g, by the names of the variables of ``measure``.
 
-    scale: the diagonal of D [task, step, param]; with ones these are the blocks of H itself. The errors are NaN
-    where it is 0 anywhere, as for a filter of norm 0. In the coordinates
-    theta / D the gradient is D g and the Hessian D H D.
+    scale: the diagonal of D [task, step, param]; with ones these are the blocks of H itself. In the coordinates
+    theta / D the gradient is D g and the Hessian is D H D.
 
     The errors are those of rounding: H is symmetric, so z'(H v) and v'(H z) would be equal in exact arithmetic. Their
     difference estimates the error of the product with v, where z is the gradient or a probe (see
-    ``gradient_curvature``). The same number estimates the error of rho and of |Hg| / |g|.
+    ``gradient_curvature``). The same number estimates the error of rho and of |Hg| / |g|. All errors of a point are NaN
+    where its ``scale`` has a zero, as for a filter of norm 0, because z is then divided by it.
     """
     layout, d = points.loss.layout, scale[..., None]
     parts = tensor_parts(layout, scale * points.gradient_on(points.examples))  # [task, step, param, tensor]
@@ -46,12 +51,9 @@ def curvature_of_blocks(points: Points, scale: Tensor) -> dict[str, Tensor]:
     z = torch.cat([points.gradients[..., None], probes], -1) / d
     hz = d * torch.cat([points.products.hg[..., None], points.products.hz], -1)
 
-    # The tensors of each block: one alone, those of the head, and those of the body.
-    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=z.device)
-    blocks = [*torch.eye(len(layout.names), dtype=torch.bool, device=z.device), is_head, ~is_head]
     rows_of_tensors = tensor_parts(layout, torch.ones_like(scale[0, 0])) > 0  # [param, tensor]
     rho, ratio, error = [], [], []
-    for block in blocks:
+    for block in _tensors_of_blocks(layout, z.device):
         g_b, hg_b = parts[..., block].sum(-1), h_parts[..., block].sum(-1)
         curvature = curvature_along(g_b, hg_b)
         rho.append(curvature.rho)
@@ -60,9 +62,7 @@ def curvature_of_blocks(points: Points, scale: Tensor) -> dict[str, Tensor]:
         error.append(rounding_error(curvature.hg_ratio, product_asymmetry(hg_b, g_b, hz, z)))
     values: dict[str, Tensor] = {}
     for name, of_blocks in (("rho_{}", rho), ("rho_{}_error", error), ("hg_ratio_{}", ratio)):
-        *layers, head, body = of_blocks
-        by_end = dict(zip(ENDS, (torch.stack(layers, -1), head, body), strict=True))
-        values |= {name.format(end): value for end, value in by_end.items()}
+        values |= {name.format(kind): value for kind, value in _by_kind(of_blocks, layer_axis=-1).items()}
     return values
 
 
@@ -73,29 +73,39 @@ def traces_of_blocks(points: Points, zhz: Tensor) -> dict[str, Tensor]:
     estimates the trace of the block.
     """
     layout = points.loss.layout
-    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=zhz.device)
-    layers = torch.stack([part.sum(-2) for part in zhz.split(list(layout.sizes), -2)], -2)  # [..., tensor, probe]
-    blocks = (layers, layers[..., is_head, :].sum(-2), layers[..., ~is_head, :].sum(-2))
+    sums = torch.stack([part.sum(-2) for part in zhz.split(list(layout.sizes), -2)], -2)  # [task, step, tensor, probe]
+    samples = [sums[..., block, :].sum(-2) for block in _tensors_of_blocks(layout, zhz.device)]
     values: dict[str, Tensor] = {}
-    for end, samples in zip(ENDS, blocks, strict=True):
-        trace = estimate_of(samples)
-        values |= {f"trace_{end}": trace.value, f"trace_{end}_stderr": trace.stderr}
+    for kind, samples_of_kind in _by_kind(samples, layer_axis=-2).items():
+        trace = estimate_of(samples_of_kind)
+        values |= {f"trace_{kind}": trace.value, f"trace_{kind}_stderr": trace.stderr}
     return values
+
+
+def _tensors_of_blocks(layout: ParamLayout, device: torch.device) -> list[Tensor]:
+    """A mask of the parameter tensors of each block: of every tensor alone, then of the head, then of the body."""
+    is_head = torch.tensor([name in layout.under("head") for name in layout.names], device=device)
+    return [*torch.eye(len(layout.names), dtype=torch.bool, device=device), is_head, ~is_head]
+
+
+def _by_kind(of_blocks: list[Tensor], *, layer_axis: int) -> dict[str, Tensor]:
+    """Numbers of the blocks of ``_tensors_of_blocks`` by the kinds; those of single tensors get an axis of tensors."""
+    *layers, head, body = of_blocks
+    return dict(zip(KINDS, (torch.stack(layers, layer_axis), head, body), strict=True))
 
 
 def curvature_variables(suffix: str = "", words: str = "") -> tuple[Variable, ...]:
     """The variables of ``curvature_of_blocks``; their names end in ``suffix`` and their meanings in ``words``."""
     variables: list[Variable] = []
-    for end, owner in zip(ENDS, OWNERS, strict=True):
-        extra = ("layer",) if end == "layer" else ()
-        error = f"rho_{end}_error{suffix}"
+    for kind, (owner, axes) in KINDS.items():
+        error = f"rho_{kind}_error{suffix}"
         variables += [
             point_variable(
-                f"rho_{end}{suffix}", f"curvature along {owner} part of the gradient{words}", *extra, error=error
+                f"rho_{kind}{suffix}", f"curvature along {owner} part of the gradient{words}", *axes, error=error
             ),
-            point_variable(error, f"float32 error of the curvature of {owner} block{words}", *extra),
+            point_variable(error, f"float32 error of the curvature of {owner} block{words}", *axes),
             point_variable(
-                f"hg_ratio_{end}{suffix}", f"|H_bb g_b| / |g_b| of {owner} block{words}", *extra, error=error
+                f"hg_ratio_{kind}{suffix}", f"|H_bb g_b| / |g_b| of {owner} block{words}", *axes, error=error
             ),
         ]
     return tuple(variables)
@@ -104,14 +114,13 @@ def curvature_variables(suffix: str = "", words: str = "") -> tuple[Variable, ..
 def trace_variables(suffix: str = "", words: str = "") -> tuple[Variable, ...]:
     """The variables of ``traces_of_blocks``; their names end in ``suffix`` and their meanings in ``words``."""
     variables: list[Variable] = []
-    for end, owner in zip(ENDS, OWNERS, strict=True):
-        extra = ("layer",) if end == "layer" else ()
+    for kind, (owner, axes) in KINDS.items():
         variables += [
             point_variable(
-                f"trace_{end}{suffix}", f"trace of {owner} block{words}", *extra, error=f"trace_{end}_stderr{suffix}"
+                f"trace_{kind}{suffix}", f"trace of {owner} block{words}", *axes, error=f"trace_{kind}_stderr{suffix}"
             ),
             point_variable(
-                f"trace_{end}_stderr{suffix}", f"standard error of the trace of {owner} block{words}", *extra
+                f"trace_{kind}_stderr{suffix}", f"standard error of the trace of {owner} block{words}", *axes
             ),
         ]
     return tuple(variables)

@@ -111,7 +111,15 @@ def quantities(ds: xr.Dataset) -> list[Quantity]:
 
 
 def _all(ds: xr.Dataset) -> Iterator[Quantity]:
-    """All quantities of the table. One that the study does not have has no rows."""
+    """All quantities of the table, in the order of their rows. One that the study does not have has no rows."""
+    yield from _curvature(ds)
+    yield from _whole_inner_loop(ds)
+    yield from _gauss_newton_and_eigenspaces(ds)
+    yield from _departure_from_straightness(ds)
+
+
+def _curvature(ds: xr.Dataset) -> Iterator[Quantity]:
+    """Sizes of the Hessian at the points of the inner loop: in other coordinates, in parts, and on other losses."""
     yield Quantity(
         "Curvature along the gradient, relative to the sharpest direction",
         "rho = g'Hg / g'g divided by the largest magnitude of an eigenvalue of H, so between -1 and 1. It falls where "
@@ -192,6 +200,10 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
             },
         ),
     )
+
+
+def _whole_inner_loop(ds: xr.Dataset) -> Iterator[Quantity]:
+    """What the inner loop does as a whole: SHOT's difference, the meta-gradient, and the adapted network."""
     yield Quantity(
         "SHOT's difference and its expansion",
         "The difference between the ends of one large and of K small steps, against its expansion for small steps, "
@@ -226,6 +238,10 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "rescaled the loss, the untrained network would do as well at another step size.",
         _swept(ds),
     )
+
+
+def _gauss_newton_and_eigenspaces(ds: xr.Dataset) -> Iterator[Quantity]:
+    """The Gauss-Newton part of the curvature, and the eigenvectors of the largest eigenvalues."""
     yield Quantity(
         "Gauss-Newton share of the sharpest direction",
         "The share v'Gv / v'Hv of the Gauss-Newton matrix G in the eigenvalue of H that is largest in magnitude, with "
@@ -254,6 +270,10 @@ def _all(ds: xr.Dataset) -> Iterator[Quantity]:
         "before and after the step, nearly 0 for unrelated spaces.",
         _by_step(ds, "subspace_overlap", at_end=False, eigen_index=-1),
     )
+
+
+def _departure_from_straightness(ds: xr.Dataset) -> Iterator[Quantity]:
+    """How far the inner loop departs from one without curvature, in its outputs, its path and its gradients."""
     yield Quantity(
         "Error of the linearised network",
         "How far the adapted network's outputs are from those of the network that is linear in its parameters around "
