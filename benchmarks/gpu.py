@@ -192,8 +192,8 @@ def at_most(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    # The error is raised again every two seconds, because the library catches some errors: it takes them for a sign that
-    # a step cannot be traced, and goes on without a trace.
+    # The error is raised again every two seconds, because the library catches some errors: it takes them for a sign
+    # that a step cannot be traced, and goes on without a trace.
     signal.setitimer(signal.ITIMER_REAL, seconds, 2)
     try:
         yield
