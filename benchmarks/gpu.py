@@ -9,7 +9,7 @@ The figures are those of the tables in ``docs/gpu.md`` and ``docs/performance_tr
 a list in the JSON file ``--out``, which is written after every row:
 
 top5: the top 5 eigenvalues at many points, in three calls of one process, and how often the host waits for the GPU. The
-    second call must not take longer than the first, as it did where a trace was made that did not pay.
+    second call must not take longer than the first. It once did, where it made a trace that cost more than it saved.
 runs: meta-training. Outer steps of MAML for one run and for several that are trained together, with SHOT and as a CUDA
     graph ("recorded"), and their validation; what a study does for the learners of ``quickdraw-64``.
 demo: a whole study, the bundled demo, with the default number of workers and with one, each part in turn.
@@ -130,7 +130,7 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
     rows: dict[str, list[Figures]] = {}
     left_out: list[str] = []
 
-    def keep() -> None:
+    def write() -> None:
         out.write_text(json.dumps({"machine": machine, **rows, "left out": left_out}, indent=1) + "\n")
 
     for section in sections or tuple(SECTIONS):
@@ -141,7 +141,8 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
                 left_out.append(f"{section}: {in_words(what)}")
                 continue
             rows[section].append(what | outcome(measure, seconds))
-            keep()  # after every row, so that an interruption loses only one
+            write()  # after every row, so that an interruption loses only one
+        # The last problem of this section is not held in memory during the next section.
         prepared.cache_clear()
         prepared_training.cache_clear()
         print(f"{section}, {device}")
@@ -150,7 +151,7 @@ def main(*sections: Section, device: Device = "cuda", out: Path = Path("gpu.json
             show(measured_rows, None)
         for row in (row for row in rows[section] if "failed" in row):
             print(f"failed: {in_words({name: row[name] for name in row if name != 'failed'})}: {row['failed']}")
-    keep()
+    write()
     for words in left_out:
         print(f"left out for want of time: {words}")
 
@@ -163,16 +164,16 @@ def in_words(what: Figures) -> str:
 
 
 def outcome(measure: Callable[[], Figures], seconds: float) -> Figures:
-    """The figures of a row and the seconds that it took; where it fails, the first line of its error."""
+    """The figures of a row and the seconds that it took; where it fails, the first line of its error in their place."""
     start = time.perf_counter()
     try:
         with at_most(seconds):
             figures = measure()
     except Exception as error:
-        cause = (
-            error.__cause__ or error
-        )  # the ValueError of a failure of Inductor has Inductor's own error as its cause
+        # Where Inductor fails, the library raises a ValueError, whose cause is Inductor's own error.
+        cause = error.__cause__ or error
         figures = {"failed": f"{type(cause).__name__}: {first_line(cause)}"}
+        # The traceback of the error holds the tensors of this row, for which the next row may need the memory.
         del error, cause
         gc.collect()
         if torch.cuda.is_available():
@@ -191,7 +192,8 @@ def at_most(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    # Every two seconds again, because some of the library's code takes an error for a sign that it cannot trace a step.
+    # The error is raised again every two seconds, because the library catches some errors: it takes them for a sign
+    # that a step cannot be traced, and goes on without a trace.
     signal.setitimer(signal.ITIMER_REAL, seconds, 2)
     try:
         yield

@@ -46,6 +46,7 @@ def refuse_differing(configs: Sequence[TrainConfig]) -> None:
 
 
 def _compared(config: TrainConfig, name: str) -> Any:
+    """The value of a setting that can be compared; for the tasks it is the digest of their data."""
     return config.tasks.digest if name == "tasks" else getattr(config, name)
 
 
@@ -105,7 +106,8 @@ def naming_the_run(
         # The states are saved first, because the work that is done again below to find the runs that are to blame may
         # end the process.
         saved = [run for run in all_runs if run.end is None and _is_saved(run, error)]
-        # The memory that is enough for each run alone may be too little for all of them, so no run is to blame then.
+        # A single run needs no name. Where memory is too little for several runs, it may be enough for each of them
+        # alone, so no run is to blame.
         if len(all_runs) == 1 or (len(runs) > 1 and is_out_of_memory(error)):
             raise
         failed = runs if len(runs) == 1 else [run for run in runs if _fails(work_of, run)]
@@ -137,6 +139,7 @@ def _fails(work_of: Callable[[Run], object], run: Run) -> bool:
 def _note(failed: Sequence[Run], all_runs: Sequence[Run], saved: Sequence[Run], when: str) -> str:
     """In words, which runs have failed, and from where the others can be resumed. saved: the runs that are on disk."""
     names = " and ".join(name_of(run.config) for run in failed)
+    # Runs are compared by identity, because == of two runs would compare their tensors.
     others = [run for run in all_runs if run.end is None and all(run is not each for each in failed)]
     texts = [
         f"seed {run.config.seed} from meta-iteration {run.meta_step}"

@@ -53,6 +53,17 @@ def test_no_copy_is_missed_with_a_short_basis(name: str) -> None:
     torch.testing.assert_close(pairs.values, expected(MULTIPLE[name].expand(2, -1), "LM", 5), rtol=1e-6, atol=1e-6)
 
 
+def test_the_search_at_the_low_end_costs_as_much_as_that_at_the_high_end_of_the_negative_matrix() -> None:
+    """A copy of the last wanted value is not wanted at either end, so that no further search follows it."""
+    A = symmetric(MULTIPLE["five at the top"], points=2)
+    low, high = (
+        top_eigenpairs(Matrices(sign * A), k=3, which=which, rtol=1e-4, copies=True, method="lanczos")
+        for sign, which in ((-1, "SA"), (1, "LA"))
+    )
+    assert low.num_matvecs.tolist() == high.num_matvecs.tolist()
+    torch.testing.assert_close(low.values, -high.values)
+
+
 def test_one_run_finds_the_copies_at_both_ends() -> None:
     A = symmetric(MULTIPLE["at both ends"], points=2)
     found = extremal_eigenpairs(Matrices(A), magnitude=3, ends=3, copies=True, method="lanczos")

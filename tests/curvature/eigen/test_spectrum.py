@@ -7,7 +7,7 @@ from eigenvalue_checks import WHICH, Matrices, check_pairs, expected, operator
 
 from hessian_tools import MLP, flatten, make_loss, seeded
 from hessian_tools.curvature import gauss_newton, hessian, spectrum, top_eigenpairs
-from hessian_tools.curvature.eigen import range_finder
+from hessian_tools.curvature.eigen import exact, range_finder
 
 
 @pytest.mark.slow
@@ -174,3 +174,10 @@ def test_where_terms_cancel_the_error_is_in_proportion_to_the_terms(sizes: tuple
 def test_a_max_rank_that_is_not_whole_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_rank=2\.5 is not a whole number"), without_type_checks():
         spectrum(operator(symmetric(SPECTRA["decaying"])), max_rank=2.5)
+
+
+def test_random_vectors_of_the_null_space_follow_from_the_seed() -> None:
+    rows = torch.eye(40, dtype=torch.float64)[None, :5]
+    first, again, other = (exact._orthonormal_to(rows, 3, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
