@@ -144,9 +144,14 @@ def test_ctrl_c_cancels_the_jobs_of_slurm(expected: Path, tmp_path: Path) -> Non
     assert not list(out.rglob("permit-*"))
 
 
+# A scheduler serves a web page at port 8787 unless told otherwise, and warns where another process has that port. Two
+# tests at once would meet there, so they ask for any free port.
+DASHBOARD = ":0"
+
+
 def test_the_workers_of_dask(expected: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=DASHBOARD) as cluster:
         address, out = cluster.scheduler_address, tmp_path / "study"
         wrong = expected / "wrong"
         wrong.write_text(str(os.getpid()))
@@ -163,7 +168,7 @@ def test_dask_workers_with_several_threads_and_schedulers_that_do_not_answer_are
 ) -> None:
     distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
     study, out = expected / "study.yaml", tmp_path / "study"
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": DASHBOARD}
     with distributed.LocalCluster(**options) as cluster, pytest.raises(UserError, match="has 2 threads, but a unit"):
         train_and_measure(study, out, Place(dask=cluster.scheduler_address))
     monkeypatch.setattr("analysis.engines.dask_cluster.CONNECT_SECONDS", 0.2)
