@@ -9,11 +9,14 @@ do not see. Each of them names one number or several:
   They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign.
   ``=OUTCOME`` instead of a field says which outcome the verdict has, after the correction if it is a primary one: if a
   later seed changes it, the sentence must change too;
+* ``<!-- suppression: STUDY CLAIM: LEARNER STEPS, ... -->`` names all primary learners and steps for which all
+  comparisons of a claim are supported, which the plan calls suppression; with a LEARNER behind CLAIM, those of it;
 * ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
   axis, names the mean of a variable over tasks and seeds;
 * ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean
   over the later inner steps, or a number for one step or one multiple of the step size, names the mean over seeds of
-  learner minus baseline and both ends of its interval (Student t, 95 %);
+  learner minus baseline and both ends of its interval (Student t, 95 %). A last word ``%`` in a mean or a difference
+  asks for percent with one decimal;
 * ``<!-- change: STUDY VARIABLE LEARNER CHECKPOINT STEP -->`` likewise names the means at checkpoint 0 and at
   CHECKPOINT, the change between them and both ends of its interval;
 * ``<!-- search: STUDY LEARNER STEP_SIZE -->`` names the validation accuracy in % in ``step_sizes.csv``;
@@ -50,7 +53,10 @@ PAGE = RESULTS / "README.md"
 DETAILS = ("against", "by_data_set", "how_sure", "variants", "tuned", "geometry")
 PAGES = [PAGE, *(RESULTS / f"{name}.md" for name in DETAILS)]
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|mean|difference|change|search|figure): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|suppression|accuracy|loss|mean|difference|change|search|figure): (.*?) -->")
+# The studies whose plan has primary claims.
+MAIN = ("quickdraw", "cifar-fs", "omniglot", "regression")
+STEPS = ("step 0", "later steps")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -72,6 +78,12 @@ def dataset(study: str) -> Any:
 
 def quoted(kind: str, words: str) -> list[str]:
     """The numbers that a reference names, as the page has to write them."""
+    words, percent, _ = words.partition(" %")
+    written = _percent if percent else number
+    if kind == "suppression":
+        where, found = words.split(":")
+        assert suppressed(*where.split()) == {pair.strip() for pair in found.split(",") if pair.strip()}
+        return []
     if kind in ("accuracy", "loss"):
         study, learner, checkpoint = words.split()
         values = dataset(study)[f"evaluation_{kind}"].sel(learner=learner, checkpoint=int(checkpoint))
@@ -82,12 +94,12 @@ def quoted(kind: str, words: str) -> list[str]:
         values = dataset(study)[variable].sel(learner=learner, checkpoint=int(checkpoint))
         further = [dim for dim in values.dims if dim not in ("seed", "task")]
         values = values.isel(dict(zip(further, map(int, places), strict=True)))
-        return [number(float(values.mean("task").mean("seed")))]
+        return [written(float(values.mean("task").mean("seed")))]
     if kind == "difference":
         study, variable, learner, baseline, checkpoint, *step = words.split()
         sides = [{"learner": name, "checkpoint": int(checkpoint)} for name in (learner, baseline)]
         of_learner, of_baseline = (of_seeds(study, variable, side, *step) for side in sides)
-        return [number(value, signed=True) for value in with_interval(of_learner - of_baseline)]
+        return [written(value, signed=True) for value in with_interval(of_learner - of_baseline)]
     if kind == "change":
         study, variable, learner, checkpoint, *step = words.split()
         sides = [{"learner": learner, "checkpoint": at} for at in (0, int(checkpoint))]
@@ -109,6 +121,23 @@ def quoted(kind: str, words: str) -> list[str]:
     outcome = "=" + (rows[0].corrected_outcome or rows[0].outcome).replace(" ", "_")
     assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
     return [_written(rows[0], field) for field in fields.split() if not field.startswith("=")]
+
+
+def _percent(value: float, signed: bool = False) -> str:
+    return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+
+
+def suppressed(study: str, claim: str, learner: str = "") -> set[str]:
+    """Each learner with its steps, as "maml step_0", where every comparison of a claim supports a fall."""
+    outcomes: dict[str, list[str]] = {}
+    for v in verdicts(study):
+        if v.claim == claim and (v.learner == learner if learner else primary_learner(study, v.learner)):
+            outcomes.setdefault(f"{v.learner} {v.steps.replace(' ', '_')}", []).append(v.corrected_outcome or v.outcome)
+    return {pair for pair, all_of_it in outcomes.items() if set(all_of_it) == {"supported"}}
+
+
+def primary_learner(study: str, learner: str) -> bool:
+    return any(v.kind == "primary" for v in verdicts(study) if v.claim == "suppression" and v.learner == learner)
 
 
 def of_seeds(study: str, variable: str, where: dict[str, Any], step: str = "") -> np.ndarray:
@@ -209,18 +238,41 @@ def test_the_table_is_that_of_the_kept_verdicts():
 
 
 def test_the_counts_on_the_first_page_are_those_of_the_verdicts():
-    text = " ".join(PAGE.read_text(encoding="utf-8").split())
-    for against, words in (
-        ("against the largest eigenvalue", "show no larger fall along the gradient than of the Hessian's largest"),
-        ("against random directions", "no larger one than along random directions"),
-    ):
-        compared = [
+    text = " ".join(REFERENCE.sub("", PAGE.read_text(encoding="utf-8")).split())
+    compared = {
+        against: [
             v.corrected_outcome or v.outcome
             for study in KEPT
             for v in verdicts(study)
-            if (v.claim, v.kind, v.comparison) == ("trajectory", "primary", against)
+            if (v.claim, v.kind, v.comparison) == ("trajectory", "primary", f"against {against}")
         ]
-        assert f"{compared.count('not supported')} of {len(compared)} {words}" in text
+        for against in ("the largest eigenvalue", "random directions", "rotated gradients")
+    }
+    assert {len(outcomes) for outcomes in compared.values()} == {28}
+    supported, not_supported = (
+        [outcomes.count(outcome) for outcomes in compared.values()] for outcome in ("supported", "not supported")
+    )
+    falls = (
+        "than the largest eigenvalue in {}, than along random directions in {}, and than along rotated gradients in {}."
+    )
+    assert falls.format(*supported) in text
+    assert (
+        "The excess falls short of a tenth in {}, {} and {}; the others are undecided.".format(*not_supported) in text
+    )
+    gains = [v.outcome for study in KEPT for v in verdicts(study) if v.claim == "shot-accuracy" and study in MAIN]
+    assert f"raises the accuracy in {gains.count('supported')} of {len(gains)} comparisons on images" in text
+
+
+def test_no_other_comparison_at_equal_accuracy_survives():
+    survives = {
+        f"{study} {v.learner} {v.steps}"
+        for study in MAIN
+        for v in verdicts(study)
+        if v.claim == "shot-equal-accuracy" and v.kind == "primary" and v.corrected_outcome == "supported"
+    }
+    regression = {f"regression {name} {steps}" for name in ("maml-shot", "fomaml-shot") for steps in STEPS}
+    drawings = {"quickdraw fomaml-shot later steps", *(f"quickdraw maml-shot-1 {steps}" for steps in STEPS)}
+    assert survives == regression | drawings
 
 
 def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
