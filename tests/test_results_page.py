@@ -275,6 +275,18 @@ def test_no_other_comparison_at_equal_accuracy_survives():
     assert survives == regression | drawings
 
 
+def test_every_planned_claim_has_an_answer_on_the_pages():
+    """A claim of the plan that no page mentions is measured but told to nobody."""
+    told = {
+        words.split()[1]
+        for page in PAGES
+        for kind, words in REFERENCE.findall(page.read_text(encoding="utf-8"))
+        if kind == "verdict"
+    }
+    planned = {verdict.claim for study in MAIN for verdict in verdicts(study)}
+    assert planned <= told
+
+
 def test_the_table_of_transfer_follows_from_the_accuracies_of_each_seed():
     with (RESULTS / "transfer" / "accuracy.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
