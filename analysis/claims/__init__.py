@@ -13,6 +13,7 @@ from typing import Literal
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
+from analysis.claims.answers import summary
 from analysis.claims.changes import meta_gradient_verdicts, shot_distance_verdicts, stability_verdicts
 from analysis.claims.comparison import ask, compare_seeds, compare_task_by_task
 from analysis.claims.correction import holm
@@ -24,7 +25,7 @@ from analysis.claims.falls import (
     supervised_verdicts,
     trajectory_verdicts,
 )
-from analysis.claims.findings import findings, summary
+from analysis.claims.findings import findings
 from analysis.claims.intervention import association_verdicts, intervention_verdicts, manipulation_verdicts
 from analysis.claims.learning import shot_accuracy_verdicts, shot_speed_verdicts
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping

@@ -1,4 +1,4 @@
-"""What a study found, in one plain sentence for each claim: an answer, the counts behind it, and an example.
+"""What a study found on each claim, in one sentence: an answer, the counts behind it, and an example.
 
 A step group is a set of inner steps that the plan of the claims judges together.
 """
@@ -18,16 +18,6 @@ MOST_PLACES = 4
 """The most entries in a list of learners and steps; where there are more, the last entry says how many."""
 
 ANSWERS: dict[Outcome, str] = {"supported": "yes", "not supported": "no", "inconclusive": "undecided"}
-
-# The claims for the sentences at the top of a report and at the end of a command. There are at most three sentences, on
-# the first three of these claims that the study has.
-SUMMARISED = ("suppression", "trajectory", "shot", "alignment")
-
-
-def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """At most three findings: those on the claims in ``SUMMARISED``, or on the first claims if the study has none."""
-    chosen = [verdict for verdict in verdicts if verdict.claim in SUMMARISED]
-    return findings(chosen or verdicts)[:3]
 
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
@@ -103,7 +93,7 @@ def _counted(verdicts: list[Verdict]) -> str:
     counts = Counter(final_outcome(verdict) for verdict in verdicts)
     seen = [outcome for outcome in OUTCOMES if counts[outcome]]
     parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
-    return f"of {plural(len(verdicts), f'{verdicts[0].kind} comparison')}, it is {_listed(parts)}"
+    return f"of {plural(len(verdicts), f'{verdicts[0].kind} comparison')}, it is {listed(parts)}"
 
 
 def _without_correction(primary: list[Verdict]) -> str:
@@ -116,9 +106,16 @@ def _without_correction(primary: list[Verdict]) -> str:
     return f" (after Holm's correction for {plural(corrected[0].num_corrected, 'comparison')}{without})"
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
     """The parts with commas between them, and with "and" before the last."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def listed_in_part(places: Sequence[str]) -> str:
+    """The places with commas between them; of many, the last entry says how many are left out."""
+    if len(places) <= MOST_PLACES:
+        return listed(places)
+    return listed([*places[: MOST_PLACES - 1], f"{len(places) - MOST_PLACES + 1} more"])
 
 
 def _throughout(verdicts: list[Verdict]) -> str:
@@ -128,9 +125,7 @@ def _throughout(verdicts: list[Verdict]) -> str:
     places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
     if not places:
         return "; for no learner do all comparisons support it"
-    if len(places) > MOST_PLACES:
-        places[MOST_PLACES - 1 :] = [f"{len(places) - MOST_PLACES + 1} more"]
-    return f"; all comparisons support it for {_listed(places)}"
+    return f"; all comparisons support it for {listed_in_part(places)}"
 
 
 def _most_frequent(verdicts: list[Verdict]) -> Outcome:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
-from analysis.claims.findings import summary, untrained_passes
+from analysis.claims.answers import summary
+from analysis.claims.findings import untrained_passes
 from analysis.claims.sentence import against_untrained, measure
 from analysis.claims.verdict import OUTCOMES, Verdict, counted, final_outcome
 from analysis.drawing.style import method_label
@@ -46,7 +47,7 @@ MAX_NAMED, MAX_LEVELS = 8, 24
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
-    """What the study found: a sentence for each claim, then a list of the comparisons that support it or do not."""
+    """What the study found: three sentences on the main questions, then a list of the outcomes by claim."""
     if not verdicts:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(

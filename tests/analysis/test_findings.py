@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 from sample_verdict import VERDICT
-from simulated_studies import simulated_study
 
-from analysis.claims import findings, judge, load_plan, summary
-from analysis.claims.findings import SUMMARISED
+from analysis.claims import findings
 from analysis.claims.verdict import counted, final_outcome
 
 NAN = float("nan")
@@ -68,18 +66,6 @@ def test_where_nothing_could_be_compared_no_numbers_are_named():
         "Meta-training lowers the curvature? Undecided: of 1 exploratory comparison, it is undecided in 1."
     ]
     assert findings([]) == []
-
-
-def test_the_summary_has_at_most_three_sentences_of_the_main_claims():
-    ds = simulated_study(seeds=range(4), tasks=4, evaluation_tasks=4)
-    verdicts = judge(ds, load_plan())
-    assert len({verdict.claim for verdict in verdicts}) > 4
-    sentences = summary(verdicts)
-    assert len(sentences) <= 3
-    assert set(sentences) <= set(findings(verdicts))
-    assert sentences[0].startswith("Meta-training lowers the curvature along the inner gradient? ")
-    others = [verdict for verdict in verdicts if verdict.claim not in SUMMARISED]
-    assert summary(others) == findings(others)[:3]
 
 
 def test_the_outcome_that_counts_is_that_after_the_correction():

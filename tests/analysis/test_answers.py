@@ -1,0 +1,89 @@
+"""Tests of the three sentences that answer a study's main questions from the numbers of its verdicts."""
+
+from dataclasses import replace
+
+from sample_verdict import VERDICT
+from simulated_studies import simulated_study
+
+from analysis.claims import findings, judge, load_plan, summary
+
+NAN = float("nan")
+PRIMARY = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=9)
+LATER = replace(PRIMARY, steps="later steps", trained_value=0.95, low=-0.1, corrected_outcome="inconclusive")
+EIGENVALUE = replace(
+    PRIMARY,
+    claim="trajectory",
+    comparison="against the largest eigenvalue",
+    measure="the relative fall of rho",
+    against="for the largest eigenvalue",
+    outcome="not supported",
+    corrected_outcome="not supported",
+)
+MATCHED = replace(
+    PRIMARY, claim="shot-equal-accuracy", learner="maml-shot", baseline="maml", comparison="equal accuracy"
+)
+
+
+def test_the_first_sentence_says_what_falls_and_what_is_left_at_equal_loss_and_unit_norm():
+    matched = replace(PRIMARY, comparison="equal support loss")
+    ratio = replace(PRIMARY, claim="suppression-hg", quantity="alpha_hg_ratio", baseline_value=3.0)
+    rise = replace(
+        ratio, low=0.1, high=0.3, trained_value=4.0, outcome="not supported", corrected_outcome="not supported"
+    )
+    shuffled = replace(VERDICT, learner="maml-shuffled")
+    assert summary([PRIMARY, LATER, matched, ratio, replace(rise, steps="later steps"), shuffled]) == [
+        "Does meta-training lower the curvature? Alpha |Hg| / |g| of maml goes from 3 to 0.6 at step 0 (supported) and"
+        " from 3 to 4 at later steps (not supported: a rise); alpha rho of maml goes from 1 to 0.6 at step 0"
+        " (supported) and from 1 to 0.95 at later steps (undecided); of 4 such primary comparisons, yes in 2, no in 1, undecided in"
+        " 1; at equal support loss and at unit filter norm as well, a fall is supported for alpha |Hg| / |g| of maml at"
+        " step 0 and alpha rho of maml at step 0 (all outcomes are those after Holm's correction for 9 comparisons)."
+    ]
+    lost = replace(matched, corrected_outcome="inconclusive")
+    assert "at unit filter norm as well, no fall is supported (all" in summary([PRIMARY, lost])[0]
+    assert "equal support loss" not in summary([PRIMARY])[0]
+    assert summary([VERDICT])[0].endswith(
+        "of all 1 such exploratory comparison, 1 say yes, 0 say no, and 0 decide nothing."
+    )
+
+
+def test_the_second_sentence_compares_with_the_largest_eigenvalue():
+    rotated = replace(EIGENVALUE, comparison="against rotated gradients", against="along rotated gradients")
+    assert summary([rotated, EIGENVALUE]) == [
+        "Does it fall more along the gradient than elsewhere? The relative fall of rho of maml is 0.6 against 1 for the"
+        " largest eigenvalue at step 0 (not supported); of 2 such primary comparisons, yes in 0, no in 2, undecided in"
+        " 0."
+    ]
+    assert "0.6 against 1 along rotated gradients" in summary([rotated])[0]
+
+
+def test_the_third_sentence_is_on_shot_and_on_accuracy():
+    accuracy = replace(
+        MATCHED, claim="shot-accuracy", comparison="accuracy", quantity="evaluation_accuracy", measure="the accuracy"
+    )
+    accuracy = replace(accuracy, kind="exploratory", corrected_outcome=None, steps="", predicted="positive")
+    assert summary([MATCHED, accuracy, replace(accuracy, learner="fomaml-shot", baseline="fomaml")]) == [
+        "Does SHOT lower it further, and does it help? At equal accuracy alpha rho of maml-shot is 0.6 against 1 for"
+        " maml at step 0 (supported); of 1 such primary comparison, yes in 1, no in 0, undecided in 0; the accuracy of"
+        " maml-shot is 0.6 against 1 for maml (supported: lower)."
+    ]
+    # Where nothing was matched at equal accuracy, the claim without it is told.
+    unmatched = replace(MATCHED, claim="shot", comparison="raw")
+    empty = replace(MATCHED, trained_value=NAN, effect=NAN)
+    assert "help? Alpha rho of maml-shot is 0.6 against 1" in summary([empty, unmatched])[0]
+
+
+def test_the_numbers_are_those_of_the_learner_that_shot_is_added_to():
+    """The first learner of an exploratory study may be a control."""
+    control = replace(VERDICT, learner="maml-shuffled", trained_value=0.1)
+    shot = replace(VERDICT, claim="shot", learner="maml-shot", baseline="maml")
+    assert "Alpha rho of maml goes from 1 to 0.6" in summary([control, VERDICT, shot])[0]
+    assert "Alpha rho of maml-shuffled goes from 1 to 0.1" in summary([control, VERDICT])[0]
+
+
+def test_a_study_has_a_sentence_for_each_question_and_one_without_them_has_its_findings():
+    verdicts = judge(simulated_study(seeds=range(4), tasks=4, evaluation_tasks=4), load_plan())
+    assert [sentence.split(" ")[1] for sentence in summary(verdicts)] == ["meta-training", "it", "SHOT"]
+    others = [v for v in verdicts if v.claim in ("alignment", "stability", "association", "manipulation", "shot-speed")]
+    assert len(findings(others)) > 3
+    assert summary(others) == findings(others)[:3]
+    assert summary([]) == []
