@@ -87,8 +87,8 @@ def test_a_stopped_study_says_so_in_one_line_and_the_same_command_continues(
     started = children(process.pid)
     os.kill(process.pid, sent)
     process.wait(PATIENCE)
-    # The command ends its workers before itself. The process in which multiprocessing tracks its resources, which is the
-    # first child, sees that the command has ended, and how soon depends on how busy the machine is.
+    # The command ends its workers before itself. The first child, in which multiprocessing tracks its resources, ends
+    # once it sees that the command has ended; how soon depends on how busy the machine is.
     assert not any(map(is_running, started[1:])), "a worker outlives the command that has started it"
     limit = time.monotonic() + PATIENCE
     while any(map(is_running, started)):

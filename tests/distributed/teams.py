@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 
 SIZES = (2, 4)
 SIZE = max(SIZES)
-# How long a process waits for another one. Those without a part in a case wait until the others have done it, which takes
-# seconds on a quiet machine.
+# How long a process waits for another one. Those without a part in a case wait until the others have done it, which
+# takes seconds on a quiet machine.
 PATIENCE = timedelta(minutes=10)
 
 
