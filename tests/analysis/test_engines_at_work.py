@@ -146,9 +146,9 @@ def test_ctrl_c_cancels_the_jobs_of_slurm(expected: Path, tmp_path: Path) -> Non
     assert not list(out.rglob("permit-*"))
 
 
-# Tests must not meet at a port, nor need a network. A scheduler serves a web page at port 8787 unless told otherwise, and
-# warns where another process has that port. It looks for its own address by a route to the internet, and warns where
-# there is none.
+# Tests must not meet at a port, nor need a network. A scheduler serves a web page at port 8787 unless told otherwise,
+# and warns where another process has that port. It looks for its own address by a route to the internet, and warns
+# where there is none.
 CLUSTER = {"dashboard_address": ":0", "protocol": "tcp://", "host": "127.0.0.1"}
 # Dask says so where making its folders took more than a second, as it may on a busy machine.
 may_be_slow = pytest.mark.filterwarnings("ignore:Creating scratch directories is taking a surprisingly long time")
