@@ -7,6 +7,8 @@ import os
 # Commands that tests start inherit these variables.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The command line's help is wrapped at this width for the whole process if it is set when the first help is printed.
+os.environ.pop("COLUMNS", None)
 
 import subprocess
 import sys

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # This line makes a script believe that it runs on a busy machine, and shows all warnings.
-BUSY = "import os, warnings; os.getloadavg = lambda: (99.0, 0.0, 0.0); warnings.simplefilter('always')\n"
+BUSY = "import os, warnings; os.getloadavg = lambda: (9999.0, 0.0, 0.0); warnings.simplefilter('always')\n"
 
 
 def run(script: str, **policy: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,7 @@ def test_threads_sleep_in_a_study_too_although_its_modules_import_torch_first():
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("threads", "load", "warned"), [(2, 99.0, True), (1, 99.0, False), (2, 0.0, False)], ids=["spin", "one", "idle"]
+    ("threads", "load", "warned"), [(2, 9999.0, True), (1, 9999.0, False), (2, 0.0, False)], ids=["spin", "one", "idle"]
 )
 def test_a_user_who_loaded_torch_first_is_warned_once_on_a_busy_machine(threads, load, warned):
     script = f"import torch; torch.set_num_threads({threads}); os.getloadavg = lambda: ({load}, 0.0, 0.0)\n"

@@ -12,6 +12,7 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
+PATIENCE = 180_000  # milliseconds that a step may take; on a quiet machine it takes a second or less
 
 
 @contextmanager
@@ -27,10 +28,10 @@ def new_page(folder: Path, **options: Any) -> Iterator[Any]:
     errors: list[str] = []
     with playwright.sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
-            str(folder), executable_path=chromium, headless=True, args=ARGUMENTS, **options
+            str(folder), executable_path=chromium, headless=True, args=ARGUMENTS, timeout=PATIENCE, **options
         )
         page = context.pages[0]
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
         context.close()

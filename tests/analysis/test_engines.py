@@ -102,10 +102,13 @@ def units(*tasks: Any) -> list[Unit]:
 
 
 DONE: list[Any] = []
+WAITING = threading.Event()  # set once a unit "wait" is at work
+PATIENCE = 60.0  # seconds; what is waited for takes some milliseconds on a quiet machine
 
 
 def work(unit: Unit, emit: Any) -> None:
-    if unit.task == "fail":
+    if unit.task == "fail beside another":
+        WAITING.wait(PATIENCE)  # else the other job may find no permit before it begins
         error = ArithmeticError("it does not add up")
         error.add_note("It was raised by maml seed 5.")
         raise error
@@ -113,6 +116,7 @@ def work(unit: Unit, emit: Any) -> None:
         raise UserError("the data have changed")
     if unit.task == "wait":
         while True:
+            WAITING.set()
             emit(1, "waiting")
             threading.Event().wait(0.01)
     assert torch.get_num_threads() == 1
@@ -132,15 +136,16 @@ def test_every_unit_is_done_once_and_reported(tmp_path: Path, jobs: list[ThreadJ
 
 def test_a_failed_unit_is_named_with_its_worker_and_ends_the_others(tmp_path: Path, jobs: list[ThreadJob]) -> None:
     named = (
-        r"^doing fail failed in job 7 on .*, process \d+: ArithmeticError: it does not add up"
+        r"^doing fail beside another failed in job 7 on .*, process \d+: ArithmeticError: it does not add up"
         r" It was raised by maml seed 5. \(see .*error.txt\)$"
     )
+    WAITING.clear()
     with pytest.raises(UnitFailed, match=named) as error:
-        engine(tmp_path, jobs).run(work, units("wait", "fail"))
+        engine(tmp_path, jobs).run(work, units("wait", "fail beside another"))
     assert isinstance(error.value.error, ArithmeticError)
     assert "    raise error\nArithmeticError: it" in (tmp_path / ".cluster" / "error.txt").read_text()
     assert all(job.cancelled for job in jobs)
-    jobs[0].thread.join(5)  # it reports its progress, and sees that its permit is gone
+    jobs[0].thread.join(PATIENCE)  # it reports its progress, and sees that its permit is gone
     assert isinstance(jobs[0].answers[0].error, worker.Stopped)
 
 
@@ -160,7 +165,7 @@ def test_an_interrupted_command_ends_its_jobs(tmp_path: Path, jobs: list[ThreadJ
 
     with pytest.raises(KeyboardInterrupt):
         engine(tmp_path, jobs).run(work, units("wait"), emit=interrupt)
-    jobs[0].thread.join(5)
+    jobs[0].thread.join(PATIENCE)
     assert (jobs[0].cancelled, jobs[0].done()) == (True, True)
     assert not list(tmp_path.rglob("permit-*"))
 
@@ -172,7 +177,7 @@ def test_a_killed_command_leaves_no_jobs_beside_the_next_one(tmp_path: Path, job
     while not worker.report_file(permit, 0).exists():  # else it may find no permit before it begins
         sleep(0.01)
     remote.end_earlier_jobs(tmp_path)
-    job.thread.join(5)
+    job.thread.join(PATIENCE)
     assert isinstance(job.answers[0].error, worker.Stopped)
     late = do_share(job.share)  # a job that begins only now
     assert late is not None

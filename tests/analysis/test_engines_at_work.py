@@ -27,6 +27,7 @@ pytestmark = pytest.mark.heavy
 # exists. Where a file "wrong" holds the number of a process, it cannot be built in any other one.
 NETWORK = """
 import os, signal
+from contextlib import suppress
 from pathlib import Path
 from torch import nn
 
@@ -35,9 +36,10 @@ FATAL, WRONG = Path(__file__).with_name("fatal"), Path(__file__).with_name("wron
 def small(outputs):
     if WRONG.exists() and int(WRONG.read_text()) != os.getpid():
         raise ArithmeticError("it does not add up")
-    if "SUBMITIT_EXECUTOR" in os.environ and FATAL.exists():
-        FATAL.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        with suppress(FileNotFoundError):
+            FATAL.unlink()  # only one of two jobs at once can remove it
+            os.kill(os.getpid(), signal.SIGKILL)
     return nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, outputs))
 """
 
@@ -144,14 +146,19 @@ def test_ctrl_c_cancels_the_jobs_of_slurm(expected: Path, tmp_path: Path) -> Non
     assert not list(out.rglob("permit-*"))
 
 
-# A scheduler serves a web page at port 8787 unless told otherwise, and warns where another process has that port. Two
-# tests at once would meet there, so they ask for any free port.
-DASHBOARD = ":0"
+# Tests must not meet at a port, nor need a network. A scheduler serves a web page at port 8787 unless told otherwise,
+# and warns where another process has that port. It looks for its own address by a route to the internet, and warns
+# where there is none.
+CLUSTER = {"dashboard_address": ":0", "protocol": "tcp://", "host": "127.0.0.1"}
+# Dask says so where making its folders took more than a second, as it may on a busy machine.
+may_be_slow = pytest.mark.filterwarnings("ignore:Creating scratch directories is taking a surprisingly long time")
 
 
+@may_be_slow
 def test_the_workers_of_dask(expected: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=DASHBOARD) as cluster:
+    options = {"n_workers": 2, "threads_per_worker": 1, "local_directory": str(tmp_path)}
+    with distributed.LocalCluster(**CLUSTER, **options) as cluster:
         address, out = cluster.scheduler_address, tmp_path / "study"
         wrong = expected / "wrong"
         wrong.write_text(str(os.getpid()))
@@ -163,13 +170,17 @@ def test_the_workers_of_dask(expected: Path, tmp_path: Path) -> None:
         assert_same(out, expected)
 
 
+@may_be_slow
 def test_dask_workers_with_several_threads_and_schedulers_that_do_not_answer_are_refused(
     expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
     study, out = expected / "study.yaml", tmp_path / "study"
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": DASHBOARD}
-    with distributed.LocalCluster(**options) as cluster, pytest.raises(UserError, match="has 2 threads, but a unit"):
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "local_directory": str(tmp_path)}
+    with (
+        distributed.LocalCluster(**CLUSTER, **options) as cluster,
+        pytest.raises(UserError, match="has 2 threads, but a unit"),
+    ):
         train_and_measure(study, out, Place(dask=cluster.scheduler_address))
     monkeypatch.setattr("analysis.engines.dask_cluster.CONNECT_SECONDS", 0.2)
     with pytest.raises(UserError, match="no Dask scheduler answers"):

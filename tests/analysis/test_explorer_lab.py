@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from urllib.request import Request, urlopen
 
 import pytest
@@ -17,6 +18,7 @@ from analysis.drawing.summary import measured, summarise
 
 pytestmark = pytest.mark.heavy
 TOKEN = "explorer"  # a request with it needs no cookie
+PATIENCE = 180  # seconds; JupyterLab takes a few to start, to answer or to end on a quiet machine
 # The folder of a study that grows is played by a file, which is another one after the test has replaced it.
 CELLS = (
     "import pickle, pathlib, analysis\nfrom analysis.explorer import explorer\n"
@@ -55,27 +57,31 @@ def lab(ds, tmp_path, monkeypatch):
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log)
         try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until_it_answers(f"{address}/api/status", server)
-            yield address, folder
+            yield address_of(server, tmp_path / "jupyter"), folder
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(PATIENCE)
 
 
-def wait_until_it_answers(address, server, seconds=120):
-    end = time.monotonic() + seconds
+def address_of(server, runtime_folder):
+    """The address of a JupyterLab that has been started, once it answers.
+
+    It writes its port into a file, because it takes another one where the port is in use.
+    """
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and server.poll() is None:
-        try:
-            return ask(address)
-        except OSError:
-            time.sleep(0.5)
+        with suppress(OSError, ValueError):  # no file, half a file, or no answer yet
+            about = json.loads((runtime_folder / f"jpserver-{server.pid}.json").read_text())
+            address = f"http://127.0.0.1:{about['port']}"
+            ask(f"{address}/api/status")
+            return address
+        time.sleep(0.5)
     raise AssertionError("JupyterLab did not start")
 
 
 def ask(address, method="GET"):
     request = Request(address, method=method, headers={"Authorization": f"token {TOKEN}"})
-    with urlopen(request, timeout=30) as answer:
+    with urlopen(request, timeout=PATIENCE) as answer:
         return answer.read()
 
 
@@ -90,7 +96,6 @@ def check_table(page, ds, **place):
 def test_jupyterlab_shows_the_explorer_which_needs_its_kernel_for_files_alone(lab, ds, tmp_path):
     address, folder = lab
     with new_page(tmp_path / "browser", viewport={"width": 1200, "height": 1400}) as page:
-        page.set_default_timeout(60_000)
         page.goto(f"{address}/lab/tree/explore.ipynb?token={TOKEN}")
         page.get_by_text("| Idle").wait_for()  # the kernel is ready
         page.get_by_role("menuitem", name="Run", exact=True).click()

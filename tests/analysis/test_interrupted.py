@@ -87,9 +87,12 @@ def test_a_stopped_study_says_so_in_one_line_and_the_same_command_continues(
     started = children(process.pid)
     os.kill(process.pid, sent)
     process.wait(PATIENCE)
-    ended = time.monotonic()
+    # The command ends its workers before itself. The first child, in which multiprocessing tracks its resources, ends
+    # once it sees that the command has ended; how soon depends on how busy the machine is.
+    assert not any(map(is_running, started[1:])), "a worker outlives the command that has started it"
+    limit = time.monotonic() + PATIENCE
     while any(map(is_running, started)):
-        assert time.monotonic() < ended + 2, "a process outlives the command that has started it"
+        assert time.monotonic() < limit, "a process outlives the command that has started it"
         time.sleep(0.02)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1

@@ -17,7 +17,8 @@ def test_one_unit_is_named_in_the_singular():
 
 
 @pytest.mark.parametrize("width", [70, 80, 100])
-def test_a_bar_in_a_narrow_terminal_cuts_neither_counts_nor_times(width: int):
+def test_a_bar_in_a_narrow_terminal_cuts_neither_counts_nor_times(width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")  # a terminal without cursor movements, "dumb", would get no bar that moves
     out = StringIO()
     bars = progress.Bars(Console(file=out, width=width, force_terminal=True))
     # An interrupted stage is shown as it was, with its note; otherwise only a clock would redraw the bar.

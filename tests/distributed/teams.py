@@ -16,6 +16,9 @@ import torch.multiprocessing as mp
 
 SIZES = (2, 4)
 SIZE = max(SIZES)
+# How long a process waits for another one. Those without a part in a case wait until the others have done it, which
+# takes seconds on a quiet machine.
+PATIENCE = timedelta(minutes=10)
 
 
 def results_of(cases: dict[tuple[str, int], Any], folder: Path) -> dict[tuple[str, int], list[Any]]:
@@ -61,7 +64,7 @@ def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # all processes are on this machine
     store = dist.FileStore(str(folder / "store"), SIZE)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=PATIENCE)
     groups = {size: dist.new_group(list(range(size))) for size in SIZES}
     results = {}
     for (name, size), case in cases.items():
