@@ -35,8 +35,9 @@ def test_the_first_sentence_says_what_falls_and_what_is_left_at_equal_loss_and_u
         "Does meta-training lower the curvature? Alpha |Hg| / |g| of maml goes from 3 to 0.6 at step 0 (supported) and"
         " from 3 to 4 at later steps (not supported: a rise); alpha rho of maml goes from 1 to 0.6 at step 0"
         " (supported) and from 1 to 0.95 at later steps (undecided); of 4 such primary comparisons, yes in 2,"
-        " no in 1, undecided in 1; at equal support loss and at unit filter norm as well, a fall is supported for alpha |Hg| / |g| of maml at"
-        " step 0 and alpha rho of maml at step 0 (all outcomes are those after Holm's correction for 9 comparisons)."
+        " no in 1, undecided in 1; at equal support loss and at unit filter norm as well, a fall is supported for alpha"
+        " |Hg| / |g| of maml at step 0 and alpha rho of maml at step 0 (all outcomes are those after Holm's correction"
+        " for 9 comparisons)."
     ]
     lost = replace(matched, corrected_outcome="inconclusive")
     assert "at unit filter norm as well, no fall is supported (all" in summary([PRIMARY, lost])[0]
