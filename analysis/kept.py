@@ -119,7 +119,10 @@ def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: M
     ds = ds.assign(
         {name: values.astype(np.float32) for name, values in ds.data_vars.items() if values.dtype.kind == "f"}
     )
-    encoding: dict[Any, dict[str, Any]] = {name: ENCODING for name, values in ds.data_vars.items() if values.size > 1}
+    # In one piece each, variables take less room than in several, and they are small.
+    encoding: dict[Any, dict[str, Any]] = {
+        name: ENCODING | {"chunksizes": values.shape} for name, values in ds.data_vars.items() if values.size > 1
+    }
     before = seed_facts(folder, seed) if facts_file.exists() else None
     outcome = "written" if before is None else "replaced"
 
@@ -146,17 +149,22 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
     errors = {values.attrs.get("error_variable") for values in run.data_vars.values()}
     is_measured = run["status"] == MEASURED
     kept: dict[str, xr.DataArray] = {}
-    for name, values in run.drop_vars(LEFT_OUT, errors="ignore").data_vars.items():
+    errors_of_errors = [f"{error}{MEAN_ERROR}" for error in errors]  # which earlier versions kept
+    for name, values in run.drop_vars([*LEFT_OUT, *errors_of_errors], errors="ignore").data_vars.items():
         name = str(name)
         if values.dtype.kind != "f":
             kept[name] = values
             continue
         if "task" in values.dims and set(values.dims) & set(MEAN_DIMS):
             values, stderr = _over_tasks(values.where(is_measured))
-            kept[name + MEAN_ERROR] = _float32(stderr, bits=ERROR_BITS)
+            if name not in errors:
+                kept[name + MEAN_ERROR] = _float32(stderr, bits=ERROR_BITS)
         is_error = name in errors or name.endswith(MEAN_ERROR)
         bits = None if name in EXACT else VALUE_BITS
         kept[name] = _float32(values, bits=ERROR_BITS if is_error else bits)
+    for values in kept.values():
+        if values.attrs.get("error_variable") not in kept:
+            values.attrs.pop("error_variable", None)
     ds = xr.Dataset(kept, attrs=run.attrs)
     if "variables" in ds.attrs:
         ds.attrs["variables"] = list(kept)

@@ -73,6 +73,20 @@ def test_kept_numbers_are_those_that_were_measured(ds, from_files):
     np.testing.assert_allclose(from_files["layer_norm" + kept.MEAN_ERROR], spread, rtol=2.0**-8, atol=1e-12)
 
 
+def test_errors_of_errors_are_not_kept(from_files):
+    """Earlier versions kept them, for nobody."""
+    run = kept.open_seed(RESULTS / "quickdraw", 0)["maml"]
+    for error in ("rho_layer_error", "density_stderr"):
+        run = run.assign({f"{error}{kept.MEAN_ERROR}": run[error]})
+        run[error].attrs["error_variable"] = f"{error}{kept.MEAN_ERROR}"
+    reduced = kept.reduced(run)
+    for ds in (from_files, reduced):
+        errors = {values.attrs.get("error_variable") for values in ds.data_vars.values()} - {None}
+        assert errors <= set(ds.data_vars)
+        assert not any(f"{error}{kept.MEAN_ERROR}" in ds for error in errors)
+    assert {"rho_layer_error", "rho_layer" + kept.MEAN_ERROR} <= set(reduced)
+
+
 def test_claims_figures_and_tables_need_nothing_else(ds, from_files):
     plan = load_plan()
     before, after = judge(ds, plan), judge(from_files, plan)
