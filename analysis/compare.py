@@ -5,7 +5,7 @@ shows all studies.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, isnan
 from pathlib import Path
@@ -13,14 +13,12 @@ from pathlib import Path
 import xarray as xr
 
 from analysis.claims import Verdict, holm
-from analysis.claims.findings import untrained_passes
 from analysis.claims.verdict import final_outcome
 from analysis.drawing import overlay
 from analysis.drawing.panels import save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_folder, open_verdicts, plan_of, stale_parts
 from analysis.report.page import DASH, Html, data_link, element, interval, join, number, page, row, table
-from analysis.report.verdicts import UNTRAINED_PASSES
 from analysis.schema import trained_learners
 from hessian_tools.runs.files import write_text
 
@@ -100,7 +98,9 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 def lines(comparison: Comparison) -> Iterator[str]:
     """The verdicts as aligned lines for a terminal: a line for each question, a column for each study."""
-    texts = {key: _texts(comparison, found) for key, found in comparison.rows.items()}
+    texts = {
+        key: {name: _text(found.get(name)) for name in comparison.studies} for key, found in comparison.rows.items()
+    }
     width = max(len(_question(key)) for key in texts)
     columns = {name: max(len(name), *(len(text[name]) for text in texts.values())) for name in comparison.studies}
     for title, rows in _by_claim(comparison.rows):
@@ -123,8 +123,7 @@ def primary_table(comparison: Comparison) -> str:
     for title, answers_by_key in _by_claim(primary):
         rows.append([f"**{title[:1].upper()}{title[1:]}?**", *[""] * len(studies)])
         for key, answers in answers_by_key.items():
-            written = _texts(comparison, answers)
-            rows.append([_question(key), *(written[name] for name in studies)])
+            rows.append([_question(key), *(_text(answers.get(name)) for name in studies)])
     return "".join("".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n" for cells in rows)
 
 
@@ -161,10 +160,7 @@ def _body(comparison: Comparison, pictures: Sequence[tuple[str, Path]]) -> Itera
     )
     for title, rows in _by_claim(comparison.rows):
         yield element("h2", title)
-        lines = [
-            row([_question(key), *(_cell(found.get(name), comparison.verdicts[name]) for name in names)])
-            for key, found in rows.items()
-        ]
+        lines = [row([_question(key), *(_cell(found.get(name)) for name in names)]) for key, found in rows.items()]
         yield table(["Learner, baseline, comparison", *names], lines, wide=True)
     for learner, png in pictures:
         picture = element(
@@ -189,34 +185,26 @@ def _question(key: Key) -> str:
     return ", ".join(part for part in (sides, steps, comparison, quantity.replace("_", " ")) if part)
 
 
-def _texts(comparison: Comparison, found: Mapping[str, Verdict]) -> dict[str, str]:
-    """The answer of each study to a question as plain text; "-" where it has none.
-
-    found: the verdicts on the question by the names of the studies.
-    """
-    return {name: _text(found.get(name), verdicts) for name, verdicts in comparison.verdicts.items()}
-
-
-def _text(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> str:
-    """A verdict, one of the ``verdicts`` of its study, as plain text."""
+def _text(verdict: Verdict | None) -> str:
+    """A verdict as plain text, with the obstacle that makes its numbers inconclusive; "-" without a verdict."""
     if verdict is None:
         return "-"
     effect = "" if isnan(verdict.effect) else f" {verdict.effect:+.3g}"
     bounds = "" if isnan(verdict.low) else f" [{verdict.low:+.3g}, {verdict.high:+.3g}]"
-    weak = f"; {UNTRAINED_PASSES}" if untrained_passes(verdict, verdicts) else ""
-    return final_outcome(verdict) + effect + bounds + weak
+    why = f"; {verdict.short_obstacle}" if verdict.obstacle and effect else ""
+    return final_outcome(verdict) + effect + bounds + why
 
 
-def _cell(verdict: Verdict | None, verdicts: Sequence[Verdict]) -> Html | str:
-    """The cell of a verdict, one of the ``verdicts`` of its study."""
+def _cell(verdict: Verdict | None) -> Html | str:
+    """The cell of a verdict on the page, with its obstacle if it has one."""
     if verdict is None:
         return DASH
     outcome = final_outcome(verdict)
     badge = element("span", outcome, css=f"badge {outcome.split()[0]}")
     effect = f"{number(verdict.effect, signed=True)} {interval(verdict.low, verdict.high)}, {verdict.num_seeds} seeds"
     p = "" if isnan(verdict.p_corrected) else f", p {number(verdict.p_corrected, digits=2)} after the correction"
-    weak = f"; {UNTRAINED_PASSES}" if untrained_passes(verdict, verdicts) else ""
-    return join([badge, Html("<br>"), effect + p + weak])
+    why = f"; {verdict.short_obstacle}" if verdict.obstacle else ""
+    return join([badge, Html("<br>"), effect + p + why])
 
 
 def _json(comparison: Comparison) -> str:

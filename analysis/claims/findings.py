@@ -12,7 +12,7 @@ from analysis.claims.verdict import OUTCOMES, Verdict, final_outcome
 from analysis.statistics import Outcome
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
-TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
+TOO_WEAK = "against orthogonal"  # a comparison that says nothing of training by itself
 
 MOST_PLACES = 4
 """The most entries in a list of learners and steps; where there are more, the last entry says how many."""
@@ -33,20 +33,6 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
     # False sorts before True, so that exploratory claims come last.
     ordered = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
     return [_finding(rows) for rows in ordered]
-
-
-def untrained_passes(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
-    """True for a supported comparison that the untrained network passes as well, so that it shows nothing of training.
-
-    This can be so only for the comparison with orthogonal gradients, which ``findings`` does not count. The untrained
-    network passes it where its mean, whatever its interval, reaches the smallest effect of interest.
-
-    verdicts: all verdicts of the study, among which is that of the same learner against the untrained network.
-    """
-    if verdict.comparison != TOO_WEAK or final_outcome(verdict) != "supported":
-        return False
-    others = (v for v in verdicts if (v.claim, v.learner) == (verdict.claim, verdict.learner))
-    return any(v.comparison == "against untrained" and v.baseline_value >= verdict.margin for v in others)
 
 
 def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

@@ -78,6 +78,11 @@ class Verdict(Question):
     corrected_outcome: Outcome | None = None
     num_corrected: int = 0
 
+    @property
+    def short_obstacle(self) -> str:
+        """The part of the obstacle before the semicolon; "" if there is none."""
+        return (self.obstacle or "").partition(";")[0]
+
     def __repr__(self) -> str:
         return f"Verdict({self.outcome}: {self.sentence})"
 
@@ -250,7 +255,7 @@ def _remark(v: Verdict) -> str:
     Of a verdict that is inconclusive after the correction alone, it is how many seeds would pass the correction.
     """
     if v.obstacle:
-        return "  " + v.obstacle.partition(";")[0]
+        return f"  {v.short_obstacle}"
     if v.outcome == "supported" and v.seeds_to_decide is not None:
         return f"  about {v.seeds_to_decide} seeds would pass the correction"
     if v.outcome != "inconclusive" or math.isnan(v.effect):

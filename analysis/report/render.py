@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.findings import untrained_passes
 from analysis.claims.verdict import Verdict
 from analysis.config import StudyConfig
 from analysis.drawing.figures import figures_of, left_out
@@ -23,7 +22,7 @@ from analysis.report.other_quantities import other_quantities_section
 from analysis.report.page import DASH, Html, bullets, contents, data_link, element, number, page, row, section, table
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
-from analysis.report.verdicts import UNTRAINED_PASSES, answer, verdict_tables
+from analysis.report.verdicts import answer, verdict_tables
 from hessian_tools.trajectory.trajectory import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
@@ -140,12 +139,6 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho in place "
             "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
             "one, so that the sizes of filters do not matter."
-        )
-    if any(untrained_passes(verdict, verdicts) for verdict in verdicts):
-        reading.append(
-            "The comparison with orthogonal gradients asks whether the alignment of the inner gradients is above 0, "
-            "its value for gradients that are orthogonal to each other. Where it is marked "
-            f"“{UNTRAINED_PASSES}”, it shows nothing of training; the comparison with the untrained network does."
         )
     excluded = f"about {100 * (1 - confidence):.3g} % would exclude 0, half of these on the claimed side."
     primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from math import isnan
 
 from analysis.claims.answers import summary
-from analysis.claims.findings import untrained_passes
 from analysis.claims.sentence import against_untrained, measure
 from analysis.claims.verdict import OUTCOMES, Verdict, counted, final_outcome
 from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-UNTRAINED_PASSES = "the untrained network passes as well"
-"""What stands beside a supported comparison that shows nothing of training."""
 WITHOUT_SHOT = ("shot", "shot-hg")  # the claims whose raw comparison has the learner without SHOT as its baseline
 COLUMNS = (
     "Learner against baseline",
@@ -82,9 +79,6 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         elif num_of_two_seeds:
             them = "it" if num_of_two_seeds == 1 else "them"
             remarks.append(f"{num_of_two_seeds} of these from two seeds; add seeds before relying on {them}")
-        weak = sum(untrained_passes(verdict, verdicts) for verdict in alike)
-        if weak:
-            remarks.append(f"{UNTRAINED_PASSES} in {'all' if weak == len(alike) else weak} of these")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     levels = _levels(verdicts) if len(verdicts) <= MAX_LEVELS else ""
@@ -155,7 +149,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
     parts = []
     for letter, title, rows in verdicts_by_claim(verdicts):
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
-        lines = table(header, [line for verdict in rows for line in _lines(verdict, rows)], wide=True)
+        lines = table(header, [line for verdict in rows for line in _lines(verdict)], wide=True)
         if len(rows) > MAX_OPEN:
             lost = _without_correction([verdict for verdict in rows if final_outcome(verdict) == "inconclusive"])
             # The inconclusive comparisons are counted last, so the remark stands beside their number.
@@ -165,14 +159,14 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
     return join(parts, "\n")
 
 
-def _lines(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> tuple[Html, Html]:
-    """The row of numbers of a verdict and the row of its sentence. claim_verdicts: all verdicts on the claim."""
+def _lines(verdict: Verdict) -> tuple[Html, Html]:
+    """The row of numbers of a verdict and the row of its sentence."""
     levels = _change(verdict)
     # Most verdicts are on alpha rho, which needs no remark.
     quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
         _sides(verdict),
-        _outcome(verdict, claim_verdicts),
+        _outcome(verdict),
         verdict.steps or DASH,
         verdict.comparison + (f" ({verdict.measure})" if verdict.measure else quantity),
         element("span", DASH if levels == f"{DASH} → {DASH}" else levels, css="num"),
@@ -212,17 +206,17 @@ def _p_values(verdict: Verdict) -> str:
     return number(verdict.p, digits=2) + corrected
 
 
-def _outcome(verdict: Verdict, claim_verdicts: Sequence[Verdict]) -> Html:
+def _outcome(verdict: Verdict) -> Html:
     """The outcome as a badge and, below it, the outcome after Holm's correction for many comparisons, if it differs.
 
-    A remark follows if the untrained network passes as well.
+    An obstacle follows where numbers stand beside the outcome. Where there are none, it stands in their place.
     """
     # The class gives the badge a colour, which only repeats what its text says.
     parts: list[Html | str] = [element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")]
     if final_outcome(verdict) != verdict.outcome:
         parts.append(f"{final_outcome(verdict)} after the correction")
-    if untrained_passes(verdict, claim_verdicts):
-        parts.append(UNTRAINED_PASSES)
+    if verdict.obstacle and not isnan(verdict.effect):
+        parts.append(verdict.short_obstacle)
     return join(parts, "<br>")
 
 
@@ -242,7 +236,7 @@ def _effect(verdict: Verdict) -> Html:
     if verdict.comparison == "equal support loss" and not isnan(verdict.margin):
         return join(["no overlap in loss" if verdict.share_compared == 0 else "too little overlap in loss"])
     if verdict.obstacle:
-        return join([verdict.obstacle.split(";")[0]])
+        return join([verdict.short_obstacle])
     return join(["all units diverged" if verdict.num_diverged else "nothing to compare"])
 
 

@@ -36,7 +36,7 @@ from analysis.schema import DIVERGED
 from analysis.statistics import holm as adjusted
 from analysis.statistics import t_test
 
-TOO_WEAK = ("against orthogonal", "between seeds")  # passed by an untrained network; needs more seeds
+TOO_WEAK = ("against orthogonal", "between seeds")  # the untrained network passes it, too; needs more seeds
 
 
 def verdicts_on(claim: str, learners: dict[str, Plant], **options: Any) -> list[Verdict]:

@@ -22,6 +22,7 @@ from analysis.claims import (
 )
 from analysis.claims.comparison import Question, compare_task_by_task
 from analysis.claims.verdict import conclude
+from analysis.schema import STATUS_MEANINGS
 from analysis.statistics import decide, student_half_width
 from hessian_tools.rng import numpy_stream
 
@@ -50,7 +51,10 @@ def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:
 def test_true_claims_are_supported_and_the_simulated_effects_are_recovered() -> None:
     ds = study(seeds=range(5), checkpoints=(0, 30, 100))
     verdicts = judge(ds, QUICK)
-    assert {v.outcome for v in verdicts} == {"supported"}
+    for verdict in verdicts:
+        # The untrained network has an alignment of 0.25, so that one above 0 says nothing of training.
+        weak = verdict.comparison == "against orthogonal"
+        assert verdict.outcome == ("inconclusive" if weak else "supported"), verdict.sentence
     # Suppression has 6 comparisons for each of 2 learners, SHOT has 6 for one, and alignment has 2 for each of 2.
     assert len(verdicts) == 2 * 6 + 6 + 2 * 2
     true = truth(ds)["effects"]
@@ -101,8 +105,9 @@ def test_a_false_claim_is_not_supported(claim: str, sign: float) -> None:
     effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in EFFECTS.items()}
     ds = study(seeds=range(6), seed_spread=0.01, effects=effects)
     for verdict in CLAIMS[claim](ds, QUICK):
-        if verdict.comparison != "against orthogonal":  # even untrained, gradients align; see the next test
-            assert verdict.outcome == "not supported", verdict.sentence
+        # Even untrained, gradients align, which is an obstacle to the comparison with orthogonal ones.
+        expected = "inconclusive" if verdict.comparison == "against orthogonal" else "not supported"
+        assert verdict.outcome == expected, verdict.sentence
     if sign:
         words = [v.sentence for v in CLAIMS[claim](ds, QUICK) if v.comparison == "raw"]
         assert all("opposite to the claim" in text for text in words)
@@ -112,10 +117,69 @@ def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
     ds = study(
         seeds=range(6), seed_spread=0.01, effects={"maml": Effect(alignment=-0.25), "maml-shot": Effect(alignment=-0.5)}
     )
+    ds["alignment"][{"checkpoint": 0}] -= 0.25  # else the untrained network passes; see the next test
     verdicts = pick(judge(ds, QUICK), comparison="against orthogonal")
     assert [v.outcome for v in verdicts] == ["not supported", "not supported"]
     assert verdicts[1].effect < -0.2
     assert "opposite to the claim" in verdicts[1].sentence
+
+
+@pytest.mark.parametrize("effect", [-0.5, 0.0, 0.4])
+def test_alignment_that_the_untrained_network_has_as_well_is_never_supported_by_it(effect: float) -> None:
+    """Only the untrained network counts: the obstacle is there whatever training has done to the alignment."""
+    ds = study(seeds=range(4), seed_spread=0.01, effects={"maml": Effect(alignment=effect)})
+
+    def weak(ds: xr.Dataset) -> Verdict:
+        return pick(judge(ds, QUICK), learner="maml", comparison="against orthogonal")[0]
+
+    untrained = {"learner": 1, "checkpoint": 0}
+    values = ds["alignment"][untrained]
+    level = float(values.mean())
+    # The untrained network's mean is set to a little less and a little more than the margin of 0.05.
+    for shift, passes in ((0.0, True), (0.0501 - level, True), (0.0499 - level, False), (-1.0, False)):
+        planted = ds.copy(deep=True)
+        planted["alignment"][untrained] = values + shift
+        verdict = weak(planted)
+        assert (verdict.obstacle is not None) is passes
+        if passes:
+            assert (verdict.outcome, verdict.seeds_to_decide) == ("inconclusive", None)
+            assert np.isnan(verdict.p)
+            words = "the untrained network passes as well; so the comparison says nothing of training"
+            assert verdict.obstacle == words
+            assert verdict.sentence.startswith(f"Inconclusive: {words}; the alignment A of maml")
+            assert list(verdict_lines([verdict]))[1].endswith("  the untrained network passes as well")
+        else:
+            assert verdict.outcome == ("not supported" if effect < 0 else "supported")
+        # The numbers are those of the trained network, and the other comparison has no obstacle.
+        assert verdict.trained_value == pytest.approx(float(ds["alignment"][1, :, -1].mean()))
+        assert pick(judge(planted, QUICK), learner="maml", comparison="against untrained")[0].obstacle is None
+    without_start = ds.copy(deep=True)
+    without_start["untrained_start"][1] = ""
+    assert [v.comparison for v in pick(judge(without_start, QUICK), claim="alignment", learner="maml")] == [
+        "against orthogonal"
+    ]
+    assert weak(without_start).obstacle is None
+
+
+def test_only_units_of_the_untrained_network_that_can_be_compared_count_as_its_alignment() -> None:
+    """Units that diverged, or whose gradients are all zero, have no alignment on one of the sides."""
+    ds = study(diverged=[("maml", 0, 1)])
+    untrained = {"learner": 1, "checkpoint": 0}
+    ds["alignment"][untrained] = 0.0
+    ds["alignment"][untrained | {"seed": 0, "task": 1}] = 1e3  # the trained network diverged there
+
+    def obstacle() -> str | None:
+        return pick(judge(ds, QUICK), learner="maml", comparison="against orthogonal")[0].obstacle
+
+    assert obstacle() is None
+    zero = untrained | {"seed": 1, "task": 2}
+    for name in ("alpha_rho", "rho_normalised", "alignment", "grad_norm"):
+        ds[name][zero] = 0.0 if name == "grad_norm" else np.nan
+    assert obstacle() is None
+    ds["alignment"][untrained] = ds["alignment"][untrained] + 0.06  # the unit without an alignment stays without
+    assert obstacle() is not None
+    ds["status"][untrained] = STATUS_MEANINGS.index("diverged")  # nothing is known of the untrained network
+    assert obstacle() is None
 
 
 @pytest.mark.slow
@@ -125,7 +189,9 @@ def test_too_few_seeds_are_inconclusive_and_the_verdict_says_how_many_would_deci
     undecided = []
     for seed in range(4):
         verdicts = CLAIMS[claim](study(seeds=(0, 1), seed_spread=0.25, seed=seed), QUICK)
-        undecided += [v for v in verdicts if v.outcome == "inconclusive" and v.share_compared == 1.0]
+        undecided += [
+            v for v in verdicts if v.outcome == "inconclusive" and v.share_compared == 1.0 and v.obstacle is None
+        ]
     assert undecided
     for verdict in undecided:
         assert f"about {verdict.seeds_to_decide} seeds would decide in about half of such studies" in verdict.sentence
@@ -143,7 +209,11 @@ def test_one_seed_is_inconclusive_with_nan_bounds_and_survives_json() -> None:
     verdicts = judge(study(seeds=(0,)), QUICK)
     assert {v.outcome for v in verdicts} == {"inconclusive"}
     assert all(np.isnan([v.low, v.high]).all() and np.isfinite(v.effect) for v in verdicts)
-    assert all(v.seeds_to_decide is None and "at least 2" in v.sentence for v in verdicts)
+    assert all(v.seeds_to_decide is None for v in verdicts)
+    # The untrained network's alignment is an obstacle whatever the number of seeds is.
+    one_seed, weak = [[v for v in verdicts if (v.obstacle is not None) is has] for has in (False, True)]
+    assert all("at least 2" in v.sentence for v in one_seed)
+    assert [v.comparison for v in weak] == 2 * ["against orthogonal"]
     text = verdicts_to_json(verdicts)
     assert "NaN" not in text
     assert "null" in text

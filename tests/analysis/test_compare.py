@@ -10,7 +10,6 @@ from simulated_studies import simulated_study
 
 from analysis import compare as comparing
 from analysis.claims import judge, load_plan
-from analysis.claims.findings import untrained_passes
 from analysis.claims.plan import BUNDLED
 from analysis.compare import Comparison, compare, lines, primary_table, write
 from analysis.drawing import overlay
@@ -84,24 +83,26 @@ def test_the_table_of_primary_verdicts_has_each_of_them_once(comparison, tmp_pat
     assert f" {effect:+.3g} [" in row.split("|")[2]
 
 
-def test_what_the_untrained_network_passes_as_well_is_marked_in_the_table_and_in_the_terminal(comparison):
+def test_an_obstacle_stands_beside_the_numbers_that_it_makes_inconclusive(comparison):
     """By the package's plan the comparison with orthogonal gradients is exploratory; by one's own it may be primary."""
     primary = {
         name: [replace(v, kind="primary") if v.claim == "alignment" else v for v in rows]
         for name, rows in comparison.verdicts.items()
     }
-    weak = [
-        replace(v, outcome="supported", corrected_outcome="supported") if v.comparison == "against orthogonal" else v
-        for v in primary["one"]
-    ]
-    other = Comparison(comparison.studies, primary | {"one": weak}, comparison.confidence)
-    expected = sum(untrained_passes(verdict, weak) for verdict in weak)
-    assert expected == 2  # the simulated untrained network has an alignment of 0.25
-    unmarked = sum(untrained_passes(verdict, primary["other"]) for verdict in primary["other"])
+    other = Comparison(comparison.studies, primary, comparison.confidence)
+    obstacle = "; the untrained network passes as well"  # the simulated one has an alignment of 0.25
+    expected = sum(v.comparison == "against orthogonal" for rows in primary.values() for v in rows)
+    assert expected == 4
     for text in (primary_table(other), "\n".join(lines(other))):
-        assert text.count("; the untrained network passes as well") == expected + unmarked
-        marked = [line for line in text.splitlines() if "passes as well" in line]
-        assert all("against orthogonal" in line for line in marked)
+        assert text.count(obstacle) == expected
+        marked = [line for line in text.splitlines() if obstacle in line]
+        assert all("against orthogonal" in line and "supported" not in line for line in marked)
+    for rows in primary.values():
+        for v in rows:
+            assert (obstacle in comparing._cell(v).text) == (v.comparison == "against orthogonal")
+    without_numbers = replace(primary["one"][0], obstacle="too few points; more seeds would not help", effect=np.nan)
+    assert "too few points" not in comparing._text(without_numbers)
+    assert "; too few points" in comparing._text(replace(without_numbers, effect=1.0))
 
 
 def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):

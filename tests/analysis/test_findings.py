@@ -31,6 +31,14 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     assert findings([lost])[0].endswith("(supported, but inconclusive after the correction).")
 
 
+def test_the_comparison_with_orthogonal_gradients_is_counted_only_where_there_is_no_other():
+    start = replace(VERDICT, comparison="against untrained", outcome="not supported")
+    for outcome in ("supported", "inconclusive"):
+        weak = replace(VERDICT, comparison="against orthogonal", outcome=outcome)
+        assert findings([weak, start]) == findings([start])
+        assert "of 1 exploratory comparison" in findings([weak])[0]
+
+
 def test_the_correction_counts_for_all_comparisons_and_for_the_example():
     """Two comparisons of "maml" are lost with the correction, and the learner that keeps its own is named alone."""
     kept = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=4)

@@ -274,13 +274,6 @@ def test_the_correction_and_the_claims_without_a_verdict_are_shown(ds, images):
     assert "not judged" not in Reader(report(ds, images)).text
 
 
-def test_how_to_read_the_mark_of_a_weak_comparison_is_explained(ds, images):
-    weak = next(verdict for verdict in VERDICTS if verdict.comparison == "against orthogonal")
-    start = replace(weak, comparison="against untrained", outcome="not supported", baseline_value=0.9)
-    assert "it shows nothing of training" in Reader(report(ds, images, verdicts=[weak, start])).text
-    assert "it shows nothing of training" not in Reader(report(ds, images)).text
-
-
 def test_the_confidence_of_the_plan_is_shown_and_used(ds, images):
     seen = Reader(report(ds, images, confidence=0.8, figures={})).text
     assert "Effect, 80 % interval over seeds" in seen

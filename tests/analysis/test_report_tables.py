@@ -11,7 +11,6 @@ from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
 import analysis
-from analysis import compare
 from analysis.drawing.summary import measured
 from analysis.quantities import QUANTITIES
 from analysis.report.accuracy import accuracy_table
@@ -113,29 +112,12 @@ def test_outcomes_are_counted_after_the_correction_with_a_remark_on_those_that_i
     assert "13 comparisons: 13 supported Learner" in visible_text(verdict_tables([kept] * 13))
 
 
-def test_a_supported_comparison_that_the_untrained_network_passes_is_marked():
-    mark = "the untrained network passes as well"
-    common = {"claim": "alignment", "steps": "all steps", "quantity": "alignment", "predicted": "positive"}
-    weak = replace(VERDICT, **common, comparison="against orthogonal", baseline="0", baseline_value=0.0, margin=0.1)
-    start = replace(VERDICT, **common, comparison="against untrained", outcome="not supported", baseline_value=0.99)
-    for other, marked in (
-        (start, True),
-        (replace(start, outcome="supported", baseline_value=0.55), True),  # even if training adds to it
-        (replace(start, baseline_value=0.02), False),  # the untrained network does not pass
-        (replace(start, baseline_value=float("nan")), False),
-        (replace(start, learner="fomaml"), False),
-        (replace(start, claim="mine"), False),
-    ):
-        seen = visible_text(verdict_tables([weak, other]))
-        assert (f"supported {mark}" in seen) is marked
-        assert (f"{mark} in " in visible_text(answer([weak, other]))) is marked
-        assert (mark in compare._cell(weak, [weak, other]).text) is marked
-    for outcome in ("not supported", "inconclusive"):
-        assert mark not in visible_text(verdict_tables([replace(weak, outcome=outcome), start]))
-    # The mark stands only beside outcomes that stay supported.
-    assert mark not in visible_text(answer([replace(weak, corrected_outcome="inconclusive"), start]))
-    assert f"{mark} in all of these" in visible_text(answer([weak, start]))
-    assert f"{mark} in 1 of these" in visible_text(answer([weak, replace(start, outcome="supported")]))
+def test_an_obstacle_stands_below_the_outcome_where_there_are_numbers():
+    weak = replace(VERDICT, comparison="against orthogonal", baseline="0", outcome="inconclusive", obstacle="A; so B")
+    assert "inconclusive A " in visible_text(verdict_tables([weak]))
+    assert texts(verdict_tables([weak])).count("A") == 1
+    assert "inconclusive A" not in visible_text(verdict_tables([replace(weak, effect=float("nan"))]))
+    assert "inconclusive A" not in visible_text(verdict_tables([replace(weak, obstacle=None)]))
 
 
 def test_a_comparison_with_nothing_to_compare_shows_words_instead_of_numbers():
