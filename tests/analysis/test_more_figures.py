@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from figure_contents import large_study, line, study_to_draw, with_further_variables
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from simulated_studies import simulated_study
 
 from analysis.drawing import selection
@@ -363,6 +364,22 @@ def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones
     picture = FIGURES["spectra"](ds).axes[1].collections[0].get_array()
     table = density.transpose("grid", "inner_step").values
     np.testing.assert_allclose(np.ma.filled(picture, np.nan)[~picture.mask], table[~picture.mask])
+
+
+def test_surfaces_of_very_different_losses_have_logarithmic_colours(ds):
+    """With linear colours one surface of large losses would leave the others of its row without any contour."""
+    one = {"learner": "fomaml", "checkpoint": ds["checkpoint"].values[-1]}
+    large = ds.assign(loss_surface=ds["loss_surface"].copy(deep=True))
+    large["loss_surface"].loc[one] *= 20
+    for studied, logarithmic in ((ds, False), (large, True)):
+        figure = FIGURES["loss_surfaces"](studied)
+        upper, lower = (figure.axes[at].collections[0].norm for at in (0, 4))
+        assert [isinstance(norm, LogNorm) for norm in (upper, lower)] == [logarithmic, False]
+        labels = [ax.get_ylabel() for ax in figure.axes if "support loss" in ax.get_ylabel()]
+        assert labels == ["support loss (log)" if logarithmic else "support loss", "support loss"]
+        levels = figure.axes[0].collections[1].levels
+        steps = np.diff(np.log(levels) if logarithmic else levels)
+        np.testing.assert_allclose(steps, steps[0])
 
 
 def test_meta_gradients_show_where_both_would_be_equal(ds):

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, selection
@@ -19,6 +19,8 @@ from analysis.drawing.summary import measured, seeds_with_values, summarise, tas
 
 MAX_LEARNERS = 3
 """The largest number of learners that are shown by default."""
+MAX_RATIO = 5
+"""The largest ratio of the median losses of two surfaces that linear colours can show."""
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and what the row's label says of its directions."""
 
@@ -62,11 +64,12 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                     ax.plot(1, 0, marker="x", color="black", linestyle="none", gid="step")
                 ax.plot(0, 0, marker="o", color="black", linestyle="none", gid="start")
             row[0].set_ylabel(f"{label}\nrandom direction")
-            figure.colorbar(picture, ax=list(row), label="support loss", pad=0.01, aspect=12)
+            scale = " (log)" if isinstance(norm, LogNorm) else ""
+            figure.colorbar(picture, ax=list(row), label=f"support loss{scale}", pad=0.01, aspect=12)
         entries = [
             legend.entry(r"$\theta_0$", color="black", marker="o", linestyle="none"),
             legend.entry("after one inner step", color="black", marker="x", linestyle="none"),
-            legend.entry("contours, equally spaced in loss", color="black", linewidth=0.5),
+            legend.entry("contours, equally spaced in colour", color="black", linewidth=0.5),
         ]
         panels.outside_legends(figure, [], entries)
     return figure
@@ -85,7 +88,8 @@ def caption(ds: xr.Dataset, choice: Choice) -> str:
         "larger weights.",
         "Figure 4 of Lee, Yoo and Kwak (2023) has surfaces of the first kind, on other data, and gives no numbers.",
         f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over "
-        "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
+        "the seeds. Surfaces of a row share their colours, on a logarithmic scale where the losses of learners differ "
+        "much; losses above the range are as bright as its end.",
         selection.shown_sentence(ds, choice.learners),
     )
 
@@ -96,13 +100,18 @@ def _means(ds: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _norm(surfaces: list[xr.DataArray]) -> Normalize:
-    """The range of colours of a row; its upper end ignores the largest twentieth of the losses."""
-    losses = np.concatenate([surface.values.ravel() for surface in surfaces])
-    losses = losses[np.isfinite(losses)]
-    if not losses.size:
+    """The range of colours of a row, logarithmic where linear colours would show nothing of the lower surfaces.
+
+    The upper end of the range ignores the largest twentieth of the losses.
+    """
+    finite = [surface.values[np.isfinite(surface.values)] for surface in surfaces]
+    medians = [float(np.median(losses)) for losses in finite if losses.size]
+    if not medians:
         return Normalize(0.0, 1.0)
+    losses = np.concatenate(finite)
     low, high = float(losses.min()), float(np.quantile(losses, 0.95))
-    return Normalize(low, high if high > low else low + 1.0)
+    scale = LogNorm if low > 0 and max(medians) > MAX_RATIO * min(medians) else Normalize
+    return scale(low, high if high > low else low + 1.0)
 
 
 def _surface(ax: Axes, surface: xr.DataArray, norm: Normalize) -> Any:
@@ -111,7 +120,7 @@ def _surface(ax: Axes, surface: xr.DataArray, norm: Normalize) -> Any:
     picture = ax.pcolormesh(x, y, losses, cmap=mpl.colormaps["cividis"], norm=norm, shading="nearest", rasterized=True)
     # A constant surface has no contours.
     if np.ptp(losses[np.isfinite(losses)]) > 0:
-        levels = np.linspace(norm.vmin or 0.0, norm.vmax or 1.0, 10)
+        levels = norm.inverse(np.linspace(0.0, 1.0, 10))
         ax.contour(x, y, losses, levels=levels, colors="black", linewidths=0.5)
     ax.set_xticks([-1, 0, 1])
     ax.set_yticks([-1, 0, 1])
