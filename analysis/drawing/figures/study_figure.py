@@ -98,12 +98,13 @@ class StudyFigure:
         width: Width | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> pd.DataFrame:
-        """The numbers behind the figure, as a table with one number in each row.
+        """The numbers behind the figure, as a table.
 
         The column ``quantity`` says what the number is. Columns such as ``learner``, ``checkpoint`` and ``inner_step``
         say where it was measured. ``value`` is the number, for most quantities a mean over tasks and then
         over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
-        means of single seeds. Numbers that were not measured have no row.
+        means of single seeds. Numbers that are drawn one by one, such as the eigenvalues of each task, stand in the
+        columns of their seeds alone. Numbers that were not measured have no row.
         """
         choice = self.choice(ds, learners=learners, steps=steps, width=width, labels=labels)
         return tabulated(self.module.numbers(ds, choice))
@@ -206,12 +207,15 @@ def tabulated(numbers: Numbers) -> pd.DataFrame:
             columns = {"value": values.mean, "low": values.low, "high": values.high}
             for seed in values.per_seed["seed"].values:
                 columns[f"seed {seed}"] = values.per_seed.sel(seed=seed, drop=True)
+        elif "seed" in values.dims:  # values that are drawn one by one
+            columns = {f"seed {seed}": values.sel(seed=seed, drop=True) for seed in values["seed"].values}
         else:
             columns = {"value": values}
         # The coordinates that are dropped are the settings of the learners. A Dataset does not fix the order of its
         # dimensions, so without ``dim_order`` the order of rows and columns would differ from one call to the next.
         dataset = xr.Dataset(columns).reset_coords(drop=True)
-        frame = dataset.to_dataframe(dim_order=list(columns["value"].dims)).reset_index().dropna(subset=["value"])
+        frame = dataset.to_dataframe(dim_order=list(next(iter(columns.values())).dims)).reset_index()
+        frame = frame.dropna(subset=[name for name in columns if name not in ("low", "high")], how="all")
         frame.insert(0, "quantity", quantity)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
