@@ -201,7 +201,7 @@ def test_every_quoted_number_follows_from_the_kept_results(block: str):
             )
 
 
-@pytest.mark.parametrize("study", KEPT)
+@pytest.mark.parametrize("study", [name for name in KEPT if not name.endswith("-surfaces")])
 def test_no_curvature_along_a_gradient_exceeds_the_largest_eigenvalue(study: str):
     rho, largest, residual = (
         dataset(study)[name].values for name in ("rho", "eigenvalue_max", "eigenvalue_max_residual")
