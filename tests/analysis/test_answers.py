@@ -9,7 +9,7 @@ from analysis.claims import findings, judge, load_plan, summary
 
 NAN = float("nan")
 PRIMARY = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=9)
-LATER = replace(PRIMARY, steps="later steps", trained_value=0.95, low=-0.1, corrected_outcome="inconclusive")
+LATER = replace(PRIMARY, steps="later steps", trained_value=0.95, low=-0.1, high=0.02, corrected_outcome="inconclusive")
 EIGENVALUE = replace(
     PRIMARY,
     claim="trajectory",
@@ -84,6 +84,11 @@ def test_the_third_sentence_is_on_shot_and_on_accuracy():
     empty = replace(MATCHED, trained_value=NAN, effect=NAN)
     assert "further? Alpha rho of maml-shot is 0.6 against 1" in summary([empty, unmatched])[0]
     assert summary([empty]) == findings([empty])
+    assert "At equal accuracy alpha rho" in summary([unmatched, MATCHED])[0]
+    # Of several measures the first is shown, and the others are counted.
+    ratio = replace(MATCHED, quantity="alpha_hg_ratio", trained_value=0.3)
+    assert "0.3" not in summary([MATCHED, ratio])[0]
+    assert "of 2 such primary comparisons" in summary([MATCHED, ratio])[0]
 
 
 def test_comparisons_without_numbers_are_counted_and_not_shown():
@@ -109,7 +114,9 @@ def test_the_numbers_are_those_of_the_learner_that_shot_is_added_to():
     """The first learner of an exploratory study may be a control."""
     control = replace(VERDICT, learner="maml-shuffled", trained_value=0.1)
     shot = replace(VERDICT, claim="shot", learner="maml-shot", baseline="maml")
-    assert "Alpha rho of maml goes from 1 to 0.6" in summary([control, VERDICT, shot])[0]
+    with_shot = replace(VERDICT, learner="maml-shot", trained_value=0.2)
+    assert "Alpha rho of maml goes from 1 to 0.6" in summary([control, with_shot, VERDICT, shot])[0]
+    assert "Alpha rho of maml-shot goes from 1 to 0.2" in summary([control, with_shot, shot])[0]
     assert "Alpha rho of maml-shuffled goes from 1 to 0.1" in summary([control, VERDICT])[0]
 
 

@@ -73,8 +73,16 @@ def test_kept_numbers_are_those_that_were_measured(ds, from_files):
     np.testing.assert_allclose(from_files["layer_norm" + kept.MEAN_ERROR], spread, rtol=2.0**-8, atol=1e-12)
 
 
-def test_errors_of_errors_are_not_kept(from_files):
+def test_errors_of_errors_are_not_kept(ds, from_files):
     """Earlier versions kept them, for nobody."""
+    measured = runs_of(ds, 0)["maml"]
+    measured = measured.assign(layer_norm_error=0.1 * measured["layer_norm"])  # it has a value for each task, too
+    measured["layer_norm"].attrs["error_variable"] = "layer_norm_error"
+    once = kept.reduced(measured)
+    assert {"layer_norm_error", "layer_norm" + kept.MEAN_ERROR} <= set(once)
+    assert "layer_norm_error" + kept.MEAN_ERROR not in once
+    assert "error_variable" not in once["layer_norm_error"].attrs
+    assert measured["layer_norm"].attrs["error_variable"] == "layer_norm_error"
     run = kept.open_seed(RESULTS / "quickdraw", 0)["maml"]
     for error in ("rho_layer_error", "density_stderr"):
         run = run.assign({f"{error}{kept.MEAN_ERROR}": run[error]})
