@@ -153,7 +153,7 @@ def reduced(run: xr.Dataset) -> xr.Dataset:
     for name, values in run.drop_vars([*LEFT_OUT, *errors_of_errors], errors="ignore").data_vars.items():
         name = str(name)
         if values.dtype.kind != "f":
-            kept[name] = values
+            kept[name] = values.copy(deep=False)  # whose attributes may be changed
             continue
         if "task" in values.dims and set(values.dims) & set(MEAN_DIMS):
             values, stderr = _over_tasks(values.where(is_measured))

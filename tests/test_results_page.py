@@ -10,7 +10,8 @@ do not see. Each of them names one number or several:
   ``=OUTCOME`` instead of a field says which outcome the verdict has, after the correction if it is a primary one: if a
   later seed changes it, the sentence must change too;
 * ``<!-- suppression: STUDY CLAIM: LEARNER STEPS, ... -->`` names all primary learners and steps for which all
-  comparisons of a claim are supported, which the plan calls suppression; with a LEARNER behind CLAIM, those of it;
+  comparisons of a claim are supported, which the plan calls suppression; with a LEARNER behind CLAIM, those of it. The
+  text has to name each of them;
 * ``<!-- mean: STUDY VARIABLE LEARNER CHECKPOINT -->``, with a number behind CHECKPOINT for the place on each further
   axis, names the mean of a variable over tasks and seeds;
 * ``<!-- difference: STUDY VARIABLE LEARNER BASELINE CHECKPOINT -->``, with ``later`` behind CHECKPOINT for the mean
@@ -62,6 +63,15 @@ REFERENCE = re.compile(
 # The studies whose plan has primary claims.
 MAIN = ("quickdraw", "cifar-fs", "omniglot", "regression")
 STEPS = ("step 0", "later steps")
+# What the pages call the learners of the references "suppression".
+LEARNERS = {
+    "maml": "MAML",
+    "maml-shuffled": "MAML on shuffled labels",
+    "fomaml": "first-order MAML",
+    "anil": "ANIL",
+    "boil": "BOIL",
+    "meta-sgd": "Meta-SGD",
+}
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -87,8 +97,9 @@ def quoted(kind: str, words: str) -> list[str]:
     written = _percent if percent else number
     if kind == "suppression":
         where, found = words.split(":")
-        assert suppressed(*where.split()) == {pair.strip() for pair in found.split(",") if pair.strip()}
-        return []
+        pairs = {pair.strip() for pair in found.split(",") if pair.strip()}
+        assert suppressed(*where.split()) == pairs
+        return sorted({word for pair in pairs for word in in_words(*pair.split())})
     if kind in ("accuracy", "loss"):
         study, learner, checkpoint = words.split()
         values = dataset(study)[f"evaluation_{kind}"].sel(learner=learner, checkpoint=int(checkpoint))
@@ -151,6 +162,10 @@ def suppressed(study: str, claim: str, learner: str = "") -> set[str]:
     return {pair for pair, all_of_it in outcomes.items() if set(all_of_it) == {"supported"}}
 
 
+def in_words(learner: str, steps: str) -> tuple[str, str]:
+    return LEARNERS[learner], steps.replace("_", " ")
+
+
 def primary_learner(study: str, learner: str) -> bool:
     return any(v.kind == "primary" for v in verdicts(study) if v.claim == "suppression" and v.learner == learner)
 
@@ -208,12 +223,18 @@ def blocks(page: Path) -> list[str]:
 @pytest.mark.parametrize("block", paragraphs(), ids=lambda block: block[:40])
 def test_every_quoted_number_follows_from_the_kept_results(block: str):
     text = REFERENCE.sub("", block).replace("-", "\N{MINUS SIGN}")
+    all_quoted = set()
     for kind, words in REFERENCE.findall(block):
         for value in quoted(kind, words):
             wanted = value.replace("-", "\N{MINUS SIGN}")
+            all_quoted.add(wanted)
             assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?![\d]|\.\d)", text), (
                 f"{value} ({words}) is not in: {block}"
             )
+    # Numbers with one decimal may be settings, such as a step size.
+    if "not from the dataset" not in block:
+        written = set(re.findall(r"(?<![\w.])[+\N{MINUS SIGN}]?\d+\.\d{2,}(?:e[+\N{MINUS SIGN}]\d+)?", text))
+        assert written <= all_quoted, f"no reference for {written - all_quoted} in: {block}"
 
 
 @pytest.mark.parametrize("study", [name for name in KEPT if not name.endswith("-surfaces")])

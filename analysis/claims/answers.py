@@ -1,16 +1,16 @@
 """The answers to a study's three main questions, in one plain sentence each, which are made from its verdicts.
 
 They stand at the top of a report and at the end of a command. Each sentence gives the numbers of one learner and then
-counts the comparisons of all. If a study has primary comparisons, these alone are used, and their outcomes are those
-after the correction for their number.
+counts the comparisons of all. If a question has primary comparisons with numbers, these alone are used, and their
+outcomes are those after the correction for their number.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from analysis.claims.findings import findings, held_throughout, listed, listed_in_part
 from analysis.claims.sentence import baseline, measure, number, plural, where
-from analysis.claims.verdict import OUTCOMES, Verdict, final_outcome
+from analysis.claims.verdict import OUTCOMES, UNIT_NORM, Verdict, final_outcome
 
 FALL = ("suppression-hg", "suppression")
 SHOT = ("shot-equal-accuracy", "shot")
@@ -26,7 +26,8 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _whether_it_falls(verdicts: Sequence[Verdict]) -> str:
-    rows = [row for row in _compared(verdicts, FALL) if row.comparison == "raw"]
+    of_claims = [verdict for verdict in verdicts if verdict.claim in FALL]
+    rows = _compared([verdict for verdict in of_claims if verdict.comparison == "raw"], FALL)
     if not rows:
         return ""
     shown = _of_main_learner(rows, verdicts)
@@ -39,12 +40,9 @@ def _whether_it_falls(verdicts: Sequence[Verdict]) -> str:
         ]
         changes.append(f"{name} of {shown[0].learner} goes {listed(steps)}")
     text = f"Does meta-training lower the curvature? {_capital('; '.join(changes))}; {_count(rows)}"
-    if any(verdict.comparison == "equal support loss" for verdict in verdicts):
-        text += f"; at equal support loss and at unit filter norm as well, {_throughout(rows, verdicts)}"
-    corrected = next((row.num_corrected for row in rows if row.corrected_outcome is not None), 0)
-    if corrected:
-        text += f" (all outcomes are those after Holm's correction for {plural(corrected, 'comparison')})"
-    return f"{text}."
+    compared = {verdict.comparison for verdict in of_claims}
+    further = [f"at {name}" for name in ("equal support loss", UNIT_NORM) if name in compared]
+    return f"{text}; {listed(further)} as well, {_throughout(rows, of_claims)}." if further else f"{text}."
 
 
 def _throughout(rows: list[Verdict], verdicts: Sequence[Verdict]) -> str:
@@ -64,7 +62,7 @@ def _whether_along_the_gradient(verdicts: Sequence[Verdict]) -> str:
     # The largest eigenvalue is the comparison that is understood most easily.
     eigenvalue = [row for row in rows if row.comparison == "against the largest eigenvalue"]
     levels = _levels(_of_main_learner(eigenvalue or rows, verdicts))
-    return f"Does it fall more along the gradient than elsewhere? {_capital(levels)}; {_count(rows)}."
+    return f"Does the curvature fall more along the gradient than elsewhere? {_capital(levels)}; {_count(rows)}."
 
 
 def _whether_shot_helps(verdicts: Sequence[Verdict]) -> str:
@@ -73,25 +71,36 @@ def _whether_shot_helps(verdicts: Sequence[Verdict]) -> str:
         return ""
     shown = _of_main_learner(rows, verdicts)
     matched = f"at {shown[0].comparison} " if shown[0].comparison.startswith("equal ") else ""
-    text = (
-        f"Does SHOT lower it further, and does it help? {_capital(matched + _levels(shown, 'higher'))}; {_count(rows)}"
-    )
-    accuracies = [row for row in _compared(verdicts, ["shot-accuracy"]) if row.learner == shown[0].learner]
-    return f"{text}; {_levels(accuracies, 'lower')}." if accuracies else f"{text}."
+    text = f"{_capital(matched + _levels(shown, 'higher'))}; {_count(rows)}"
+    accuracies = _with_numbers(v for v in verdicts if (v.claim, v.learner) == ("shot-accuracy", shown[0].learner))
+    if not accuracies:  # as in a regression
+        return f"Does SHOT lower the curvature further? {text}."
+    aside = "in an exploratory comparison " if accuracies[0].kind != rows[0].kind else ""
+    return f"Does SHOT lower the curvature further, and does it help? {text}; {aside}{_levels(accuracies, 'lower')}."
 
 
 def _compared(verdicts: Sequence[Verdict], claims: Sequence[str]) -> list[Verdict]:
-    """The verdicts with numbers on some claims: the primary ones, or all of them if none is primary."""
-    rows = [v for claim in claims for v in verdicts if v.claim == claim and not math.isnan(v.trained_value)]
-    return [row for row in rows if row.kind == "primary"] or rows
+    """The primary verdicts on some claims, or the exploratory ones if only these have numbers; empty without any."""
+    rows = [verdict for claim in claims for verdict in verdicts if verdict.claim == claim]
+    for kind in ("primary", "exploratory"):
+        of_kind = [row for row in rows if row.kind == kind]
+        if _with_numbers(of_kind):
+            return of_kind
+    return []
+
+
+def _with_numbers(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts that have a value on both sides. The others had nothing to compare, and are undecided."""
+    return [v for v in verdicts if not math.isnan(v.trained_value - v.baseline_value)]
 
 
 def _of_main_learner(rows: list[Verdict], verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The rows of one learner, and of several kinds of comparison of a claim the first kind.
+    """The rows with numbers of one learner, and of several kinds of comparison of a claim the first kind.
 
     It is the first learner that SHOT is added to, or the learner with SHOT. Without SHOT it is the first of all.
     """
     shot = [name for v in verdicts if v.claim in SHOT for name in (v.baseline, v.learner)]
+    rows = _with_numbers(rows)
     learners = [row.learner for row in rows]
     main = next((name for name in shot if name in learners), learners[0])
     mine = [row for row in rows if row.learner == main]
@@ -112,9 +121,10 @@ def _levels(rows: Sequence[Verdict], opposite: str = "") -> str:
 def _count(rows: list[Verdict]) -> str:
     """In how many of the comparisons of all learners the answer is "yes", and in how many "no"."""
     yes, no, undecided = (sum(final_outcome(row) == outcome for row in rows) for outcome in OUTCOMES)
-    return (
-        f"of {plural(len(rows), f'such {rows[0].kind} comparison')}, yes in {yes}, no in {no}, undecided in {undecided}"
-    )
+    such = plural(len(rows), f"such {rows[0].kind} comparison")
+    text = f"of {such}, yes in {yes}, no in {no}, undecided in {undecided}"
+    corrected = next((row.num_corrected for row in rows if row.corrected_outcome is not None), 0)
+    return f"{text} (all after Holm's correction for {plural(corrected, 'comparison')})" if corrected else text
 
 
 def _in_words(row: Verdict, opposite: str) -> str:

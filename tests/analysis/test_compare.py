@@ -100,6 +100,7 @@ def test_an_obstacle_stands_beside_the_numbers_that_it_makes_inconclusive(compar
     for rows in primary.values():
         for v in rows:
             assert (obstacle in comparing._cell(v).text) == (v.comparison == "against orthogonal")
+            assert "says nothing of training" not in comparing._cell(v).text  # the verdict's sentence says it
     without_numbers = replace(primary["one"][0], obstacle="too few points; more seeds would not help", effect=np.nan)
     assert "too few points" not in comparing._text(without_numbers)
     assert "; too few points" in comparing._text(replace(without_numbers, effect=1.0))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.drawing import panels, style
 from analysis.drawing.figures import FIGURES, figures_of
+from analysis.drawing.figures.study_figure import tabulated
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,16 @@ def test_the_tables_of_states_have_the_first_and_the_last_checkpoint_alone(ds: x
         ends = {int(ds["checkpoint"][0]), int(ds["checkpoint"][-1])}
         assert set(table["checkpoint"]) == ends
         assert "untrained" not in set(table["learner"])
+
+
+def test_values_that_are_drawn_one_by_one_stand_in_the_columns_of_their_seeds() -> None:
+    nan = np.nan
+    drawn = xr.DataArray([[1.0, nan, nan], [2.0, 3.0, nan]], coords={"seed": [0, 3], "task": [0, 1, 2]})
+    table = tabulated({"drawn": drawn, "mean": xr.DataArray([4.0], coords={"task": [1]})})
+    assert list(table["quantity"]) == ["drawn", "drawn", "mean"]  # what no seed has measured has no row
+    assert list(table["task"]) == [0, 1, 1]
+    expected = {"seed 0": [1.0, nan, nan], "seed 3": [2.0, 3.0, nan], "value": [nan, nan, 4.0]}
+    np.testing.assert_array_equal(table[list(expected)], pd.DataFrame(expected))
 
 
 @pytest.mark.slow

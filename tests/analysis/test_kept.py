@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -73,8 +74,29 @@ def test_kept_numbers_are_those_that_were_measured(ds, from_files):
     np.testing.assert_allclose(from_files["layer_norm" + kept.MEAN_ERROR], spread, rtol=2.0**-8, atol=1e-12)
 
 
-def test_errors_of_errors_are_not_kept(from_files):
+def test_each_variable_is_kept_in_one_piece(tmp_path):
+    """Left to itself, HDF5 would divide the larger ones of a real study."""
+    kept.write_seed(tmp_path, 0, kept.open_seed(RESULTS / "quickdraw", 0), FACTS)
+    with h5py.File(kept.files(tmp_path, 0)[0]) as file:
+        in_pieces = {name: (values.chunks, values.shape) for name, values in file.items() if values.chunks}
+    assert len(in_pieces) > 10
+    assert all(chunks == shape for chunks, shape in in_pieces.values())
+
+
+def test_errors_of_errors_are_not_kept(ds, from_files):
     """Earlier versions kept them, for nobody."""
+    measured = runs_of(ds, 0)["maml"]
+    measured = measured.assign(layer_norm_error=0.1 * measured["layer_norm"])  # it has a value for each task, too
+    measured["layer_norm"].attrs["error_variable"] = "layer_norm_error"
+    measured["num_params"].attrs["error_variable"] = "num_params_error"  # which the run does not have
+    once = kept.reduced(measured)
+    assert {"layer_norm_error", "layer_norm" + kept.MEAN_ERROR} <= set(once)
+    assert "layer_norm_error" + kept.MEAN_ERROR not in once
+    assert "error_variable" not in once["layer_norm_error"].attrs
+    assert "error_variable" not in once["num_params"].attrs
+    # The run that was reduced is not changed.
+    assert measured["layer_norm"].attrs["error_variable"] == "layer_norm_error"
+    assert measured["num_params"].attrs["error_variable"] == "num_params_error"
     run = kept.open_seed(RESULTS / "quickdraw", 0)["maml"]
     for error in ("rho_layer_error", "density_stderr"):
         run = run.assign({f"{error}{kept.MEAN_ERROR}": run[error]})

@@ -380,6 +380,10 @@ def test_surfaces_of_very_different_losses_have_logarithmic_colours(ds):
         levels = figure.axes[0].collections[1].levels
         steps = np.diff(np.log(levels) if logarithmic else levels)
         np.testing.assert_allclose(steps, steps[0])
+        shown = [np.ma.compressed(ax.collections[0].get_array()) for ax in figure.axes[:4]]
+        assert upper.vmax == pytest.approx(np.quantile(np.concatenate(shown), 0.95))
+    large["loss_surface"].loc[one] = 0.0
+    assert not isinstance(FIGURES["loss_surfaces"](large).axes[0].collections[0].norm, LogNorm)  # 0 has no logarithm
 
 
 def test_meta_gradients_show_where_both_would_be_equal(ds):
