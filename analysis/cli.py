@@ -17,6 +17,8 @@ from analysis.command_options import BeginOptions, ComputeOptions, FigureOptions
 from analysis.errors import UserError, shortened
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from analysis.claims import Verdict
     from analysis.progress import Reporter
     from analysis.study import Study
@@ -76,8 +78,8 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     if begin.dry_run:
         return _say_dry_run(prepared, plan, compute)
     with compute.session(prepared) as (engine, reporter):
-        *_, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
-        _say_verdicts(verdicts, reporter)
+        _, ds, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
+        _say_verdicts(verdicts, ds, reporter)
         if (seeds := seeds_line(prepared, verdicts)) is not None:
             reporter.say(seeds)
         reporter.say(f"report: {prepared.path / 'report.html'}")
@@ -116,7 +118,8 @@ def test(folder: Folder, *, trust: Trust = False) -> None:
     from analysis.pipeline import test
 
     with _at_work(folder, trust=trust) as (study, reporter):
-        _say_verdicts(test(study, measurements(study)), reporter)
+        ds = measurements(study)
+        _say_verdicts(test(study, ds), ds, reporter)
 
 
 @command
@@ -274,10 +277,11 @@ def _say_dry_run(study: "Study", plan: str | None, compute: ComputeOptions, *, o
     print("\n".join(lines))
 
 
-def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
+def _say_verdicts(verdicts: "Sequence[Verdict]", ds: "xr.Dataset", reporter: "Reporter") -> None:
     from analysis.claims import summary, verdict_lines
+    from analysis.schema import plain_learners
 
-    for line in [*verdict_lines(verdicts), *summary(verdicts)]:
+    for line in [*verdict_lines(verdicts), *summary(verdicts, plain_learners(ds))]:
         reporter.say(line)
 
 

@@ -165,7 +165,7 @@ rows[["steps", "comparison", "outcome", "trained_value", "baseline_value"]].roun
 # ## The verdict
 #
 # Many comparisons were made, and among many some come out by chance. The primary ones are corrected together (Holm's
-# method). One sentence for each claim sums them up:
+# method). Three sentences sum them up:
 
 # %%
 from analysis.claims import summary

@@ -6,9 +6,9 @@ outcomes are those after the correction for their number.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from analysis.claims.findings import findings, held_throughout, listed, listed_in_part
+from analysis.claims.findings import answer_of, findings, held_throughout, listed, listed_in_part
 from analysis.claims.sentence import baseline, measure, number, plural, where
 from analysis.claims.verdict import OUTCOMES, UNIT_NORM, Verdict, final_outcome
 
@@ -16,21 +16,30 @@ FALL = ("suppression-hg", "suppression")
 SHOT = ("shot-equal-accuracy", "shot")
 
 
-def summary(verdicts: Sequence[Verdict]) -> list[str]:
+def summary(verdicts: Sequence[Verdict], learners: Collection[str] | None = None) -> list[str]:
     """Whether the curvature falls, whether above all along the gradient, and whether SHOT lowers it and helps.
 
     A question without verdicts has no sentence. A study without any of the three gets the first three of its findings.
+
+    learners: those whose curvature counts, which ``analysis.schema.plain_learners`` names: no controls, and none with
+        SHOT or a penalty. None stands for all.
     """
-    answers = (_whether_it_falls(verdicts), _whether_along_the_gradient(verdicts), _whether_shot_helps(verdicts))
+    plain = [verdict for verdict in verdicts if learners is None or verdict.learner in learners]
+    shot = [name for v in verdicts if v.claim in SHOT for name in (v.baseline, v.learner)]
+    answers = (
+        _whether_it_falls(plain, shot),
+        _whether_along_the_gradient(plain, shot),
+        _whether_shot_helps(verdicts, shot),
+    )
     return [answer for answer in answers if answer] or findings(verdicts)[:3]
 
 
-def _whether_it_falls(verdicts: Sequence[Verdict]) -> str:
+def _whether_it_falls(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
     of_claims = [verdict for verdict in verdicts if verdict.claim in FALL]
     rows = _compared([verdict for verdict in of_claims if verdict.comparison == "raw"], FALL)
     if not rows:
         return ""
-    shown = _of_main_learner(rows, verdicts)
+    shown = _of_main_learner(rows, first)
     changes = []
     for name in dict.fromkeys(map(measure, shown)):
         steps = [
@@ -39,7 +48,7 @@ def _whether_it_falls(verdicts: Sequence[Verdict]) -> str:
             if measure(row) == name
         ]
         changes.append(f"{name} of {shown[0].learner} goes {listed(steps)}")
-    text = f"Does meta-training lower the curvature? {_capital('; '.join(changes))}; {_count(rows)}"
+    text = f"Does meta-training lower the curvature? {answer_of(rows)}: {'; '.join(changes)}; {_count(rows)}"
     compared = {verdict.comparison for verdict in of_claims}
     further = [f"at {name}" for name in ("equal support loss", UNIT_NORM) if name in compared]
     return f"{text}; {listed(further)} as well, {_throughout(rows, of_claims)}." if further else f"{text}."
@@ -55,23 +64,24 @@ def _throughout(rows: list[Verdict], verdicts: Sequence[Verdict]) -> str:
     return f"a fall is supported for {listed_in_part(places)}" if places else "no fall is supported"
 
 
-def _whether_along_the_gradient(verdicts: Sequence[Verdict]) -> str:
+def _whether_along_the_gradient(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
     rows = _compared(verdicts, ["trajectory"])
     if not rows:
         return ""
     # The largest eigenvalue is the comparison that is understood most easily.
-    eigenvalue = [row for row in rows if row.comparison == "against the largest eigenvalue"]
-    levels = _levels(_of_main_learner(eigenvalue or rows, verdicts))
-    return f"Does the curvature fall more along the gradient than elsewhere? {_capital(levels)}; {_count(rows)}."
+    eigenvalue = [row for row in _with_numbers(rows) if row.comparison == "against the largest eigenvalue"]
+    levels = _levels(_of_main_learner(eigenvalue or rows, first))
+    question = "Does the curvature fall more along the gradient than elsewhere?"
+    return f"{question} {answer_of(rows)}: {levels}; {_count(rows, 'with other directions')}."
 
 
-def _whether_shot_helps(verdicts: Sequence[Verdict]) -> str:
+def _whether_shot_helps(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
     rows = next((rows for claim in SHOT if (rows := _compared(verdicts, [claim]))), [])
     if not rows:
         return ""
-    shown = _of_main_learner(rows, verdicts)
+    shown = _of_main_learner(rows, first)
     matched = f"at {shown[0].comparison} " if shown[0].comparison.startswith("equal ") else ""
-    text = f"{_capital(matched + _levels(shown, 'higher'))}; {_count(rows)}"
+    text = f"{answer_of(rows)}: {matched}{_levels(shown, 'higher')}; {_count(rows)}"
     accuracies = _with_numbers(v for v in verdicts if (v.claim, v.learner) == ("shot-accuracy", shown[0].learner))
     if not accuracies:  # as in a regression
         return f"Does SHOT lower the curvature further? {text}."
@@ -94,15 +104,14 @@ def _with_numbers(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [v for v in verdicts if not math.isnan(v.trained_value - v.baseline_value)]
 
 
-def _of_main_learner(rows: list[Verdict], verdicts: Sequence[Verdict]) -> list[Verdict]:
+def _of_main_learner(rows: list[Verdict], first: Sequence[str]) -> list[Verdict]:
     """The rows with numbers of one learner, and of several kinds of comparison of a claim the first kind.
 
-    It is the first learner that SHOT is added to, or the learner with SHOT. Without SHOT it is the first of all.
+    first: the learners that are preferred, in this order: those that SHOT is added to, and those with SHOT.
     """
-    shot = [name for v in verdicts if v.claim in SHOT for name in (v.baseline, v.learner)]
     rows = _with_numbers(rows)
     learners = [row.learner for row in rows]
-    main = next((name for name in shot if name in learners), learners[0])
+    main = next((name for name in first if name in learners), learners[0])
     mine = [row for row in rows if row.learner == main]
     kinds = {row.claim: (row.comparison, row.quantity) for row in reversed(mine)}
     return [row for row in mine if (row.comparison, row.quantity) == kinds[row.claim]]
@@ -118,10 +127,11 @@ def _levels(rows: Sequence[Verdict], opposite: str = "") -> str:
     return f"{measure(rows[0])} of {rows[0].learner} {listed(steps)}"
 
 
-def _count(rows: list[Verdict]) -> str:
+def _count(rows: list[Verdict], with_what: str = "") -> str:
     """In how many of the comparisons of all learners the answer is "yes", and in how many "no"."""
     yes, no, undecided = (sum(final_outcome(row) == outcome for row in rows) for outcome in OUTCOMES)
-    such = plural(len(rows), f"such {rows[0].kind} comparison")
+    kind = f"{rows[0].kind} comparison"
+    such = f"{plural(len(rows), kind)} {with_what}" if with_what else plural(len(rows), f"such {kind}")
     text = f"of {such}, yes in {yes}, no in {no}, undecided in {undecided}"
     corrected = next((row.num_corrected for row in rows if row.corrected_outcome is not None), 0)
     return f"{text} (all after Holm's correction for {plural(corrected, 'comparison')})" if corrected else text
@@ -132,7 +142,3 @@ def _in_words(row: Verdict, opposite: str) -> str:
     sign = -1.0 if row.predicted == "negative" else 1.0
     outcome = final_outcome(row).replace("inconclusive", "undecided")
     return f"{outcome}: {opposite}" if opposite and max(sign * row.low, sign * row.high) < 0 else outcome
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -54,13 +54,13 @@ def _finding(verdicts: list[Verdict]) -> str:
     primary = [verdict for verdict in verdicts if verdict.kind == "primary"]
     exploratory = [verdict for verdict in verdicts if verdict.kind != "primary"]
     judged = primary or exploratory
-    text = f"{title[:1].upper()}{title[1:]}? {_answer(judged)}: {_counted(judged)}{_without_correction(primary)}"
+    text = f"{title[:1].upper()}{title[1:]}? {answer_of(judged)}: {_counted(judged)}{_without_correction(primary)}"
     if primary and exploratory:
         text += f"; {_counted(exploratory)}"
     return f"{text}{_throughout(verdicts)}{_example(verdicts, usual=_most_frequent(judged))}."
 
 
-def _answer(verdicts: list[Verdict]) -> str:
+def answer_of(verdicts: list[Verdict]) -> str:
     """The answer to a claim's question that the outcomes of its comparisons give, such as "Mostly yes".
 
     An outcome of more than half of the comparisons gives the answer, with "Mostly" if there are other outcomes.

@@ -23,6 +23,7 @@ from analysis.report.page import DASH, Html, bullets, contents, data_link, eleme
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
+from analysis.schema import plain_learners
 from hessian_tools.trajectory.trajectory import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
@@ -82,7 +83,7 @@ def render(
     ]
     body = [
         section("The answer of this study"),
-        answer(verdicts),
+        answer(verdicts, plain_learners(ds)),
         *([_explorer(explorer)] if explorer else []),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
         *_figures(ds, figures, verdicts, effects, embed=embed),

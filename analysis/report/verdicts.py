@@ -43,13 +43,13 @@ def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[
 MAX_NAMED, MAX_LEVELS = 8, 24
 
 
-def answer(verdicts: Sequence[Verdict]) -> Html:
+def answer(verdicts: Sequence[Verdict], learners: Sequence[str] | None = None) -> Html:
     """What the study found: three sentences on the main questions, then a list of the outcomes by claim."""
     if not verdicts:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(
         [
-            *(element("p", sentence, css="lead") for sentence in summary(verdicts)),
+            *(element("p", sentence, css="lead") for sentence in summary(verdicts, learners)),
             bullets(_claim_summary(*group) for group in verdicts_by_claim(verdicts)),
         ]
     )

@@ -33,9 +33,9 @@ def test_the_first_sentence_says_what_falls_and_what_is_left_at_equal_loss_and_u
     shuffled = replace(VERDICT, learner="maml-shuffled")
     scaled = replace(VERDICT, comparison="unit filter norm", quantity="rho_normalised")
     assert summary([PRIMARY, LATER, matched, scaled, ratio, replace(rise, steps="later steps"), shuffled]) == [
-        "Does meta-training lower the curvature? Alpha |Hg| / |g| of maml goes from 3 to 0.6 at step 0 (supported) and"
-        " from 3 to 4 at later steps (not supported: a rise); alpha rho of maml goes from 1 to 0.6 at step 0"
-        " (supported) and from 1 to 0.95 at later steps (undecided); of 4 such primary comparisons, yes in 2,"
+        "Does meta-training lower the curvature? Divided: alpha |Hg| / |g| of maml goes from 3 to 0.6 at step 0"
+        " (supported) and from 3 to 4 at later steps (not supported: a rise); alpha rho of maml goes from 1 to 0.6"
+        " at step 0 (supported) and from 1 to 0.95 at later steps (undecided); of 4 such primary comparisons, yes in 2,"
         " no in 1, undecided in 1 (all after Holm's correction for 9 comparisons); at equal support loss and at unit"
         " filter norm as well, a fall is supported for alpha |Hg| / |g| of maml at step 0 and alpha rho of maml at step"
         " 0."
@@ -52,11 +52,16 @@ def test_the_first_sentence_says_what_falls_and_what_is_left_at_equal_loss_and_u
 def test_the_second_sentence_compares_with_the_largest_eigenvalue():
     rotated = replace(EIGENVALUE, comparison="against rotated gradients", against="along rotated gradients")
     assert summary([rotated, EIGENVALUE]) == [
-        "Does the curvature fall more along the gradient than elsewhere? The relative fall of rho of maml is 0.6"
-        " against 1 for the largest eigenvalue at step 0 (not supported); of 2 such primary comparisons, yes in 0, no"
-        " in 2, undecided in 0 (all after Holm's correction for 9 comparisons)."
+        "Does the curvature fall more along the gradient than elsewhere? No: the relative fall of rho of maml is 0.6"
+        " against 1 for the largest eigenvalue at step 0 (not supported); of 2 primary comparisons with other"
+        " directions, yes in 0, no in 2, undecided in 0 (all after Holm's correction for 9 comparisons)."
     ]
     assert "0.6 against 1 along rotated gradients" in summary([rotated])[0]
+    unknown = replace(EIGENVALUE, trained_value=NAN, effect=NAN)
+    assert (
+        "No: the relative fall of rho of maml is 0.6 against 1 along rotated gradients"
+        in summary([unknown, rotated])[0]
+    )
 
 
 def test_the_third_sentence_is_on_shot_and_on_accuracy():
@@ -67,8 +72,8 @@ def test_the_third_sentence_is_on_shot_and_on_accuracy():
     accuracy = replace(accuracy, outcome="not supported")
     fomaml = replace(accuracy, learner="fomaml-shot", baseline="fomaml")
     assert summary([MATCHED, accuracy, fomaml]) == [
-        "Does SHOT lower the curvature further, and does it help? At equal accuracy alpha rho of maml-shot is 0.6"
-        " against 1 for maml at step 0 (supported); of 1 such primary comparison, yes in 1, no in 0, undecided in 0"
+        "Does SHOT lower the curvature further, and does it help? Yes: at equal accuracy alpha rho of maml-shot is"
+        " 0.6 against 1 for maml at step 0 (supported); of 1 such primary comparison, yes in 1, no in 0, undecided in 0"
         " (all after Holm's correction for 9 comparisons); in an exploratory comparison the accuracy of maml-shot is"
         " 0.6 against 1 for maml (not supported: lower)."
     ]
@@ -77,14 +82,14 @@ def test_the_third_sentence_is_on_shot_and_on_accuracy():
     # A regression has no accuracy, so that whether SHOT helps is not asked.
     for others in ([], [fomaml], [replace(accuracy, trained_value=NAN, effect=NAN)]):
         (answer,) = summary([MATCHED, *others])
-        assert answer.startswith("Does SHOT lower the curvature further? At equal")
+        assert answer.startswith("Does SHOT lower the curvature further? Yes: at equal")
         assert "the accuracy" not in answer
     # Where nothing was matched at equal accuracy, the claim without it is told.
     unmatched = replace(MATCHED, claim="shot", comparison="raw")
     empty = replace(MATCHED, trained_value=NAN, effect=NAN)
-    assert "further? Alpha rho of maml-shot is 0.6 against 1" in summary([empty, unmatched])[0]
+    assert "further? Yes: alpha rho of maml-shot is 0.6 against 1" in summary([empty, unmatched])[0]
     assert summary([empty]) == findings([empty])
-    assert "At equal accuracy alpha rho" in summary([unmatched, MATCHED])[0]
+    assert "Yes: at equal accuracy alpha rho" in summary([unmatched, MATCHED])[0]
     # Of several measures the first is shown, and the others are counted.
     ratio = replace(MATCHED, quantity="alpha_hg_ratio", trained_value=0.3)
     assert "0.3" not in summary([MATCHED, ratio])[0]
@@ -115,9 +120,22 @@ def test_the_numbers_are_those_of_the_learner_that_shot_is_added_to():
     control = replace(VERDICT, learner="maml-shuffled", trained_value=0.1)
     shot = replace(VERDICT, claim="shot", learner="maml-shot", baseline="maml")
     with_shot = replace(VERDICT, learner="maml-shot", trained_value=0.2)
-    assert "Alpha rho of maml goes from 1 to 0.6" in summary([control, with_shot, VERDICT, shot])[0]
-    assert "Alpha rho of maml-shot goes from 1 to 0.2" in summary([control, with_shot, shot])[0]
-    assert "Alpha rho of maml-shuffled goes from 1 to 0.1" in summary([control, VERDICT])[0]
+    assert "Yes: alpha rho of maml goes from 1 to 0.6" in summary([control, with_shot, VERDICT, shot])[0]
+    assert "alpha rho of maml-shot goes from 1 to 0.2" in summary([control, with_shot, shot])[0]
+    assert "alpha rho of maml-shuffled goes from 1 to 0.1" in summary([control, VERDICT])[0]
+
+
+def test_controls_and_learners_with_shot_do_not_answer_what_meta_training_does():
+    control = replace(VERDICT, learner="maml-shuffled", trained_value=0.1, outcome="not supported")
+    elsewhere = replace(EIGENVALUE, kind="exploratory", corrected_outcome=None)
+    verdicts = [control, VERDICT, replace(elsewhere, learner="maml-shuffled"), elsewhere, MATCHED]
+    answers = summary(verdicts, ["maml"])
+    assert "Yes: alpha rho of maml goes from 1 to 0.6 at step 0 (supported); of 1 such exploratory" in answers[0]
+    assert "of 1 exploratory comparison with other directions, yes in 0, no in 1" in answers[1]
+    assert "alpha rho of maml-shot is 0.6" in answers[2]
+    assert "of 2 such exploratory comparisons" in summary(verdicts)[0]
+    # A study of controls alone has answers of none.
+    assert summary([control], []) == findings([control])
 
 
 def test_a_study_has_a_sentence_for_each_question_and_one_without_them_has_its_findings():
