@@ -46,7 +46,7 @@ import pytest
 
 from analysis.claims import holm, judge, load_plan, verdicts_from_json
 from analysis.claims.sentence import number
-from analysis.claims.verdict import Verdict
+from analysis.claims.verdict import Verdict, final_outcome
 from analysis.compare import Comparison, primary_table
 from analysis.folder import open_study
 from analysis.paper_numbers import TRANSFER
@@ -138,7 +138,7 @@ def quoted(kind: str, words: str) -> list[str]:
     where, fields = words.split(": ")
     study, *names = where.split()
     verdict = verdict_of(study, names)
-    outcome = "=" + (verdict.corrected_outcome or verdict.outcome).replace(" ", "_")
+    outcome = "=" + final_outcome(verdict).replace(" ", "_")
     assert all(field == outcome for field in fields.split() if field.startswith("=")), f"{words}: it is {outcome}"
     return [_written(verdict, field) for field in fields.split() if not field.startswith("=")]
 
@@ -158,7 +158,7 @@ def suppressed(study: str, claim: str, learner: str = "") -> set[str]:
     outcomes: dict[str, list[str]] = {}
     for v in verdicts(study):
         if v.claim == claim and (v.learner == learner if learner else primary_learner(study, v.learner)):
-            outcomes.setdefault(f"{v.learner} {v.steps.replace(' ', '_')}", []).append(v.corrected_outcome or v.outcome)
+            outcomes.setdefault(f"{v.learner} {v.steps.replace(' ', '_')}", []).append(final_outcome(v))
     return {pair for pair, all_of_it in outcomes.items() if set(all_of_it) == {"supported"}}
 
 
@@ -277,7 +277,7 @@ def test_the_counts_on_the_first_page_are_those_of_the_verdicts():
     text = " ".join(REFERENCE.sub("", PAGE.read_text(encoding="utf-8")).split())
     compared = {
         against: [
-            v.corrected_outcome or v.outcome
+            final_outcome(v)
             for study in ("quickdraw", "cifar-fs", "omniglot")
             for v in verdicts(study)
             if (v.claim, v.kind, v.comparison) == ("trajectory", "primary", f"against {against}")

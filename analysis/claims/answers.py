@@ -12,7 +12,9 @@ from analysis.claims.findings import answer_of, findings, held_throughout, liste
 from analysis.claims.sentence import baseline, measure, number, plural, where
 from analysis.claims.verdict import OUTCOMES, UNIT_NORM, Verdict, final_outcome
 
+# The claims on whether the curvature falls, in the order in which they are told.
 FALL = ("suppression-hg", "suppression")
+# The claims on whether SHOT lowers it further. The first of them that has comparisons with numbers is told.
 SHOT = ("shot-equal-accuracy", "shot")
 
 
@@ -25,21 +27,21 @@ def summary(verdicts: Sequence[Verdict], learners: Collection[str] | None = None
         SHOT or a penalty. None stands for all.
     """
     plain = [verdict for verdict in verdicts if learners is None or verdict.learner in learners]
-    shot = [name for v in verdicts if v.claim in SHOT for name in (v.baseline, v.learner)]
+    preferred = [name for v in verdicts if v.claim in SHOT for name in (v.baseline, v.learner)]
     answers = (
-        _whether_it_falls(plain, shot),
-        _whether_along_the_gradient(plain, shot),
-        _whether_shot_helps(verdicts, shot),
+        _whether_it_falls(plain, preferred),
+        _whether_along_the_gradient(plain, preferred),
+        _whether_shot_helps(verdicts, preferred),
     )
     return [answer for answer in answers if answer] or findings(verdicts)[:3]
 
 
-def _whether_it_falls(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
+def _whether_it_falls(verdicts: Sequence[Verdict], preferred: Sequence[str]) -> str:
     of_claims = [verdict for verdict in verdicts if verdict.claim in FALL]
     rows = _compared([verdict for verdict in of_claims if verdict.comparison == "raw"], FALL)
     if not rows:
         return ""
-    shown = _of_main_learner(rows, first)
+    shown = _of_main_learner(rows, preferred)
     changes = []
     for name in dict.fromkeys(map(measure, shown)):
         steps = [
@@ -64,22 +66,22 @@ def _throughout(rows: list[Verdict], verdicts: Sequence[Verdict]) -> str:
     return f"a fall is supported for {listed_in_part(places)}" if places else "no fall is supported"
 
 
-def _whether_along_the_gradient(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
+def _whether_along_the_gradient(verdicts: Sequence[Verdict], preferred: Sequence[str]) -> str:
     rows = _compared(verdicts, ["trajectory"])
     if not rows:
         return ""
     # The largest eigenvalue is the comparison that is understood most easily.
     eigenvalue = [row for row in _with_numbers(rows) if row.comparison == "against the largest eigenvalue"]
-    levels = _levels(_of_main_learner(eigenvalue or rows, first))
+    levels = _levels(_of_main_learner(eigenvalue or rows, preferred))
     question = "Does the curvature fall more along the gradient than elsewhere?"
     return f"{question} {answer_of(rows)}: {levels}; {_count(rows, 'with other directions')}."
 
 
-def _whether_shot_helps(verdicts: Sequence[Verdict], first: Sequence[str]) -> str:
+def _whether_shot_helps(verdicts: Sequence[Verdict], preferred: Sequence[str]) -> str:
     rows = next((rows for claim in SHOT if (rows := _compared(verdicts, [claim]))), [])
     if not rows:
         return ""
-    shown = _of_main_learner(rows, first)
+    shown = _of_main_learner(rows, preferred)
     matched = f"at {shown[0].comparison} " if shown[0].comparison.startswith("equal ") else ""
     text = f"{answer_of(rows)}: {matched}{_levels(shown, 'higher')}; {_count(rows)}"
     accuracies = _with_numbers(v for v in verdicts if (v.claim, v.learner) == ("shot-accuracy", shown[0].learner))
@@ -104,14 +106,15 @@ def _with_numbers(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [v for v in verdicts if not math.isnan(v.trained_value - v.baseline_value)]
 
 
-def _of_main_learner(rows: list[Verdict], first: Sequence[str]) -> list[Verdict]:
+def _of_main_learner(rows: list[Verdict], preferred: Sequence[str]) -> list[Verdict]:
     """The rows with numbers of one learner, and of several kinds of comparison of a claim the first kind.
 
-    first: the learners that are preferred, in this order: those that SHOT is added to, and those with SHOT.
+    preferred: the learners of which the first that has rows is taken: those that SHOT is added to, and those with SHOT.
+        Without any of them the first learner of the rows is taken.
     """
     rows = _with_numbers(rows)
     learners = [row.learner for row in rows]
-    main = next((name for name in first if name in learners), learners[0])
+    main = next((name for name in preferred if name in learners), learners[0])
     mine = [row for row in rows if row.learner == main]
     kinds = {row.claim: (row.comparison, row.quantity) for row in reversed(mine)}
     return [row for row in mine if (row.comparison, row.quantity) == kinds[row.claim]]
@@ -128,7 +131,10 @@ def _levels(rows: Sequence[Verdict], opposite: str = "") -> str:
 
 
 def _count(rows: list[Verdict], with_what: str = "") -> str:
-    """In how many of the comparisons of all learners the answer is "yes", and in how many "no"."""
+    """In how many of the comparisons of all learners the answer is "yes", and in how many "no".
+
+    with_what: what is compared with, if the comparisons are of other kinds, too, than those just told.
+    """
     yes, no, undecided = (sum(final_outcome(row) == outcome for row in rows) for outcome in OUTCOMES)
     kind = f"{rows[0].kind} comparison"
     such = f"{plural(len(rows), kind)} {with_what}" if with_what else plural(len(rows), f"such {kind}")

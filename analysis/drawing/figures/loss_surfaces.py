@@ -20,7 +20,10 @@ from analysis.drawing.summary import measured, seeds_with_values, summarise, tas
 MAX_LEARNERS = 3
 """The largest number of learners that are shown by default."""
 MAX_RATIO = 5
-"""The largest ratio of the median losses of two surfaces that linear colours can show."""
+"""The largest ratio of the median losses of two surfaces that linear colours can show.
+
+Ten contours divide the range. A surface whose losses are five times lower than the highest meets two of them at most.
+"""
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
 """The variable of each row, and what the row's label says of its directions."""
 
