@@ -1,11 +1,14 @@
 """Tests of the three sentences that answer a study's main questions from the numbers of its verdicts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
+from analysis import cli
 from analysis.claims import findings, judge, load_plan, summary
+from analysis.report import render
 
 NAN = float("nan")
 PRIMARY = replace(VERDICT, kind="primary", corrected_outcome="supported", num_corrected=9)
@@ -57,6 +60,9 @@ def test_the_second_sentence_compares_with_the_largest_eigenvalue():
         " directions, yes in 0, no in 2, undecided in 0 (all after Holm's correction for 9 comparisons)."
     ]
     assert "0.6 against 1 along rotated gradients" in summary([rotated])[0]
+    # The answer is that of all comparisons, and not only of those that are told.
+    other = replace(rotated, outcome="supported", corrected_outcome="supported")
+    assert "elsewhere? Yes or no: the relative fall of rho" in summary([other, EIGENVALUE])[0]
     unknown = replace(EIGENVALUE, trained_value=NAN, effect=NAN)
     assert (
         "No: the relative fall of rho of maml is 0.6 against 1 along rotated gradients"
@@ -136,6 +142,16 @@ def test_controls_and_learners_with_shot_do_not_answer_what_meta_training_does()
     assert "of 2 such exploratory comparisons" in summary(verdicts)[0]
     # A study of controls alone has answers of none.
     assert summary([control], []) == findings([control])
+
+
+def test_the_report_and_the_command_count_the_learners_without_shot_alone():
+    ds = simulated_study(seeds=range(2), tasks=2, evaluation_tasks=2)
+    verdicts = [replace(VERDICT, learner=name) for name in ("maml-shot", "maml", "fomaml")]
+    lines: list[str] = []
+    cli._say_verdicts(verdicts, ds, SimpleNamespace(say=lines.append))
+    counted = "of 2 such exploratory comparisons, yes in 2"
+    assert counted in lines[-1]
+    assert counted in render(ds=ds, verdicts=verdicts, figures={}, setup={}, command="")
 
 
 def test_a_study_has_a_sentence_for_each_question_and_one_without_them_has_its_findings():
